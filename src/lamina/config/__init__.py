@@ -1,0 +1,1 @@
+"""containerd's TOML configuration, versions 2 and 3."""

@@ -1,0 +1,1 @@
+"""Values and contracts. Standard library only, no I/O: importable on any system, without root."""

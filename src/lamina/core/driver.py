@@ -1,0 +1,102 @@
+"""The contract of a driver: storage for snapshots, and nothing else.
+
+The engine keeps keys, parents, labels, kinds and states; a driver keeps bytes. It is told the
+snapshot by number and never sees a key or the database. The engine brackets every call that
+changes storage by two durable states, and after a crash calls `destroy` for whatever was half
+made, so a driver needs no journal of its own: `destroy` must cope with storage in any condition.
+
+Calls for different snapshots come from several threads and processes at once; for one snapshot
+they never overlap.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from lamina.core.mount import Mount
+from lamina.core.snapshot import EMPTY_LABELS, Kind, Usage
+
+
+class Ability(enum.StrEnum):
+    """What a driver can do beyond its methods; values are containerd's capability strings."""
+
+    REBASE = "rebase"
+    """A snapshot prepared without a parent can be given one at commit."""
+    REMAP_IDS = "remap-ids"
+    """Mapping labels become idmapped mounts."""
+    ONLY_REMAP_IDS = "only-remap-ids"
+    """A user namespace needs idmapped mounts: ownership is never changed by copying."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a driver is told of a snapshot.
+
+    Attributes:
+        id: number that is never reused in this root; the only thing to name storage after.
+        kind: View or Active; Committed only in `seal`'s aftermath (`usage`, `mounts` of children).
+        parents: ids of the chain, the immediate parent first, the base layer last.
+        labels: as given to prepare or view.
+    """
+
+    id: int
+    kind: Kind
+    parents: tuple[int, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=lambda: EMPTY_LABELS)
+
+
+class Driver(Protocol):
+    """Storage backend of a snapshotter. `OSError` may rise from every method but `mounts`."""
+
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        """What this driver, on this machine, can do beyond the methods below."""
+        ...
+
+    def create(self, snapshot: Snapshot) -> None:
+        """Make the storage of a new View or Active snapshot.
+
+        Raises:
+            InvalidArgument: a label makes no sense to this driver.
+            ResourceExhausted: there is no room for it.
+        """
+        ...
+
+    def mounts(self, snapshot: Snapshot) -> list[Mount]:
+        """Return how to mount it. Cheap, repeatable, without side effects on other snapshots."""
+        ...
+
+    def seal(self, snapshot: Snapshot) -> Usage:
+        """Make an Active snapshot fit to be a parent, and measure it.
+
+        Called before the store says Committed; a crash in between means that the snapshot is
+        Active again and `seal` is called once more.
+        """
+        ...
+
+    def usage(self, snapshot: Snapshot) -> Usage:
+        """Measure a View or Active snapshot now, its parents not counted."""
+        ...
+
+    def destroy(self, id: int) -> None:
+        """Free all storage of that id, whole or half made; nothing there is no error."""
+        ...
+
+    def ids(self) -> Iterable[int]:
+        """List the ids for which there is storage, half made ones included."""
+        ...
+
+    def sync(self) -> None:
+        """Make all sealed storage survive power loss; called once for many commits."""
+        ...
+
+    def info_labels(self, snapshot: Snapshot) -> Mapping[str, str]:
+        """Return labels to show in Stat and Walk beside the stored ones; usually none."""
+        ...
+
+    def close(self) -> None:
+        """Let go of descriptors; called once."""
+        ...

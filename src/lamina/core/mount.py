@@ -1,0 +1,73 @@
+"""The mount value that snapshotters hand out and `lamina.mount` executes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One mount, as in `containerd.types.Mount`.
+
+    Attributes:
+        type: filesystem type, `bind`, or a helper's (`fuse3.NAME`). May be `xform/.../type`.
+        source: device, directory or file; free text for `overlay`.
+        target: where below the root of the whole list it goes; "" for the root itself.
+        options: as for mount(8), in the order in which they are to be applied.
+    """
+
+    type: str
+    source: str
+    target: str = ""
+    options: tuple[str, ...] = ()
+
+    @property
+    def read_only(self) -> bool:
+        """Whether nothing can be written through it.
+
+        `erofs` always; `overlay` with `ro` or without an upper directory; others with `ro`.
+        """
+        kind = self.type.rpartition("/")[2]
+        if kind == "erofs":
+            return True
+        options = [part for option in self.options for part in option.split(",")]
+        if "ro" in options:
+            return True
+        return kind == "overlay" and not any(o.startswith("upperdir=") for o in options)
+
+    def option(self, name: str) -> str | None:
+        """Return the value of the option `name=value`, or None where there is none."""
+        prefix = f"{name}="
+        return next((o[len(prefix) :] for o in self.options if o.startswith(prefix)), None)
+
+    def command(self, root: str = "") -> str:
+        """Return the mount(8) line that does the same, as `ctr snapshots mounts` prints it."""
+        target = f"{root}/{self.target.lstrip('/')}" if self.target else root
+        line = f"mount -t {self.type} {self.source} {target}"
+        return f"{line} -o {','.join(self.options)}" if self.options else line
+
+
+def read_only_mounts(mounts: Iterable[Mount]) -> list[Mount]:
+    """Return the same mounts with nothing writable in them.
+
+    An overlay loses its work directory and has its upper directory as the topmost lower one;
+    every other mount gets `ro`.
+    """
+    return [_read_only(mount) for mount in mounts]
+
+
+def _read_only(mount: Mount) -> Mount:
+    if mount.type.rpartition("/")[2] != "overlay":
+        options = (*(o for o in mount.options if o not in {"ro", "rw"}), "ro")
+        return Mount(mount.type, mount.source, mount.target, options)
+    upper = mount.option("upperdir")
+    options = tuple(
+        f"lowerdir={upper}:{o.removeprefix('lowerdir=')}"
+        if upper and o.startswith("lowerdir=")
+        else o
+        for o in mount.options
+        if not o.startswith(("upperdir=", "workdir=", "uidmap=", "gidmap="))
+        and o not in {"volatile", "fsync=volatile"}
+    )
+    return Mount(mount.type, mount.source, mount.target, options)

@@ -1,0 +1,33 @@
+"""Sizes and times as people write and read them."""
+
+from __future__ import annotations
+
+import re
+
+from lamina.errors import InvalidArgument
+
+_SIZE = re.compile(
+    r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+) ?(?:([kmgtp])(?:i?b)?|b)?", re.IGNORECASE | re.ASCII
+)
+_POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes meant by `10GB`, `512 MiB`, `1.5g` or `4096`; units are powers of 1024.
+
+    Raises:
+        InvalidArgument: anything else, such as "", "y" or "10xb".
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise InvalidArgument("parse size", text, hint="write a number and a unit, such as 10GiB")
+    return int(float(match[1]) * 1024 ** _POWER[(match[2] or "").lower()])
+
+
+def format_size(size: float) -> str:
+    """Return bytes the way `ctr` prints them: powers of 1024, one decimal, `12.3 KiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(size) < 1024:
+            return f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} PiB"

@@ -1,0 +1,1 @@
+"""Bytes to records and back: no network, no root, any operating system."""

@@ -1,0 +1,135 @@
+"""One SQLite file used by many threads and processes.
+
+WAL journal, `synchronous=NORMAL`: a transaction is atomic always and durable from the next
+checkpoint on, so power loss can undo the last ones but never tear one. What must not be undone
+(nothing, so far) would call `checkpoint`.
+
+Writers of one process queue on a lock of our own, because SQLite's busy handler sleeps in steps of
+up to 100 ms; writers of other processes wait in that handler for at most `BUSY_SECONDS`.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from lamina.errors import DataLoss, LaminaError, PermissionDenied, ResourceExhausted, Unavailable
+
+BUSY_SECONDS = 60
+
+
+class Database:
+    """Connections to one SQLite file, one for each thread.
+
+    Args:
+        path: the file; made with mode 0600 when absent (its directory must exist).
+        migrations: SQL scripts; the first makes the schema, each later one brings it one version
+            further. `PRAGMA user_version` counts those applied.
+
+    Raises:
+        DataLoss: the file is not a database, or of a newer version than this code.
+    """
+
+    def __init__(self, path: Path, migrations: Sequence[str]) -> None:
+        self.path = path
+        self._local = threading.local()
+        self._writer = threading.RLock()
+        self._all: list[sqlite3.Connection] = []
+        self._closed = False
+        path.touch(mode=0o600)
+        with translated(path):
+            self._migrate(migrations)
+
+    @contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """Run the body as one write transaction: committed at its end, undone by an exception."""
+        with self._writer, translated(self.path):
+            connection = self._connection()
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
+            try:
+                connection.execute("COMMIT")
+            except sqlite3.Error:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """Run the body on a connection outside any transaction: each statement sees the newest."""
+        with translated(self.path):
+            yield self._connection()
+
+    def close(self) -> None:
+        """Close every thread's connection; calling it again does nothing."""
+        self._closed = True
+        while self._all:
+            self._all.pop().close()
+
+    def _connection(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if self._closed:
+            raise LaminaError("use a closed store", self.path)
+        if connection is None:
+            connection = sqlite3.connect(
+                self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            connection.row_factory = sqlite3.Row
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
+            connection.execute("PRAGMA foreign_keys=ON")
+            self._local.connection = connection
+            self._all.append(connection)
+        return connection
+
+    def _migrate(self, migrations: Sequence[str]) -> None:
+        if self._version() == len(migrations):
+            return
+        with self.write() as connection:
+            version = self._version()
+            if version > len(migrations):
+                raise DataLoss(
+                    f"open database {self.path}: its version {version} is newer than this "
+                    f"program's {len(migrations)}",
+                    hint="use the newer lamina",
+                )
+            for script in migrations[version:]:
+                for statement in script.split(";\n"):
+                    connection.execute(statement)
+            connection.execute(f"PRAGMA user_version={len(migrations)}")
+
+    def _version(self) -> int:
+        with self.read() as connection:
+            return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turn SQLite's own errors into the tree's; constraint violations pass through unchanged."""
+    try:
+        yield
+    except sqlite3.IntegrityError:
+        raise
+    except sqlite3.DatabaseError as error:
+        name = getattr(error, "sqlite_errorname", "")
+        what = f"use database {path}: {error}"
+        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+            raise Unavailable(
+                what, hint=f"another process has held it for {BUSY_SECONDS} s; try again"
+            ) from error
+        if name.startswith("SQLITE_FULL"):
+            raise ResourceExhausted(what, hint="free some space on its disk") from error
+        if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
+            raise PermissionDenied(what, hint="run as the owner of the root directory") from error
+        if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+            raise DataLoss(
+                what, hint="restore the file, or remove the root and pull again"
+            ) from error
+        raise LaminaError(what) from error

@@ -1,0 +1,1 @@
+"""Executes mounts that snapshotters hand out, and takes them down again."""

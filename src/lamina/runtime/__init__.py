@@ -1,0 +1,1 @@
+"""Containers: OCI specification, bundle, and the runc or crun that runs it."""

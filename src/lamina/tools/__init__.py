@@ -1,0 +1,1 @@
+"""External programs, all of them run through `lamina.tools.run`."""
