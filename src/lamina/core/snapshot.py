@@ -63,7 +63,7 @@ class Info:
 
 
 class Snapshotter(ABC):
-    """The snapshotter contract of containerd: what the engine implements and a gRPC client forwards.
+    """The contract of containerd's snapshotters: engine and gRPC client implement it.
 
     Lifecycle: `prepare` makes an Active snapshot, the caller mounts it and writes, `commit` turns
     it into a Committed one that others can have as parent. `view` makes a read-only one that can
