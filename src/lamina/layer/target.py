@@ -1,0 +1,73 @@
+"""Where a layer is extracted to, and in which notation deletions are written there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lamina.core.mount import Mount
+from lamina.linux.userns import in_user_namespace
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTarget:
+    """A directory that receives the entries of one layer.
+
+    Attributes:
+        root: the directory; it must exist and nothing outside of it is touched.
+        overlay_whiteouts: `.wh.X` becomes overlayfs's character device 0/0 and `.wh..wh..opq` its
+            opaque attribute, since lower layers are stacked below later. Otherwise what they name
+            is deleted from `root`.
+        parents: directories of the lower layers, nearest first. A directory that a layer uses
+            without describing it takes owner, mode, times and attributes from the first that
+            has it.
+        user_xattrs: write `user.overlay.opaque` (mount option `userxattr`), not `trusted.`.
+    """
+
+    root: Path
+    overlay_whiteouts: bool = False
+    parents: tuple[Path, ...] = ()
+    user_xattrs: bool = False
+
+
+def layer_target(mounts: Sequence[Mount], *, rebase: bool) -> LayerTarget | None:
+    """Return where a layer can be extracted without mounting, or None where it cannot.
+
+    An overlay is extracted into its upper directory, a writable bind mount into its source. A
+    caller who gets None mounts the list somewhere and extracts there with plain whiteouts.
+
+    Args:
+        mounts: what `prepare` returned.
+        rebase: the snapshot was prepared without a parent and gets one at commit, so a bind
+            mount's source will be stacked on lower layers that are not there yet.
+    """
+    if len(mounts) != 1 or mounts[0].read_only or mounts[0].target:
+        return None
+    mount = mounts[0]
+    options = [part for option in mount.options for part in _split(option, ",")]
+    if any(o.startswith(("uidmap=", "gidmap=")) for o in options):
+        return None
+    user_xattrs = "userxattr" in options or in_user_namespace()
+    if mount.type == "overlay":
+        upper = _value(options, "upperdir")
+        parents = tuple(Path(_unescape(p)) for p in _split(_value(options, "lowerdir"), ":") if p)
+        return LayerTarget(Path(_unescape(upper)), True, parents, user_xattrs)
+    if mount.type in {"bind", "rbind"} or {"bind", "rbind"} & set(options):
+        return LayerTarget(Path(mount.source), rebase, (), rebase and user_xattrs)
+    return None
+
+
+def _value(options: Sequence[str], name: str) -> str:
+    prefix = f"{name}="
+    return next((o[len(prefix) :] for o in options if o.startswith(prefix)), "")
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """Split at separators that no backslash precedes, as the kernel does with these options."""
+    return re.findall(rf"(?:\\.|[^\\{separator}])+", text, re.DOTALL)
+
+
+def _unescape(text: str) -> str:
+    return re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL)
