@@ -1,0 +1,158 @@
+"""What every verb shares: the global options and the store that they open."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from lamina.config import Config
+    from lamina.store import Store
+
+DEFAULT_ROOT = Path("/var/lib/lamina")
+DEFAULT_CONFIG = Path("/etc/lamina/config.toml")
+
+
+class App:
+    """The command's view of the world; `click`'s context object.
+
+    The store is opened at its first use, so that a verb which needs none stays instant.
+    """
+
+    def __init__(self) -> None:
+        self.root_option: Path | None = None
+        self.config_option: Path | None = None
+
+    @cached_property
+    def config(self) -> Config:
+        """The configuration file's content; defaults where there is no file.
+
+        Raises:
+            NotFound: the file was named by the user and does not exist.
+            ConfigError: anything in it is wrong.
+        """
+        from lamina.config import load
+
+        if self.config_option is not None:
+            return load(self.config_option)
+        return load(DEFAULT_CONFIG, missing_ok=True)
+
+    @property
+    def root(self) -> Path:
+        """`--root`, else the configuration's `root`, else /var/lib/lamina; always absolute."""
+        return (self.root_option or self.config.root or DEFAULT_ROOT).absolute()
+
+    @cached_property
+    def store(self) -> Store:
+        """The store at `root`; closed by `main`."""
+        from lamina.store import Store
+
+        return Store(self.root, config=self.config)
+
+    def close(self) -> None:
+        """Close the store where one was opened."""
+        store: Store | None = self.__dict__.pop("store", None)
+        if store is not None:
+            store.close()
+
+
+pass_app = click.make_pass_decorator(App)
+
+
+def _set_root(context: click.Context, _: click.Parameter, value: Path | None) -> None:
+    if value is not None:
+        context.ensure_object(App).root_option = value
+
+
+def _set_config(context: click.Context, _: click.Parameter, value: Path | None) -> None:
+    if value is not None:
+        context.ensure_object(App).config_option = value
+
+
+def _set_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        logging.basicConfig(level=logging.DEBUG, format="%(levelname)s %(name)s: %(message)s")
+
+
+def _global_options() -> list[click.Option]:
+    path = click.Path(path_type=Path)
+    return [
+        click.Option(
+            ["--root"],
+            type=path,
+            envvar="LAMINA_ROOT",
+            expose_value=False,
+            callback=_set_root,
+            help=f"Directory of everything Lamina keeps.  [default: {DEFAULT_ROOT}]",
+        ),
+        click.Option(
+            ["--config"],
+            type=path,
+            envvar="LAMINA_CONFIG",
+            expose_value=False,
+            callback=_set_config,
+            help=f"containerd configuration file (TOML).  [default: {DEFAULT_CONFIG}]",
+        ),
+        click.Option(
+            ["--debug"],
+            is_flag=True,
+            expose_value=False,
+            callback=_set_debug,
+            help="Log what is done to stderr.",
+        ),
+    ]
+
+
+class Command(click.Command):
+    """A verb; takes the global options too, wherever its own options may stand."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.extend(_global_options())
+
+
+class Group(click.Group):
+    """A group of verbs, with ctr's second names for some of them.
+
+    `aliases` maps the other name to the one under which the verb is listed.
+    """
+
+    command_class = Command
+
+    def __init__(self, *args: Any, aliases: dict[str, str] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.aliases = aliases or {}
+        self.params.extend(_global_options())
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Find the verb by either of its names."""
+        return super().get_command(ctx, self.aliases.get(cmd_name, cmd_name))
+
+
+Group.group_class = Group
+
+
+def snapshotter_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ctr's `--snapshotter`, which CONTAINERD_SNAPSHOTTER sets too."""
+    return click.option(
+        "--snapshotter",
+        envvar="CONTAINERD_SNAPSHOTTER",
+        metavar="NAME",
+        help="Snapshotter to use.  [default: overlayfs]",
+    )(function)
+
+
+def parse_labels(pairs: tuple[str, ...]) -> dict[str, str]:
+    """Return `KEY=VALUE` arguments as labels; `KEY` alone is `true`, `KEY=` is empty (deletes)."""
+    labels: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not key:
+            raise click.BadParameter(f"label {pair!r} has no key; write KEY=VALUE")
+        labels[key] = value if equals else "true"
+    return labels

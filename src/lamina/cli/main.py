@@ -1,0 +1,112 @@
+"""Entry point of the `lamina` command: finds the verb, runs it, turns errors into one line."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import signal
+import sys
+from contextlib import closing
+from typing import NoReturn
+
+import click
+
+from lamina import __version__
+from lamina.cli.app import App, Group
+from lamina.errors import Internal, LaminaError
+
+# Name -> (module, attribute, what `--help` says). Only the module of the verb typed is imported.
+_VERBS = {
+    "containers": ("lamina.cli.containers", "containers", "List, describe and remove containers."),
+    "images": ("lamina.cli.images", "images", "Pull, import, export, list and remove images."),
+    "plugins": ("lamina.cli.plugins", "plugins", "List snapshotters and whether they work here."),
+    "run": ("lamina.cli.run", "run", "Run a container."),
+    "snapshots": ("lamina.cli.snapshots", "snapshots", "Work with snapshots directly."),
+    "tasks": ("lamina.cli.tasks", "tasks", "List, signal and enter running containers."),
+}
+_ALIASES = {
+    "c": "containers",
+    "container": "containers",
+    "i": "images",
+    "image": "images",
+    "plugin": "plugins",
+    "snapshot": "snapshots",
+    "t": "tasks",
+    "task": "tasks",
+}
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: unwinds like Ctrl-C, so that nothing is left half-made."""
+
+
+class _Verbs(Group):
+    """The verbs, each imported when it is first asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name every verb without importing any."""
+        return sorted(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the verb's module."""
+        verb = _VERBS.get(_ALIASES.get(cmd_name, cmd_name))
+        if verb is None:
+            return None
+        command: click.Command = getattr(importlib.import_module(verb[0]), verb[1])
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the table above; click's own would import every verb for its help line."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _VERBS[name][2]) for name in self.list_commands(ctx)])
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="lamina")
+def cli() -> None:
+    """Every containerd snapshotter, without the daemon: ctr's verbs on a directory."""
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with the error tree's code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(_run(App()))
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise Terminated
+
+
+def _run(app: App) -> int:
+    try:
+        with closing(app):
+            result = cli.main(prog_name="lamina", obj=app, standalone_mode=False)
+    except click.exceptions.Exit as exit:
+        return exit.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except Terminated:
+        return 128 + signal.SIGTERM
+    except (KeyboardInterrupt, click.Abort):
+        return 128 + signal.SIGINT
+    except LaminaError as error:
+        return _fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        # The reader of our output is gone; what is still buffered has nowhere to go either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        subject = f" {error.filename!r}" if error.filename is not None else ""
+        return _fail(f"{error.strerror or error}{subject}", LaminaError.exit_code)
+    except Exception as error:
+        logging.getLogger(__name__).debug("unexpected error", exc_info=True)
+        what = f"{type(error).__name__}: {error}"
+        return _fail(f"internal error: {what}; --debug shows where", Internal.exit_code)
+    return result if isinstance(result, int) else 0
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"lamina: {message}", file=sys.stderr)
+    return code
