@@ -1,0 +1,91 @@
+"""The session's isolation, the gates of the markers, and fixtures that every part uses."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.isolation import Session, mount_points, sweep, unmount
+from tests.probes import PROBES
+
+_SESSION = pytest.StashKey[Session]()
+_REQUIRED = pytest.StashKey[frozenset[str]]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Read what must not be skipped, sweep, and go private, before any test module is imported."""
+    required = frozenset(os.environ.get("LAMINA_REQUIRE", "").replace(",", " ").split())
+    if unknown := required - PROBES.keys():
+        raise pytest.UsageError(
+            f"LAMINA_REQUIRE names unknown features: {', '.join(sorted(unknown))};"
+            f" known are {', '.join(PROBES)}"
+        )
+    session = Session.start(dict(os.environ))
+    if session.owner:
+        sweep()
+    session.scrub_environment()
+    os.environ["LAMINA_REQUIRE"] = ",".join(sorted(required))
+    config.stash[_SESSION] = session
+    config.stash[_REQUIRED] = required
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove what the session left."""
+    if _SESSION in config.stash:
+        config.stash[_SESSION].end()
+
+
+def _gates(item: pytest.Item) -> list[str]:
+    return [name for name in PROBES if item.get_closest_marker(name) is not None]
+
+
+def pytest_report_collectionfinish(items: Iterable[pytest.Item]) -> list[str]:
+    """Say which features the chosen tests need, and whether they are there."""
+    used = {name for item in items for name in _gates(item)}
+    return [f"{name}: {PROBES[name]() or 'on'}" for name in PROBES if name in used]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test whose feature is missing; fail it where LAMINA_REQUIRE names the feature."""
+    for name in _gates(item):
+        if not (reason := PROBES[name]()):
+            continue
+        if name in item.config.stash[_REQUIRED]:
+            pytest.fail(f"LAMINA_REQUIRE asks for {name}: {reason}", pytrace=False)
+        pytest.skip(f"{name}: {reason}")
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_mounts() -> Iterator[None]:
+    """Fail a test that leaves a mount, and take the mount off for the tests after it."""
+    before = mount_points()
+    yield
+    leaked = mount_points()
+    for point in before:
+        if point in leaked:
+            leaked.remove(point)
+    for point in reversed(leaked):
+        unmount(point)
+    assert not leaked, f"left mounted: {', '.join(leaked)}"
+
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def container_id(request: pytest.FixtureRequest) -> str:
+    """A container id, by which the sweep knows the container's cgroup as this session's."""
+    session = request.config.stash[_SESSION]
+    return f"{session.name}-{os.getpid()}x{next(_numbers)}"
+
+
+@pytest.fixture
+def root_dir(tmp_path: Path) -> Path:
+    """A root directory for a store, not made yet."""
+    return tmp_path / "root"

@@ -1,0 +1,148 @@
+"""What this machine can do, found out by doing it; one probe per marker of pyproject.toml.
+
+A probe returns "" or the reason why not. The probes run the system's own programs, so that a fault
+in Lamina shows as a failing test and never as a skipped one.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+TIMEOUT = 20.0
+
+
+def _try(*argv: str | Path, cwd: Path | None = None) -> str:
+    """Run a command; return "" or what it said last."""
+    name = str(argv[0])
+    if shutil.which(name) is None:
+        return f"{name} is not installed"
+    try:
+        done = subprocess.run(
+            argv,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=TIMEOUT,
+        )
+    except subprocess.TimeoutExpired:
+        return f"{name} did not end within {TIMEOUT:.0f} s"
+    if done.returncode == 0:
+        return ""
+    said = done.stdout.strip().splitlines()
+    return f"{name}: {said[-1] if said else f'exited with {done.returncode}'}"
+
+
+def _mounting(argv: tuple[str, ...], *directories: str) -> str:
+    """Run a mount command in a directory that has `directories`; the mount point is `at`."""
+    with tempfile.TemporaryDirectory() as name:
+        for directory in (*directories, "at"):
+            Path(name, directory).mkdir()
+        reason = _try(*argv, cwd=Path(name))
+        if not reason:
+            subprocess.run(("umount", "at"), cwd=name, check=True)
+        return reason
+
+
+def root() -> str:
+    """Uid 0 is not enough: a container's root may lack CAP_SYS_ADMIN."""
+    if os.geteuid() != 0:
+        return "not root"
+    return _mounting(("mount", "-t", "tmpfs", "none", "at"))
+
+
+def overlay() -> str:
+    options = "lowerdir=lower,upperdir=upper,workdir=work"
+    argv = ("mount", "-t", "overlay", "overlay", "-o", options, "at")
+    return root() or _mounting(argv, "lower", "upper", "work")
+
+
+def loop() -> str:
+    if reason := root():
+        return reason
+    with tempfile.NamedTemporaryFile() as backing:
+        backing.truncate(1 << 20)
+        found = subprocess.run(
+            ("losetup", "--find", "--show", backing.name), text=True, capture_output=True
+        )
+        if found.returncode != 0:
+            return found.stderr.strip()
+        return _try("losetup", "--detach", found.stdout.strip())
+
+
+def idmap() -> str:
+    argv = ("mount", "--bind", "-o", "X-mount.idmap=b:0:100000:65536", "from", "at")
+    return root() or _mounting(argv, "from")
+
+
+def reflink() -> str:
+    with tempfile.TemporaryDirectory() as name:
+        source = Path(name, "source")
+        source.write_bytes(bytes(4096))
+        return _try("cp", "--reflink=always", source, Path(name, "clone"))
+
+
+def fuse() -> str:
+    options = "lowerdir=lower,upperdir=upper,workdir=work"
+    return root() or _mounting(("fuse-overlayfs", "-o", options, "at"), "lower", "upper", "work")
+
+
+def userns() -> str:
+    return _try("unshare", "--user", "--map-root-user", "true")
+
+
+def runtime() -> str:
+    if reason := root():
+        return reason
+    reasons = [_container(name) for name in ("runc", "crun")]
+    return "" if "" in reasons else "; ".join(reasons)
+
+
+def _container(name: str) -> str:
+    """Run a container of nothing but a static busybox."""
+    busybox = shutil.which("busybox")
+    if busybox is None:
+        return "busybox-static is not installed"
+    with tempfile.TemporaryDirectory() as directory:
+        bundle = Path(directory)
+        for mount_point in ("bin", "proc", "dev"):
+            (bundle / "rootfs" / mount_point).mkdir(parents=True)
+        shutil.copy2(busybox, bundle / "rootfs/bin/busybox")
+        if reason := _try(name, "spec", cwd=bundle):
+            return reason
+        config = bundle / "config.json"
+        text = config.read_text().replace('"terminal": true', '"terminal": false')
+        config.write_text(text.replace('"sh"', '"/bin/busybox","true"'))
+        return _try(name, "run", f"{Path(tempfile.gettempdir()).name}-0", cwd=bundle)
+
+
+def registry() -> str:
+    return _try("docker-registry", "--help")
+
+
+def containerd() -> str:
+    return root() or overlay() or _try("containerd", "--version") or _try("ctr", "--version")
+
+
+PROBES: dict[str, Callable[[], str]] = {
+    probe.__name__: functools.cache(probe)
+    for probe in (
+        root,
+        overlay,
+        loop,
+        idmap,
+        reflink,
+        fuse,
+        userns,
+        runtime,
+        registry,
+        containerd,
+    )
+}
