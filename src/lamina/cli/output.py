@@ -1,0 +1,54 @@
+"""Tables, aligned text and JSON in the shape in which `ctr` prints them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+import click
+
+
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    min_width: int = 1,
+    padding: int = 1,
+) -> None:
+    """Print a table as Go's tabwriter aligns it, the last column padded like the others."""
+    cells = [[*map(printable, row), ""] for row in (columns, *rows)]
+    print_aligned(cells, min_width=min_width, padding=padding)
+
+
+def print_aligned(lines: Sequence[Sequence[str]], *, min_width: int = 1, padding: int = 1) -> None:
+    """Print lines of cells as Go's tabwriter aligns them; a line's last cell is not padded.
+
+    A column is a run of consecutive lines that have a cell there with another one after it, and
+    every such run has a width of its own.
+    """
+    widths: list[list[int]] = [[] for _ in lines]
+    for column in range(max(map(len, lines), default=1) - 1):
+        inside = [len(cells) - 1 > column for cells in lines]
+        for is_inside, run in groupby(range(len(lines)), inside.__getitem__):
+            if is_inside:
+                rows = list(run)
+                widest = max(len(lines[row][column]) for row in rows)
+                for row in rows:
+                    widths[row].append(max(min_width, widest + padding))
+    for cells, line_widths in zip(lines, widths, strict=True):
+        padded = [cell.ljust(width) for cell, width in zip(cells, line_widths, strict=False)]
+        click.echo("".join((*padded, *cells[-1:])))
+
+
+def printable(text: str) -> str:
+    """Escape control characters, which would break the table or command the terminal."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def print_json(value: object) -> None:
+    """Print a value of plain types as JSON, indented by four like ctr's."""
+    import json  # only `--json` and the verbs that print JSON pay for it
+
+    click.echo(json.dumps(value, indent=4, ensure_ascii=False))
