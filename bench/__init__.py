@@ -1,0 +1,1 @@
+"""Benchmarks beside the peers; `script/bench` runs them and prints a line for each figure."""
