@@ -12,6 +12,7 @@ import click
 
 if TYPE_CHECKING:
     from lamina.config import Config
+    from lamina.core.snapshot import Snapshotter
     from lamina.store import Store
 
 DEFAULT_ROOT = Path("/var/lib/lamina")
@@ -27,6 +28,7 @@ class App:
     def __init__(self) -> None:
         self.root_option: Path | None = None
         self.config_option: Path | None = None
+        self.snapshotter_option: str | None = None
 
     @cached_property
     def config(self) -> Config:
@@ -53,6 +55,11 @@ class App:
         from lamina.store import Store
 
         return Store(self.root, config=self.config)
+
+    @property
+    def snapshotter(self) -> Snapshotter:
+        """The snapshotter that `--snapshotter` names, else the store's default."""
+        return self.store.snapshotter(self.snapshotter_option)
 
     def close(self) -> None:
         """Close the store where one was opened."""

@@ -1,0 +1,203 @@
+"""`lamina snapshots`: ctr's verbs on the snapshots of one snapshotter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lamina.cli.app import App, Group, parse_labels, pass_app, snapshotter_option
+from lamina.cli.output import print_json, print_table, printable
+from lamina.core.labels import GC_ROOT
+from lamina.core.mount import Mount
+from lamina.core.snapshot import Info
+from lamina.core.units import format_size
+
+_ALIASES = {
+    "list": "ls",
+    "delete": "rm",
+    "del": "rm",
+    "remove": "rm",
+    "mount": "mounts",
+    "m": "mounts",
+}
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group(cls=Group, aliases=_ALIASES)
+@snapshotter_option
+@pass_app
+def snapshots(app: App, snapshotter: str | None) -> None:
+    """Work with snapshots directly."""
+    app.snapshotter_option = snapshotter
+
+
+@snapshots.command("ls")
+@json_option
+@click.argument("filters", nargs=-1)
+@pass_app
+def list_(app: App, as_json: bool, filters: tuple[str, ...]) -> None:
+    """List snapshots, those that a filter matches where any is given."""
+    infos = list(app.snapshotter.walk(filters))
+    if as_json:
+        print_json([_plain(info) for info in infos])
+        return
+    print_table(("KEY", "PARENT", "KIND"), ((i.name, i.parent, str(i.kind)) for i in infos))
+
+
+@snapshots.command()
+@pass_app
+def tree(app: App) -> None:
+    """Show which snapshot stands on which."""
+    children: dict[str, list[str]] = {}
+    for info in app.snapshotter.walk():
+        children.setdefault(info.parent, []).append(info.name)
+    pending = [(0, name) for name in reversed(children.get("", []))]
+    while pending:
+        depth, name = pending.pop()
+        indent = "  " * depth + "\\_" if depth else ""
+        click.echo(f"{indent} {printable(name)}")
+        pending += [(depth + 1, child) for child in reversed(children.get(name, []))]
+
+
+@snapshots.command()
+@click.argument("key")
+@pass_app
+def info(app: App, key: str) -> None:
+    """Describe a snapshot as JSON."""
+    print_json(_plain(app.snapshotter.stat(key)))
+
+
+def _target_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    function = click.option("--mounts", "as_json", is_flag=True, help="Print the mounts as JSON.")(
+        function
+    )
+    return click.option(
+        "-t", "--target", metavar="DIR", help="Print the mount commands for that directory."
+    )(function)
+
+
+@snapshots.command()
+@_target_options
+@click.argument("key")
+@click.argument("parent", default="")
+@pass_app
+def prepare(app: App, key: str, parent: str, target: str | None, as_json: bool) -> None:
+    """Make a writable snapshot on top of PARENT (a committed one), or an empty one."""
+    labels = {GC_ROOT: _now()}
+    _print_mounts(app.snapshotter.prepare(key, parent, labels=labels), target, as_json)
+
+
+@snapshots.command()
+@_target_options
+@click.argument("key")
+@click.argument("parent", default="")
+@pass_app
+def view(app: App, key: str, parent: str, target: str | None, as_json: bool) -> None:
+    """Make a read-only snapshot of PARENT."""
+    _print_mounts(app.snapshotter.view(key, parent), target, as_json)
+
+
+@snapshots.command()
+@click.argument("target")
+@click.argument("key")
+@pass_app
+def mounts(app: App, target: str, key: str) -> None:
+    """Print the commands that mount KEY on TARGET."""
+    _print_mounts(app.snapshotter.mounts(key), target, as_json=False)
+
+
+@snapshots.command()
+@click.argument("name")
+@click.argument("active")
+@pass_app
+def commit(app: App, name: str, active: str) -> None:
+    """Turn the snapshot ACTIVE into the committed one NAME."""
+    app.snapshotter.commit(name, active, labels={GC_ROOT: _now()})
+
+
+@snapshots.command()
+@click.argument("key")
+@click.argument("labels", nargs=-1, metavar="[KEY=VALUE]...")
+@pass_app
+def label(app: App, key: str, labels: tuple[str, ...]) -> None:
+    """Set labels, delete them with `KEY=`, and print those that there are then."""
+    stored = app.snapshotter.stat(key)
+    if labels:
+        changed = parse_labels(labels)
+        paths = [f"labels.{name}" for name in changed]
+        stored = app.snapshotter.update(replace(stored, labels=changed), *paths)
+    click.echo(",".join(f"{name}={value}" for name, value in sorted(stored.labels.items())))
+
+
+@snapshots.command()
+@json_option
+@click.option("-b", "in_bytes", is_flag=True, help="Print sizes in bytes.")
+@click.argument("keys", nargs=-1)
+@pass_app
+def usage(app: App, as_json: bool, in_bytes: bool, keys: tuple[str, ...]) -> None:
+    """Show what snapshots occupy by themselves, all of them unless KEYS are given."""
+    names = keys or tuple(info.name for info in app.snapshotter.walk())
+    used = [(name, app.snapshotter.usage(name)) for name in names]
+    if as_json:
+        print_json([{"Key": name, "Size": u.size, "Inodes": u.inodes} for name, u in used])
+        return
+    rows = (
+        (name, str(u.size) if in_bytes else format_size(u.size), str(u.inodes)) for name, u in used
+    )
+    print_table(("KEY", "SIZE", "INODES"), rows)
+
+
+@snapshots.command()
+@click.argument("keys", nargs=-1, required=True)
+@pass_app
+def rm(app: App, keys: tuple[str, ...]) -> None:
+    """Remove snapshots; stops at the first that cannot be."""
+    for key in keys:
+        app.snapshotter.remove(key)
+
+
+@snapshots.command()
+@pass_app
+def cleanup(app: App) -> None:
+    """Free now what removed or abandoned snapshots still occupy."""
+    app.snapshotter.cleanup()
+
+
+def _print_mounts(mounts: Iterable[Mount], target: str | None, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            [
+                {
+                    "Type": mount.type,
+                    "Source": mount.source,
+                    "Target": mount.target,
+                    "Options": list(mount.options),
+                }
+                for mount in mounts
+            ]
+        )
+    elif target is not None:
+        for mount in mounts:
+            click.echo(mount.command(str(Path(target))))
+
+
+def _plain(info: Info) -> Mapping[str, object]:
+    """Return the description under containerd's JSON keys, empty ones left out as there."""
+    plain: dict[str, object] = {"Kind": str(info.kind), "Name": info.name}
+    if info.parent:
+        plain["Parent"] = info.parent
+    if info.labels:
+        plain["Labels"] = dict(info.labels)
+    plain["Created"] = info.created.isoformat().replace("+00:00", "Z")
+    plain["Updated"] = info.updated.isoformat().replace("+00:00", "Z")
+    return plain
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
