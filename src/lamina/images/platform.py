@@ -14,10 +14,7 @@ from lamina.errors import InvalidArgument, NotFound
 from lamina.images.manifest import REFERENCE_TYPE_ANNOTATION, Descriptor, Platform
 
 _PART = re.compile(r"[A-Za-z0-9_.-]+", re.ASCII)
-_KNOWN_OS = frozenset(
-    "aix android darwin dragonfly freebsd illumos ios js linux netbsd openbsd plan9 solaris "
-    "wasip1 windows".split()
-)
+_KNOWN_OS = frozenset({"darwin", "freebsd", "linux", "netbsd", "openbsd", "solaris", "windows"})
 _ARCHITECTURES = {
     "x86_64": ("amd64", ""),
     "x86-64": ("amd64", ""),

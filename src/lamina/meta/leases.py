@@ -22,9 +22,11 @@ from lamina.core.digest import Digest
 from lamina.core.snapshot import EMPTY_LABELS
 from lamina.errors import AlreadyExists, NotFound
 from lamina.meta.database import Database
-from lamina.meta.owners import NOBODY, Owners
+from lamina.meta.owners import Owners
 
 DEFAULT_SECONDS = 24 * 60 * 60
+_NOBODY = "nobody"
+"""The token of no process: owner of a lease that has been given up."""
 
 
 class Resource(NamedTuple):
@@ -112,7 +114,7 @@ class Leases:
     def release(self, id: str) -> None:
         """Give an owned lease up as if this process had died; see the module's description."""
         with self._database.write() as connection:
-            connection.execute("UPDATE leases SET owner=? WHERE id=?", (NOBODY, id))
+            connection.execute("UPDATE leases SET owner=? WHERE id=?", (_NOBODY, id))
 
     def delete(self, id: str) -> None:
         """Drop the lease.
@@ -124,7 +126,7 @@ class Leases:
             if connection.execute("DELETE FROM leases WHERE id=?", (id,)).rowcount == 0:
                 raise NotFound("lease", id)
 
-    def list(self) -> list[Lease]:
+    def all(self) -> list[Lease]:
         """Return all leases in byte order of the ids."""
         with self._database.read() as connection:
             rows = connection.execute("SELECT * FROM leases ORDER BY id").fetchall()
@@ -139,8 +141,7 @@ class Leases:
     def drop_abandoned(self, connection: sqlite3.Connection, label: str, value: str) -> int:
         """Drop the leases with that label whose owner is dead; return how many there were.
 
-        Args:
-            connection: of the write transaction that this is part of.
+        It is part of the write transaction that `connection` is in.
         """
         abandoned = [
             lease.id

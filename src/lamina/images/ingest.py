@@ -1,0 +1,218 @@
+"""A blob on its way into the content store: written, hashed, resumed, committed or given up.
+
+Layout of `ingest/HASH-OF-REF/`, as in containerd: `data` (what is there so far), `ref`, `total`
+(decimal bytes), `startedat` (RFC 3339). The directory itself is locked with flock(2) by its
+writer, so one process at a time writes a blob, and a killed writer holds nothing back.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from lamina.core.digest import Digest, algorithm, parse_digest
+from lamina.core.units import format_size
+from lamina.errors import DigestMismatch, LaminaError, ResourceExhausted
+from lamina.images.manifest import Descriptor
+from lamina.images.registry.cancel import Cancel
+
+POLL_SECONDS = 0.05
+_CHUNK = 1 << 20
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_FILES = ("data", "ref", "total", "startedat", "updatedat")
+
+
+class Writer:
+    """Writes one blob. Leaving it as a context manager keeps what is there, to be resumed.
+
+    Made by `ContentStore.open_writer`. Not for use by several threads at once, but for `close`.
+
+    Attributes:
+        ref: name of the ingest.
+        path: the file being written; it is renamed by `commit`.
+        resumed: bytes that were there when it was opened.
+    """
+
+    def __init__(
+        self,
+        ref: str,
+        directory: Path,
+        expected: Descriptor | None,
+        publish: Callable[[Path, Digest, int], None],
+        lock: ExitStack,
+    ) -> None:
+        self.ref = ref
+        self.path = directory / "data"
+        self._directory = directory
+        self._expected = expected
+        self._publish = publish
+        self._algorithm = algorithm(expected.digest) if expected else "sha256"
+        self._hash = hashlib.new(self._algorithm)
+        self._offset = 0
+        self._lock = lock
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._fd = os.open(self.path, flags, 0o600)
+        lock.callback(os.close, self._fd)
+        self._describe()
+        self._rehash()
+        self.resumed = self._offset
+
+    @property
+    def offset(self) -> int:
+        """Bytes that are there: where a download goes on."""
+        return self._offset
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append and hash.
+
+        Raises:
+            DigestMismatch: more bytes than the blob has.
+            ResourceExhausted: the disk or a quota is full.
+        """
+        if self._expected and self._offset + len(data) > self._expected.size:
+            raise self._wrong_size(f"more than {self._expected.size}")
+        view = memoryview(data)
+        while view:
+            written = self._append(view)
+            self._hash.update(view[:written])
+            self._offset += written
+            view = view[written:]
+
+    def commit(self) -> Digest:
+        """Check size and digest, put the blob into the store, and return its digest.
+
+        A blob that is there already is no error. The ingest is gone then.
+
+        Raises:
+            DigestMismatch: the bytes are not what was expected; the ingest is kept: `abort` it.
+        """
+        digest = parse_digest(f"{self._algorithm}:{self._hash.hexdigest()}")
+        if self._expected and self._offset != self._expected.size:
+            raise self._wrong_size(str(self._offset))
+        if self._expected and digest != self._expected.digest:
+            raise DigestMismatch("write", self.ref, expected=self._expected.digest, got=digest)
+        os.fchmod(self._fd, 0o444)
+        self._publish(self.path, digest, self._offset)
+        self.abort()
+        return digest
+
+    def restart(self) -> None:
+        """Drop what is there and begin again at byte 0."""
+        os.ftruncate(self._fd, 0)
+        self._hash = hashlib.new(self._algorithm)
+        self._offset = self.resumed = 0
+
+    def abort(self) -> None:
+        """Remove the ingest with all that was written."""
+        remove_ingest(self._directory)
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the ingest and keep it; calling it again does nothing."""
+        self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _append(self, view: memoryview) -> int:
+        try:
+            return os.write(self._fd, view)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            left = self._expected.size - self._offset if self._expected else len(view)
+            raise ResourceExhausted(
+                f"write {self.ref} ({format_size(left)} to go) below",
+                self._directory.parent,
+                hint="free some space on its disk",
+            ) from error
+
+    def _wrong_size(self, got: str) -> LaminaError:
+        size = str(self._expected.size) if self._expected else ""
+        return DigestMismatch("write", f"{self.ref}: size in bytes", expected=size, got=got)
+
+    def _describe(self) -> None:
+        (self._directory / "ref").write_text(self.ref, encoding="utf-8")
+        total = self._expected.size if self._expected else 0
+        (self._directory / "total").write_text(str(total), encoding="ascii")
+        started = self._directory / "startedat"
+        if not started.exists():
+            started.write_text(datetime.now(UTC).isoformat(), encoding="ascii")
+
+    def _rehash(self) -> None:
+        """Take in what an earlier writer left; start over where it is more than the blob."""
+        if self._expected is None or os.fstat(self._fd).st_size > self._expected.size:
+            self.restart()
+            return
+        while data := os.pread(self._fd, _CHUNK, self._offset):
+            self._hash.update(data)
+            self._offset += len(data)
+
+
+def lock_ingest(directory: Path, cancel: Cancel) -> ExitStack | None:
+    """Make and lock the ingest's directory, waiting for its present writer.
+
+    Returns:
+        What unlocks it; None if the directory was finished by another while this one waited, in
+        which case the caller looks again whether the blob is there.
+
+    Raises:
+        Cancelled: `cancel` was set while waiting.
+    """
+    directory.mkdir(mode=0o700, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        stack.callback(os.close, fd)
+        while not try_lock(fd):
+            cancel.check("wait for another writer of", directory)
+            cancel.wait(POLL_SECONDS)
+        if not _is_still(directory, fd):
+            return None
+        return stack.pop_all()
+
+
+def try_lock(fd: int) -> bool:
+    """Lock an open file exclusively; False if someone else has it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def remove_ingest(directory: Path) -> None:
+    """Remove an ingest's directory; the caller has it locked."""
+    for name in _FILES:
+        (directory / name).unlink(missing_ok=True)
+    try:
+        directory.rmdir()
+    except FileNotFoundError:
+        pass
+
+
+def _is_still(directory: Path, fd: int) -> bool:
+    try:
+        found = directory.stat()
+    except FileNotFoundError:
+        return False
+    held = os.fstat(fd)
+    return (found.st_dev, found.st_ino) == (held.st_dev, held.st_ino)
