@@ -5,19 +5,17 @@ Drivers are found by id: `find` imports a driver's plugin module when it is aske
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from importlib import import_module
 
-from lamina.errors import LaminaError, NotFound
+from lamina.errors import Internal, NotFound
+from lamina.snapshotters.entrypoints import GROUP, entry_points
 from lamina.snapshotters.plugin import AnyPlugin, SnapshotterPlugin
 
-ENTRY_POINTS = "lamina.snapshotters"
-
 DRIVERS = {
-    "native": "lamina.snapshotters.native.plugin",
-    "overlayfs": "lamina.snapshotters.overlayfs.plugin",
+    "native": "lamina.snapshotters.native.plugin:PLUGIN",
+    "overlayfs": "lamina.snapshotters.overlayfs.plugin:PLUGIN",
 }
-"""Module of each of Lamina's own drivers, by id."""
+"""Where the plugin of each of Lamina's own drivers is, by id."""
 
 
 def find(id: str) -> AnyPlugin:
@@ -25,30 +23,27 @@ def find(id: str) -> AnyPlugin:
 
     Raises:
         NotFound: nobody has a snapshotter of that id.
-        LaminaError: an entry point of that name is broken.
+        Internal: another package's plugin is broken.
     """
-    if id in DRIVERS:
-        return _checked(id, import_module(DRIVERS[id]).PLUGIN)
-    from importlib.metadata import entry_points  # its import costs 20 ms, and is rarely needed
-
-    for point in entry_points(group=ENTRY_POINTS, name=id):
-        try:
-            return _checked(id, point.load())
-        except (ImportError, AttributeError) as error:
-            raise LaminaError(f"load snapshotter {id} from {point.value}: {error}") from error
-    raise NotFound("snapshotter", id, hint="`lamina plugins ls` lists those there are")
-
-
-def third_party() -> Iterable[str]:
-    """Return the ids of the snapshotters that other packages bring, sorted."""
-    from importlib.metadata import entry_points
-
-    return sorted({point.name for point in entry_points(group=ENTRY_POINTS)} - DRIVERS.keys())
-
-
-def _checked(id: str, plugin: object) -> AnyPlugin:
+    target = DRIVERS.get(id) or entry_points().get(id)
+    if target is None:
+        raise NotFound("find snapshotter", id, hint="`lamina plugins ls` lists those there are")
+    module, _, attribute = target.partition(":")
+    try:
+        plugin = getattr(import_module(module), attribute)
+    except (Exception, SystemExit) as error:  # another package's module may raise anything
+        raise Internal(
+            f"import snapshotter {id} from {target}: {type(error).__name__}: {error}",
+            hint="repair or uninstall the package that provides it",
+        ) from error
     if not isinstance(plugin, SnapshotterPlugin) or plugin.id != id:
-        raise LaminaError(
-            f"load snapshotter {id}: its entry point names no SnapshotterPlugin of it"
+        raise Internal(
+            f"import snapshotter {id} from {target}: it is no SnapshotterPlugin of that id",
+            hint=f"correct the entry point group {GROUP} of the package that provides it",
         )
     return plugin
+
+
+def third_party() -> list[str]:
+    """Return the ids of the snapshotters that other packages bring, sorted."""
+    return sorted(entry_points().keys() - DRIVERS.keys())

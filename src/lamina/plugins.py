@@ -1,0 +1,189 @@
+"""Which snapshotters there are, whether they work on this machine, and how to get one.
+
+The twelve that containerd's world knows are always listed; third parties add theirs through the
+entry point group `lamina.snapshotters`. Whether one works is found out by loading its driver.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal
+
+from lamina import snapshotters
+from lamina.errors import FailedPrecondition, LaminaError, NotFound, SnapshotterSkipped
+from lamina.snapshotters.plugin import PLUGIN_TYPE, AnyPlugin, SnapshotterConfig
+
+if TYPE_CHECKING:
+    from lamina.config import Config
+    from lamina.snapshotters.engine import Engine
+
+TWELVE = (
+    "aufs",
+    "blockfile",
+    "btrfs",
+    "devmapper",
+    "erofs",
+    "fuse-overlayfs",
+    "native",
+    "nydus",
+    "overlaybd",
+    "overlayfs",
+    "stargz",
+    "zfs",
+)
+CONTAINERD_DATABASE = "metadata.db"
+"""The file by which a directory is seen to hold the snapshots of containerd itself."""
+NOTHING: Mapping[str, str] = MappingProxyType({})
+# Go's names of what the kernel calls otherwise.
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm/v7", "i686": "386"}
+
+
+@dataclass(frozen=True, slots=True)
+class PluginStatus:
+    """What `plugins ls` shows of one snapshotter.
+
+    Attributes:
+        id: its name.
+        status: `ok`; `skip` where the machine or the configuration rules it out; `error` where
+            something is wrong.
+        platforms: `os/arch` for which it makes snapshots.
+        exports: what it tells others, such as its `root`.
+        capabilities: containerd's capability strings, sorted.
+        error: why it is not `ok`.
+    """
+
+    id: str
+    status: Literal["ok", "skip", "error"]
+    platforms: tuple[str, ...] = ()
+    exports: Mapping[str, str] = field(default_factory=lambda: NOTHING)
+    capabilities: tuple[str, ...] = ()
+    error: LaminaError | None = None
+    type: str = PLUGIN_TYPE
+
+
+def known() -> list[str]:
+    """Return the name of every snapshotter: the twelve, then the installed third parties'."""
+    return [*TWELVE, *(name for name in snapshotters.third_party() if name not in TWELVE)]
+
+
+def find(name: str) -> AnyPlugin:
+    """Return the plugin of that name.
+
+    A third party may provide one of the twelve that this version lacks, not replace one it has.
+
+    Raises:
+        NotFound: there is no snapshotter of that name.
+        SnapshotterSkipped: it is one of the twelve, and not in this version.
+        Internal: a third party's plugin is broken.
+    """
+    try:
+        return snapshotters.find(name)
+    except NotFound:
+        if name not in TWELVE:
+            raise
+    usable = ", ".join(sorted(snapshotters.DRIVERS))
+    raise SnapshotterSkipped(
+        name, reason="not implemented in this version", fix=f"use one of {usable}"
+    )
+
+
+def load(name: str, root: Path, config: Config) -> Engine:
+    """Return the snapshotter of that name, ready for use; it keeps its data below `root`.
+
+    Raises:
+        NotFound: there is no snapshotter of that name.
+        SnapshotterSkipped: it cannot work here; says why and what helps.
+        ConfigError: its section of the configuration is wrong.
+        FailedPrecondition: its directory is one of containerd's.
+    """
+    from lamina.snapshotters.engine import Engine
+
+    plugin = find(name)
+    section = config.snapshotter(plugin)
+    directory = plugin.directory(section, root)
+    _refuse_containerds(directory)
+    driver = plugin.load(section, directory)
+    return Engine(name, driver, directory, sync_remove=section.removes_synchronously())
+
+
+def plugins(root: Path, config: Config) -> list[PluginStatus]:
+    """Return the status of every snapshotter, given where it would keep its data.
+
+    Nothing is left behind: where a snapshotter's directory does not exist yet, its driver is
+    loaded in a temporary one on the same filesystem.
+    """
+    return [_status(name, root, config) for name in known()]
+
+
+def _status(name: str, root: Path, config: Config) -> PluginStatus:
+    exports = NOTHING
+    try:
+        plugin = find(name)
+        section = config.snapshotter(plugin)
+        exports = plugin.exports(section, root)
+        capabilities = _try(plugin, section, plugin.directory(section, root))
+    except SnapshotterSkipped as skipped:
+        return PluginStatus(name, "skip", _platforms(), exports, error=skipped)
+    except LaminaError as error:
+        return PluginStatus(name, "error", _platforms(), exports, error=error)
+    except OSError as error:
+        return PluginStatus(name, "error", _platforms(), exports, error=_described(name, error))
+    return PluginStatus(name, "ok", _platforms(), exports, capabilities)
+
+
+def _described(name: str, error: OSError) -> LaminaError:
+    what = f"load snapshotter {name}: {error.filename or 'its directory'}: {error.strerror}"
+    hint = "run as root, or name a directory of yours with --root"
+    return LaminaError(what, hint=hint if isinstance(error, PermissionError) else "")
+
+
+def _try(plugin: AnyPlugin, section: SnapshotterConfig, directory: Path) -> tuple[str, ...]:
+    """Load the driver, and return its capabilities."""
+    _refuse_containerds(directory)
+    with _existing(directory) as place:
+        driver = plugin.load(section, place)
+        try:
+            return tuple(sorted(driver.abilities))
+        finally:
+            driver.close()
+
+
+@contextmanager
+def _existing(directory: Path) -> Iterator[Path]:
+    """Give the directory itself or, while it does not exist, a temporary one as near as can be."""
+    if directory.is_dir():
+        yield directory
+        return
+    from shutil import rmtree
+
+    parent = next(parent for parent in directory.absolute().parents if parent.is_dir())
+    place = parent / f".lamina-probe-{os.getpid()}"
+    place.mkdir(mode=0o700)
+    try:
+        yield place
+    finally:
+        rmtree(place, ignore_errors=True)
+
+
+def _refuse_containerds(directory: Path) -> None:
+    """Raise FailedPrecondition for a directory in which containerd itself keeps snapshots.
+
+    To Lamina they would be storage that no snapshot owns, which `cleanup` deletes.
+    """
+    if (directory / CONTAINERD_DATABASE).exists():
+        raise FailedPrecondition(
+            "use directory",
+            directory,
+            hint="containerd keeps its snapshots there;"
+            " name another with --root or the key root_path",
+        )
+
+
+def _platforms() -> tuple[str, ...]:
+    machine = os.uname().machine
+    return (f"linux/{_ARCHITECTURES.get(machine, machine)}",)
