@@ -54,7 +54,7 @@ class _Walk:
         self._count(root)
         pending = [((root.st_dev, root.st_ino), self._scan())]
         while True:
-            identity, names = pending[-1]
+            names = pending[-1][1]
             if names:
                 entered = self._enter(names.pop())
                 if entered is not None:
