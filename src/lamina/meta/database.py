@@ -1,8 +1,8 @@
 """One SQLite file used by many threads and processes.
 
 WAL journal, `synchronous=NORMAL`: a transaction is atomic always and durable from the next
-checkpoint on, so power loss can undo the last ones but never tear one. What must not be undone
-(nothing, so far) would call `checkpoint`.
+checkpoint on, so power loss can undo the last ones but never tear one. What must not be undone is
+written with `durable=True`, which makes all earlier transactions durable as well.
 
 Writers of one process queue on a lock of our own, because SQLite's busy handler sleeps in steps of
 up to 100 ms; writers of other processes wait in that handler for at most `BUSY_SECONDS`.
@@ -44,10 +44,15 @@ class Database:
             self._migrate(migrations)
 
     @contextmanager
-    def write(self) -> Iterator[sqlite3.Connection]:
-        """Run the body as one write transaction: committed at its end, undone by an exception."""
+    def write(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
+        """Run the body as one write transaction: committed at its end, undone by an exception.
+
+        Args:
+            durable: let the commit wait for the disk, if the body changes anything.
+        """
         with self._writer, translated(self.path):
             connection = self._connection()
+            connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
@@ -83,7 +88,6 @@ class Database:
             )
             connection.row_factory = sqlite3.Row
             connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=NORMAL")
             connection.execute("PRAGMA foreign_keys=ON")
             self._local.connection = connection
             self._all.append(connection)

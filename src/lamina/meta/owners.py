@@ -51,6 +51,11 @@ class Owners:
             os.close(fd)
         return False
 
+    def sweep(self) -> None:
+        """Remove the files of all dead owners, those that no row names included."""
+        for path in self._directory.iterdir():
+            self.alive(path.name)
+
     def close(self) -> None:
         """Give the token up; calling it again does nothing."""
         with self._lock:

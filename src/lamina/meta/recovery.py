@@ -1,0 +1,91 @@
+"""How the snapshot store gets over what a crash left, within a transaction of the caller's."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Set as AbstractSet
+
+from lamina.core.snapshot import Kind
+from lamina.meta.owners import Owners
+from lamina.meta.snapshot_rows import discard
+
+ABORT_COMMIT = """
+UPDATE snapshots SET state = 'ready', owner = NULL, commit_name = NULL, commit_parent = NULL
+WHERE state = 'committing' AND owner = ?"""
+"""Makes Active again what an owner is committing; may go on with a further condition."""
+
+OWNERS = "SELECT DISTINCT owner FROM snapshots WHERE owner IS NOT NULL"
+
+
+def undo_dead(connection: sqlite3.Connection, owners: Owners) -> None:
+    """Undo what dead owners were preparing or committing."""
+    for (owner,) in connection.execute(OWNERS).fetchall():
+        if not owners.alive(owner):
+            _undo(connection, owner)
+
+
+def _undo(connection: sqlite3.Connection, owner: str) -> None:
+    connection.execute(ABORT_COMMIT, (owner,))
+    preparing = connection.execute("SELECT id FROM snapshots WHERE owner = ?", (owner,)).fetchall()
+    for (id,) in preparing:
+        discard(connection, id)
+
+
+def raise_sequence(connection: sqlite3.Connection, id: int) -> None:
+    """Never give out an id up to this one."""
+    changed = connection.execute(
+        "UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = 'snapshots'", (id,)
+    ).rowcount
+    if not changed:
+        connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('snapshots', ?)", (id,))
+
+
+def drop_unstored(connection: sqlite3.Connection, on_disk: AbstractSet[int]) -> list[str]:
+    """Drop Views and Active snapshots that have no storage; return their keys."""
+    rows = connection.execute(
+        "SELECT id, key FROM snapshots WHERE kind <> ?", (Kind.COMMITTED,)
+    ).fetchall()
+    missing = [row for row in rows if row["id"] not in on_disk]
+    for row in missing:
+        discard(connection, row["id"])
+    return [row["key"] for row in missing]
+
+
+def drop_unsynced(connection: sqlite3.Connection, boot: str) -> list[str]:
+    """Drop what was committed under another boot and never synced; return the keys.
+
+    What others stand on stays and is marked lost. Children go before their parents, so a chain of
+    such commits goes as a whole.
+    """
+    keys = []
+    while True:
+        leaves = connection.execute(
+            "SELECT id, key FROM snapshots s WHERE unsynced <> ?"
+            " AND NOT EXISTS (SELECT 1 FROM snapshots c WHERE c.parent = s.id)",
+            (boot,),
+        ).fetchall()
+        if not leaves:
+            break
+        for row in leaves:
+            discard(connection, row["id"])
+            keys.append(row["key"])
+    kept = connection.execute(
+        "UPDATE snapshots SET state = 'lost', unsynced = NULL WHERE unsynced <> ? RETURNING key",
+        (boot,),
+    )
+    return [*keys, *(row["key"] for row in kept.fetchall())]
+
+
+def damage(connection: sqlite3.Connection) -> list[str]:
+    """Return what is wrong with the database file itself and with references inside it."""
+    integrity = [row[0] for row in connection.execute("PRAGMA integrity_check")]
+    dangling = connection.execute("PRAGMA foreign_key_check").fetchall()
+    uncommitted = connection.execute(
+        "SELECT s.key FROM snapshots s JOIN snapshots p ON p.id = s.parent WHERE p.kind <> ?",
+        (Kind.COMMITTED,),
+    ).fetchall()
+    return [
+        *(text for text in integrity if text != "ok"),
+        *(f"row {row[1]} of table {row[0]} refers to a row that is gone" for row in dangling),
+        *(f'the parent of snapshot "{row[0]}" is not Committed' for row in uncommitted),
+    ]
