@@ -6,6 +6,7 @@ Drivers are found by id: `find` imports a driver's plugin module when it is aske
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 from lamina.errors import Internal, NotFound
 from lamina.snapshotters.entrypoints import GROUP, entry_points
@@ -25,12 +26,13 @@ def find(id: str) -> AnyPlugin:
         NotFound: nobody has a snapshotter of that id.
         Internal: another package's plugin is broken.
     """
-    target = DRIVERS.get(id) or entry_points().get(id)
+    if id in DRIVERS:
+        return _import(DRIVERS[id])
+    target = entry_points().get(id)
     if target is None:
         raise NotFound("find snapshotter", id, hint="`lamina plugins ls` lists those there are")
-    module, _, attribute = target.partition(":")
     try:
-        plugin = getattr(import_module(module), attribute)
+        plugin = _import(target)
     except (Exception, SystemExit) as error:  # another package's module may raise anything
         raise Internal(
             f"import snapshotter {id} from {target}: {type(error).__name__}: {error}",
@@ -42,6 +44,11 @@ def find(id: str) -> AnyPlugin:
             hint=f"correct the entry point group {GROUP} of the package that provides it",
         )
     return plugin
+
+
+def _import(target: str) -> Any:
+    module, _, attribute = target.partition(":")
+    return getattr(import_module(module), attribute)
 
 
 def third_party() -> list[str]:
