@@ -27,12 +27,13 @@ def find(id: str) -> AnyPlugin:
         Internal: another package's plugin is broken.
     """
     if id in DRIVERS:
-        return _import(DRIVERS[id])
+        own: AnyPlugin = _import(DRIVERS[id])
+        return own
     target = entry_points().get(id)
     if target is None:
         raise NotFound("find snapshotter", id, hint="`lamina plugins ls` lists those there are")
     try:
-        plugin = _import(target)
+        plugin: object = _import(target)
     except (Exception, SystemExit) as error:  # another package's module may raise anything
         raise Internal(
             f"import snapshotter {id} from {target}: {type(error).__name__}: {error}",
