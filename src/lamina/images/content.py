@@ -244,6 +244,10 @@ class ContentStore:
 
     # For the collector
 
+    def records(self) -> list[ContentInfo]:
+        """Return all records, those whose file is lost included."""
+        return self._table.all()
+
     @contextmanager
     def removing(self) -> Iterator[Remover]:
         """Run the body as a write transaction in which blobs can be removed.
