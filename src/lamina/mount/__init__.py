@@ -1,1 +1,7 @@
-"""Executes mounts that snapshotters hand out, and takes them down again."""
+"""Executes lists of mounts: bind, overlay, loop, FUSE, id-mapped; in order, and back again."""
+
+from lamina.mount.execute import mount_all, unmount_all
+from lamina.mount.temp import temp_mount
+from lamina.mount.unmount import unmount, unmount_recursive
+
+__all__ = ["mount_all", "temp_mount", "unmount", "unmount_all", "unmount_recursive"]

@@ -1,0 +1,157 @@
+"""Loop devices (<linux/loop.h>): a file as a block device."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+LOOP_SET_FD = 0x4C00
+LOOP_CLR_FD = 0x4C01
+LOOP_SET_STATUS64 = 0x4C04
+LOOP_SET_DIRECT_IO = 0x4C08
+LOOP_CONFIGURE = 0x4C0A
+LOOP_CTL_GET_FREE = 0x4C82
+
+LO_FLAGS_READ_ONLY = 1
+LO_FLAGS_AUTOCLEAR = 4
+LO_FLAGS_DIRECT_IO = 16
+
+_CONTROL = "/dev/loop-control"
+_RACES = 100
+_NAME_BYTES = 64
+
+
+class LoopInfo64(ctypes.Structure):
+    """`struct loop_info64`: 232 bytes."""
+
+    _fields_ = (
+        ("lo_device", ctypes.c_uint64),
+        ("lo_inode", ctypes.c_uint64),
+        ("lo_rdevice", ctypes.c_uint64),
+        ("lo_offset", ctypes.c_uint64),
+        ("lo_sizelimit", ctypes.c_uint64),
+        ("lo_number", ctypes.c_uint32),
+        ("lo_encrypt_type", ctypes.c_uint32),
+        ("lo_encrypt_key_size", ctypes.c_uint32),
+        ("lo_flags", ctypes.c_uint32),
+        ("lo_file_name", ctypes.c_char * _NAME_BYTES),
+        ("lo_crypt_name", ctypes.c_char * _NAME_BYTES),
+        ("lo_encrypt_key", ctypes.c_uint8 * 32),
+        ("lo_init", ctypes.c_uint64 * 2),
+    )
+
+
+class LoopConfig(ctypes.Structure):
+    """`struct loop_config`: 304 bytes."""
+
+    _fields_ = (
+        ("fd", ctypes.c_uint32),
+        ("block_size", ctypes.c_uint32),
+        ("info", LoopInfo64),
+        ("reserved", ctypes.c_uint64 * 8),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LoopDevice:
+    """A bound loop device; with autoclear it goes when `fd` and all mounts of it are gone."""
+
+    path: str
+    fd: int
+
+
+@contextmanager
+def attached(
+    file: str | os.PathLike[str], *, read_only: bool = False, direct_io: bool = False
+) -> Iterator[LoopDevice]:
+    """Bind a file to a free loop device that frees itself after its last user.
+
+    Inside the body the device is certain to stay; mount it there.
+
+    Args:
+        file: the backing file.
+        read_only: refuse writes.
+        direct_io: bypass the page cache of the file's filesystem.
+
+    Raises:
+        OSError: of the file or of the device; EBUSY when other processes took every device that
+            the kernel offered.
+    """
+    mode = os.O_CLOEXEC | (os.O_RDONLY if read_only else os.O_RDWR)
+    backing = os.open(file, mode)
+    try:
+        flags = LO_FLAGS_AUTOCLEAR
+        flags |= LO_FLAGS_READ_ONLY if read_only else 0
+        flags |= LO_FLAGS_DIRECT_IO if direct_io else 0
+        device = _bind_free(backing, os.fsencode(file), flags, mode)
+    finally:
+        os.close(backing)
+    try:
+        yield device
+    finally:
+        os.close(device.fd)
+
+
+def backing_file(device: str) -> str | None:
+    """Return the file behind `/dev/loopN` as the kernel shows it; None when it is free."""
+    path = Path("/sys/block", Path(device).name, "loop/backing_file")
+    try:
+        return path.read_text(errors="surrogateescape").rstrip("\n")
+    except FileNotFoundError:
+        return None
+
+
+def _bind_free(backing: int, name: bytes, flags: int, mode: int) -> LoopDevice:
+    """Bind the first free device; another process may be faster, then ask for the next."""
+    for _ in range(_RACES):
+        path = f"/dev/loop{_free_number()}"
+        fd = os.open(path, mode)
+        try:
+            _configure(fd, backing, name, flags)
+        except OSError as error:
+            os.close(fd)
+            if error.errno != errno.EBUSY:
+                error.filename = path
+                raise
+            time.sleep(random.uniform(0.001, 0.010))
+        else:
+            return LoopDevice(path, fd)
+    raise OSError(errno.EBUSY, "every free loop device was taken by someone else", _CONTROL)
+
+
+def _free_number() -> int:
+    control = os.open(_CONTROL, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        return fcntl.ioctl(control, LOOP_CTL_GET_FREE)
+    finally:
+        os.close(control)
+
+
+def _configure(fd: int, backing: int, name: bytes, flags: int) -> None:
+    info = LoopInfo64(lo_flags=flags, lo_file_name=name[: _NAME_BYTES - 1])
+    try:
+        fcntl.ioctl(fd, LOOP_CONFIGURE, LoopConfig(fd=backing, info=info))
+    except OSError as error:
+        # EINVAL is also what kernels before 5.8 say to a request they do not know.
+        if error.errno != errno.EINVAL:
+            raise
+        _configure_in_steps(fd, backing, info)
+
+
+def _configure_in_steps(fd: int, backing: int, info: LoopInfo64) -> None:
+    fcntl.ioctl(fd, LOOP_SET_FD, backing)
+    try:
+        fcntl.ioctl(fd, LOOP_SET_STATUS64, info)
+        if info.lo_flags & LO_FLAGS_DIRECT_IO:
+            fcntl.ioctl(fd, LOOP_SET_DIRECT_IO, 1)
+    except OSError:
+        fcntl.ioctl(fd, LOOP_CLR_FD)
+        raise

@@ -1,0 +1,25 @@
+"""What a process or thread can change about itself: its namespaces, and who its children are."""
+
+from __future__ import annotations
+
+import ctypes
+
+from lamina.linux.libc import function
+
+CLONE_NEWNS = 0x00020000
+"""A mount namespace of its own, a copy of the one so far; implies its own working directory."""
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+_unshare = function("unshare", ctypes.c_int)
+_prctl = function("prctl", ctypes.c_int, *[ctypes.c_ulong] * 4)
+
+
+def unshare(flags: int) -> None:
+    """Leave namespaces for new ones, the calling thread alone; CLONE_NEWNS needs CAP_SYS_ADMIN."""
+    _unshare(flags)
+
+
+def become_subreaper() -> None:
+    """Have descendants that lose their parent become children of this process (Linux >= 3.4)."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

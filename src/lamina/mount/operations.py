@@ -1,0 +1,225 @@
+"""What each kind of mount does to the kernel: bind, filesystem, remount, FUSE program.
+
+A mount is made detached, dressed with its attributes, and only then attached: it is never visible
+half done, and what it covers is an open descriptor, not a path that may change.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from lamina.core.mount import Mount
+from lamina.linux import mountapi as api
+from lamina.mount.idmap import mapped_namespace
+from lamina.mount.options import MountOptions
+from lamina.mount.target import path_of
+
+_SUPERBLOCK_FLAGS = {
+    api.MS_RDONLY: "ro",
+    api.MS_SYNCHRONOUS: "sync",
+    api.MS_DIRSYNC: "dirsync",
+    api.MS_MANDLOCK: "mand",
+}
+
+
+class Operation(Protocol):
+    """One step of a plan."""
+
+    @property
+    def mount(self) -> Mount:
+        """The value that asked for it."""
+        ...
+
+    @property
+    def adds_mount(self) -> bool:
+        """Whether there is something to unmount afterwards."""
+        ...
+
+    def describe(self) -> str:
+        """Say in a few words what `execute` does, without the target."""
+        ...
+
+    def execute(self, target_fd: int) -> None:
+        """Do it on an open (O_PATH) target; leaves nothing behind when it raises OSError."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """A part of the file tree at a second place.
+
+    With `rbind`, all options hold for the mounts below as well: read-only means that nothing in
+    there can be written.
+    """
+
+    mount: Mount
+    options: MountOptions
+    adds_mount = True
+
+    def describe(self) -> str:
+        """Name the source."""
+        return f"bind {self.mount.source}"
+
+    def execute(self, target_fd: int) -> None:
+        """Copy the mount, dress the copy, attach it."""
+        recursive = bool(self.options.flags & api.MS_REC)
+        with closing(api.open_tree(self.mount.source, recursive=recursive)) as fd:
+            atime = self.options.cleared_attributes & api.MOUNT_ATTR__ATIME
+            if self.options.attributes or atime:
+                api.mount_setattr(fd, set=self.options.attributes, clear=atime, recursive=recursive)
+            attach(fd, target_fd, self.options, recursive=recursive)
+
+
+@dataclass(frozen=True, slots=True)
+class Filesystem:
+    """A filesystem from a device, a file or nothing, through the kernel's own driver."""
+
+    mount: Mount
+    options: MountOptions
+    adds_mount = True
+
+    def describe(self) -> str:
+        """Name type and source."""
+        loop = " through a loop device" if self.options.loop else ""
+        return f"mount {self.mount.type} {self.mount.source}{loop}"
+
+    def execute(self, target_fd: int) -> None:
+        """Configure, create and attach the filesystem."""
+        with ExitStack() as stack:
+            source = self.mount.source
+            if self.options.loop:
+                source = stack.enter_context(self._loop_device())
+            if self.needs_mount2(source):
+                self._mount2(source, target_fd)
+                return
+            fd = stack.enter_context(closing(self._created(source)))
+            attach(fd, target_fd, self.options)
+
+    def needs_mount2(self, source: str) -> bool:
+        """Tell whether a string is too long for fsconfig(2); mount(2) takes a page in all."""
+        strings = [source, *(option.partition("=")[2] for option in self.options.data)]
+        return max(len(os.fsencode(text)) for text in strings) > api.CONFIG_STRING_MAX
+
+    @contextmanager
+    def _loop_device(self) -> Iterator[str]:
+        from lamina.linux import loop  # only mounts of files pay for it
+
+        read_only = bool(self.options.flags & api.MS_RDONLY)
+        file = self.mount.source
+        with loop.attached(file, read_only=read_only, direct_io=self.options.direct_io) as device:
+            yield device.path
+
+    def _created(self, source: str) -> int:
+        with closing(api.fsopen(self.mount.type)) as fs:
+            if source:
+                api.fsconfig_string(fs, "source", source)
+            configure(fs, self.options.data, self.options.flags)
+            api.fsconfig_create(fs)
+            return api.fsmount(fs, self.options.attributes)
+
+    def _mount2(self, source: str, target_fd: int) -> None:
+        data = ",".join(self.options.data)
+        api.mount(source, fd_path(target_fd), self.mount.type, self.options.flags, data)
+
+
+@dataclass(frozen=True, slots=True)
+class Remount:
+    """Other options for what is mounted on the target already."""
+
+    mount: Mount
+    options: MountOptions
+    adds_mount = False
+
+    def describe(self) -> str:
+        """Name the options."""
+        return f"remount with {','.join(self.mount.options)}"
+
+    def execute(self, target_fd: int) -> None:
+        """Change the mount alone (`bind`), or its filesystem as well."""
+        options = self.options
+        if options.flags & api.MS_BIND:
+            api.mount_setattr(
+                target_fd,
+                set=options.attributes,
+                clear=options.cleared_attributes,
+                recursive=bool(options.flags & api.MS_REC),
+            )
+        else:
+            source = self.mount.source or "none"
+            data = ",".join(options.data)
+            api.mount(source, fd_path(target_fd), self.mount.type or "none", options.flags, data)
+        set_propagation(target_fd, options)
+
+
+@dataclass(frozen=True, slots=True)
+class Fuse:
+    """A filesystem served by a program of its own (`fuse.NAME`, `fuse3.NAME`)."""
+
+    mount: Mount
+    adds_mount = True
+
+    def describe(self) -> str:
+        """Name program and source."""
+        return f"mount {self.mount.type} {self.mount.source}"
+
+    def execute(self, target_fd: int) -> None:
+        """Run the helper; the program goes on serving when it returns."""
+        from lamina.tools.fuse import mount_fuse  # only these mounts start processes
+
+        family, _, program = self.mount.type.partition(".")
+        helper = "mount.fuse3" if family == "fuse3" else "mount.fuse"
+        # The helper resolves its argument to a path anyway, so a descriptor would not help.
+        mount_fuse(helper, program, self.mount.source, path_of(target_fd), self.mount.options)
+
+
+def configure(fs: int, data: tuple[str, ...], flags: int) -> None:
+    """Hand the options of a filesystem, and those MS_* that concern it, to its configuration."""
+    for option in data:
+        key, separator, value = option.partition("=")
+        if not separator:
+            api.fsconfig_flag(fs, key)
+            continue
+        if len(os.fsencode(value)) > api.CONFIG_STRING_MAX:
+            text = f"the option {key} has more than {api.CONFIG_STRING_MAX} bytes"
+            raise OSError(errno.ENAMETOOLONG, text)
+        api.fsconfig_string(fs, key, value)
+    for flag, name in _SUPERBLOCK_FLAGS.items():
+        if flags & flag:
+            api.fsconfig_flag(fs, name)
+
+
+def attach(
+    mount_fd: int, target_fd: int, options: MountOptions, *, recursive: bool = False
+) -> None:
+    """Give a detached mount its id maps and its propagation, then put it on the target."""
+    if options.uidmap:
+        with mapped_namespace(options.uidmap, options.gidmap) as userns:
+            api.mount_setattr(mount_fd, userns_fd=userns, recursive=recursive)
+    api.move_mount(mount_fd, target_fd)
+    set_propagation(mount_fd, options)
+
+
+def set_propagation(mount_fd: int, options: MountOptions) -> None:
+    """Set how mounts and unmounts below spread to other copies of this mount."""
+    if options.propagation:
+        recursive = options.propagation_recursive
+        api.mount_setattr(mount_fd, propagation=options.propagation, recursive=recursive)
+
+
+@contextmanager
+def closing(fd: int) -> Iterator[int]:
+    """Close a descriptor at the end of the body."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def fd_path(fd: int) -> str:
+    """Return a path that means the open file itself, whatever its name is by now."""
+    return f"/proc/self/fd/{fd}"

@@ -1,0 +1,185 @@
+"""Overlay mounts: up to 500 lower directories, and id-mapped ones.
+
+mount(2) takes one page of options. What does not fit is named relative to the directory that all
+layers lie in, from a thread with that current directory; what does not fit even then goes through
+fsconfig(2) and `lowerdir+` (Linux >= 6.7), one layer at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from lamina.core.mount import Mount
+from lamina.errors import InvalidArgument, ResourceExhausted
+from lamina.linux import mountapi as api
+from lamina.linux.directory import call_in_directory
+from lamina.mount.idmap import mapped_namespace
+from lamina.mount.operations import attach, closing, configure, fd_path, set_propagation
+from lamina.mount.options import MountOptions, split_escaped
+from lamina.mount.target import path_of
+
+MAX_LOWER_DIRECTORIES = 500
+"""OVL_MAX_STACK of the kernel."""
+
+_PAGE_DATA = os.sysconf("SC_PAGESIZE") - 1
+_LOWERDIR = "lowerdir="
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    r"""One overlay mount.
+
+    `lower` has the lower directories, topmost first, with the escapes of the option `lowerdir`
+    (`\:`, `\,`, `\\`) left in; `data` has all other options of the filesystem.
+    """
+
+    mount: Mount
+    options: MountOptions
+    lower: tuple[str, ...]
+    data: tuple[str, ...]
+    adds_mount = True
+
+    @classmethod
+    def plan(cls, mount: Mount, options: MountOptions) -> Overlay:
+        """Take the options apart.
+
+        Raises:
+            InvalidArgument: there is no lower directory, or none could carry the id maps.
+            ResourceExhausted: there are more lower directories than the kernel takes.
+        """
+        value = options.value("lowerdir")
+        if not value:
+            raise InvalidArgument("mount overlay: it needs the option lowerdir=")
+        lower = tuple(split_escaped(value, ":"))
+        if len(lower) > MAX_LOWER_DIRECTORIES:
+            raise ResourceExhausted(
+                f"mount overlay: {len(lower)} lower directories, the kernel takes at most "
+                f"{MAX_LOWER_DIRECTORIES}",
+                hint="flatten the image or commit fewer layers",
+            )
+        data = tuple(option for option in options.data if not option.startswith(_LOWERDIR))
+        overlay = cls(mount, options, lower, data)
+        if options.uidmap and overlay.common_directory is None:
+            raise InvalidArgument(
+                "mount overlay: id maps need lower directories with a common parent other than /"
+            )
+        return overlay
+
+    def describe(self) -> str:
+        """Count the layers; 500 paths would help nobody."""
+        upper = self.options.value("upperdir")
+        count = len(self.lower)
+        layers = f"{count} lower director{'y' if count == 1 else 'ies'}"
+        return f"mount overlay of {layers}" + (f" under {upper}" if upper else "")
+
+    @property
+    def common_directory(self) -> str | None:
+        """The nearest directory, escapes left in, that all lower ones lie in; None for `/`."""
+        if not all(path.startswith("/") for path in self.lower):
+            return None
+        common = os.path.commonpath([str(PurePosixPath(path).parent) for path in self.lower])
+        return None if common.strip("/") == "" else common
+
+    def execute(self, target_fd: int) -> None:
+        """Mount it by the simplest way that its layers allow."""
+        try:
+            if self.options.uidmap:
+                self._mount_idmapped(target_fd)
+            elif self._fits(self.lower) or (common := self.common_directory) is None:
+                self._create(self.lower, target_fd)
+            else:
+                with closing(os.open(unescaped(common), os.O_PATH | os.O_CLOEXEC)) as base:
+                    lower = self._relative(common)
+                    call_in_directory(base, lambda: self._create(lower, target_fd))
+        except FileNotFoundError as error:
+            raise self._named(error) from error
+
+    def _mount_idmapped(self, target_fd: int) -> None:
+        """Show the lower directories with other owners; the upper one keeps what it stores.
+
+        The kernel wants layers in attached mounts, so an id-mapped, read-only copy of their
+        common directory sits on the target while the overlay is made, on one of its own layers.
+        """
+        common = self.common_directory
+        if common is None:
+            raise AssertionError("plan() lets no such overlay through")
+        lower = self._relative(common)
+        first = unescaped(lower[0])
+        with closing(self._idmapped_copy(common)) as base:
+            with _attached_for_a_while(base, target_fd):
+                with closing(os.open(first, os.O_PATH | os.O_CLOEXEC, dir_fd=base)) as layer:
+                    call_in_directory(base, lambda: self._create(lower, layer))
+                result = api.open_tree(first, dir_fd=base)
+            with closing(result):
+                api.move_mount(result, target_fd)
+                set_propagation(result, self.options)
+
+    def _idmapped_copy(self, directory: str) -> int:
+        copy = api.open_tree(unescaped(directory), recursive=True)
+        try:
+            with mapped_namespace(self.options.uidmap, self.options.gidmap) as userns:
+                read_only = api.MOUNT_ATTR_RDONLY
+                api.mount_setattr(copy, set=read_only, userns_fd=userns, recursive=True)
+        except BaseException:
+            os.close(copy)
+            raise
+        return copy
+
+    def _create(self, lower: tuple[str, ...], target_fd: int) -> None:
+        """Make and attach the overlay of these lower directories."""
+        if self._fits(lower):
+            target, flags = fd_path(target_fd), self.options.flags
+            api.mount(self.mount.source, target, "overlay", flags, self._text(lower))
+            if self.options.propagation:
+                # The descriptor is what the new mount covers; the path leads to the mount.
+                with closing(os.open(path_of(target_fd), os.O_PATH | os.O_CLOEXEC)) as fd:
+                    set_propagation(fd, self.options)
+            return
+        with closing(self._configured(lower)) as fd:
+            attach(fd, target_fd, replace(self.options, uidmap="", gidmap=""))
+
+    def _configured(self, lower: tuple[str, ...]) -> int:
+        with closing(api.fsopen("overlay")) as fs:
+            api.fsconfig_string(fs, "source", self.mount.source)
+            layers = tuple(f"lowerdir+={unescaped(path)}" for path in lower)
+            configure(fs, (*layers, *self.data), self.options.flags)
+            api.fsconfig_create(fs)
+            return api.fsmount(fs, self.options.attributes)
+
+    def _named(self, error: FileNotFoundError) -> OSError:
+        """Say which of the directories is missing, which the kernel does not."""
+        paths = [*self.lower, self.options.value("upperdir"), self.options.value("workdir")]
+        for path in paths:
+            if path and not Path(unescaped(path)).is_dir():
+                return OSError(error.errno, error.strerror, unescaped(path))
+        return error
+
+    def _relative(self, common: str) -> tuple[str, ...]:
+        return tuple(str(PurePosixPath(path).relative_to(common)) for path in self.lower)
+
+    def _fits(self, lower: tuple[str, ...]) -> bool:
+        return len(os.fsencode(self._text(lower))) <= _PAGE_DATA
+
+    def _text(self, lower: tuple[str, ...]) -> str:
+        return ",".join((_LOWERDIR + ":".join(lower), *self.data))
+
+
+def unescaped(path: str) -> str:
+    """Return a path without the backslashes that protect `:`, `,` and backslashes in options."""
+    return re.sub(r"\\(.)", r"\1", path)
+
+
+@contextmanager
+def _attached_for_a_while(mount_fd: int, target_fd: int) -> Iterator[None]:
+    api.move_mount(mount_fd, target_fd)
+    try:
+        # A shared target makes it shared; mounts inside are nobody else's business.
+        api.mount_setattr(mount_fd, propagation=api.MS_PRIVATE, recursive=True)
+        yield
+    finally:
+        api.umount2(fd_path(mount_fd), api.MNT_DETACH)

@@ -1,0 +1,104 @@
+"""Unmount: exactly what was asked for, with patience for the busy, never lazily by itself."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from pathlib import Path
+
+from lamina.errors import LaminaError
+from lamina.linux.mountapi import MNT_DETACH, UMOUNT_NOFOLLOW, umount2
+from lamina.linux.mountinfo import MountInfo, mounts_at_or_below
+from lamina.mount.failure import failure
+
+BUSY_SECONDS = 2.5
+"""How long a mount that is in use is tried again; something may just be letting go of it."""
+
+_FIRST_PAUSE = 0.001
+_LONGEST_PAUSE = 0.050
+_NOT_MOUNTED = frozenset({errno.EINVAL, errno.ENOENT})
+
+
+def unmount(target: str | os.PathLike[str], *, flags: int = 0) -> None:
+    """Unmount the topmost mount on `target`; what is no mount point, or not there, is no error.
+
+    Args:
+        target: its path; a symlink as last step is not followed.
+        flags: MNT_DETACH, MNT_FORCE, ... of `lamina.linux.mountapi`.
+
+    Raises:
+        FailedPrecondition: still in use after `BUSY_SECONDS`; says by whom where that is visible.
+        PermissionDenied: not root, and no FUSE mount of one's own.
+    """
+    path = Path(target).absolute()
+    path = path.parent.resolve() / path.name
+    try:
+        _unmount_patiently(path, flags)
+    except OSError as error:
+        if error.errno in _NOT_MOUNTED:
+            return
+        if error.errno == errno.EPERM and _is_fuse(path):
+            from lamina.tools.fuse import unmount_fuse  # the way for those who are not root
+
+            unmount_fuse(path)
+            return
+        hint = ""
+        if error.errno == errno.EBUSY:
+            from lamina.mount.holders import describe_holders  # reads all of /proc
+
+            hint = describe_holders(path)
+        raise failure(error, f"unmount {path}", hint=hint) from error
+
+
+def unmount_recursive(path: str | os.PathLike[str]) -> None:
+    """Unmount everything at and below `path`, the innermost first.
+
+    Raises:
+        LaminaError: some could not be unmounted, all others were; the first reason.
+    """
+    top = Path(path).resolve()
+    while mounts := mounts_at_or_below(top):
+        errors = [error for info in innermost_first(mounts) if (error := _tried(info))]
+        if errors:
+            raise errors[0]
+        # A pass takes one mount off each point; what it covered comes to light for the next.
+        if len(mounts_at_or_below(top)) >= len(mounts):
+            busy = OSError(errno.EBUSY, "as many mounts come as go")
+            raise failure(busy, f"unmount everything below {top}")
+
+
+def innermost_first(mounts: list[MountInfo]) -> list[MountInfo]:
+    """Order mounts so that none comes before what lies on it; `mounts` is in mount order."""
+    ordered = sorted(
+        enumerate(mounts), key=lambda item: (item[1].point.count("/"), item[0]), reverse=True
+    )
+    return [info for _, info in ordered]
+
+
+def _tried(info: MountInfo) -> LaminaError | None:
+    try:
+        unmount(info.point)
+    except LaminaError as error:
+        return error
+    return None
+
+
+def _unmount_patiently(path: Path, flags: int) -> None:
+    deadline = time.monotonic() + BUSY_SECONDS
+    pause = _FIRST_PAUSE
+    while True:
+        try:
+            umount2(path, flags | UMOUNT_NOFOLLOW)
+        except OSError as error:
+            if error.errno != errno.EBUSY or flags & MNT_DETACH or time.monotonic() >= deadline:
+                raise
+            time.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+        else:
+            return
+
+
+def _is_fuse(path: Path) -> bool:
+    on_top = [info for info in mounts_at_or_below(path) if info.point == str(path)]
+    return bool(on_top) and on_top[-1].type.partition(".")[0] in {"fuse", "fuseblk"}
