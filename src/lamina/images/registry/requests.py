@@ -1,0 +1,175 @@
+"""One request to a registry: redirects, logging in, and what its refusals mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing
+from urllib.parse import urljoin, urlsplit
+
+import msgspec
+import urllib3
+
+from lamina.errors import LaminaError, NotFound, PermissionDenied, Unauthenticated, Unavailable
+from lamina.images.reference import Reference
+from lamina.images.registry.auth import Authorizer, login_hint
+from lamina.images.registry.body import read_small
+from lamina.images.registry.connections import Connections
+from lamina.images.registry.credentials import CredentialStore
+from lamina.images.registry.failure import Failure
+from lamina.images.registry.hosts import Endpoint
+from lamina.images.registry.retry import parse_retry_after
+
+MAX_REDIRECTS = 8
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_MAY_PASS = frozenset({408, 425, 429, 500, 502, 503, 504})
+_FOR_ANY_HOST = frozenset({"accept", "range"})
+"""Request headers that are sent along to a host that a redirect leads to."""
+_SMALL = 64 << 10
+"""Bytes read of an error page, so that its connection can be used again."""
+_TOKEN_LIMIT = 1 << 20
+
+
+class _ErrorItem(msgspec.Struct):
+    code: str = ""
+    message: str = ""
+
+
+class _ErrorBody(msgspec.Struct):
+    errors: list[_ErrorItem] = []
+
+
+class Requests:
+    """Sends requests with the Authorization that each host asks for."""
+
+    def __init__(self, connections: Connections, credentials: CredentialStore) -> None:
+        self._connections = connections
+        self._authorizer = Authorizer(credentials, self._fetch_token)
+
+    def open(
+        self,
+        endpoint: Endpoint,
+        ref: Reference,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        what: str,
+    ) -> urllib3.BaseHTTPResponse:
+        """Return a successful answer, or a 416, for the caller to close.
+
+        `path` is below the repository, such as `manifests/latest`; `what` is for errors.
+
+        Raises:
+            Failure: anything else.
+        """
+        url = f"{endpoint.url}/{ref.repository}/{path}{endpoint.query}"
+        authorization = self._authorizer.header(endpoint, ref.repository)
+        answer, own = self._follow(endpoint, method, url, headers, authorization)
+        if answer.status == 401 and own:
+            challenges = answer.headers.getlist("WWW-Authenticate")
+            _drop(answer)
+            authorization = self._authorizer.challenged(
+                endpoint, ref.repository, authorization, challenges
+            )
+            answer, own = self._follow(endpoint, method, url, headers, authorization)
+        if answer.status in {200, 206, 416}:
+            return answer
+        raise _refusal(answer, endpoint, ref, what)
+
+    def _follow(
+        self,
+        endpoint: Endpoint,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        authorization: str,
+    ) -> tuple[urllib3.BaseHTTPResponse, bool]:
+        """Return the answer at the end of all redirects, and whether it is the host's own.
+
+        Once a redirect leaves the host, nothing that is meant for it alone is sent any more.
+        """
+        sent = {**dict(endpoint.headers), **headers}
+        if authorization:
+            sent["Authorization"] = authorization
+        origin = _origin(url)
+        own = True
+        for _ in range(MAX_REDIRECTS):
+            answer = self._connections.send(endpoint, method, url, sent)
+            location = answer.headers.get("Location")
+            if answer.status not in _REDIRECTS or not location:
+                return answer, own
+            _drop(answer)
+            url = urljoin(url, location)
+            if urlsplit(url).scheme not in {"http", "https"}:
+                raise _unusable(endpoint, f"redirects to {url[:200]!r}")
+            if _origin(url) != origin:
+                own = False
+                sent = {n: value for n, value in sent.items() if n.lower() in _FOR_ANY_HOST}
+        raise _unusable(endpoint, f"redirects more than {MAX_REDIRECTS} times")
+
+    def _fetch_token(
+        self, endpoint: Endpoint, method: str, url: str, headers: dict[str, str], body: bytes
+    ) -> bytes:
+        """Ask a token server; it may be a host of its own, so the endpoint's headers stay here."""
+        host = urlsplit(url).netloc
+        with closing(self._connections.send(endpoint, method, url, headers, body)) as answer:
+            data = read_small(answer, _TOKEN_LIMIT)
+            if answer.status == 200:
+                return data
+            what = f"log in to {endpoint.host}: {host} answered {answer.status}{_said(data)}"
+            if answer.status in _MAY_PASS:
+                raise _passing(what, answer)
+            raise Failure(Unauthenticated(what, hint=login_hint(endpoint)))
+
+
+def _refusal(
+    answer: urllib3.BaseHTTPResponse, endpoint: Endpoint, ref: Reference, what: str
+) -> Failure:
+    """Return what an unsuccessful answer means."""
+    with closing(answer):
+        detail = _said(read_small(answer, _SMALL))
+    status = answer.status
+    text = f"{what} from {endpoint.host}: answered {status}{detail}"
+    if status in _MAY_PASS:
+        return _passing(text, answer)
+    error: LaminaError
+    if status == 401:
+        error = Unauthenticated(text, hint=login_hint(endpoint))
+    elif status == 403:
+        error = PermissionDenied(text, hint=login_hint(endpoint))
+    elif status == 404:
+        error = NotFound(text, hint=f"check that {ref.name} has {ref.object}")
+    else:
+        error = Unavailable(text)
+    return Failure(error)
+
+
+def _passing(text: str, answer: urllib3.BaseHTTPResponse) -> Failure:
+    hint = "its rate limit is used up: log in, or wait" if answer.status == 429 else ""
+    after = parse_retry_after(answer.headers.get("Retry-After"))
+    return Failure(Unavailable(text, hint=hint), transient=True, retry_after=after)
+
+
+def _unusable(endpoint: Endpoint, reason: str) -> Failure:
+    return Failure(Unavailable(f"use registry {endpoint.host}: it {reason}"))
+
+
+def _said(body: bytes) -> str:
+    """Return what a registry's JSON error says, printable, or "" for anything else."""
+    try:
+        errors = msgspec.json.decode(body, type=_ErrorBody).errors
+    except msgspec.MsgspecError:
+        return ""
+    text = ", ".join(f"{item.code}: {item.message}".strip(": ") for item in errors)
+    clean = "".join(c for c in text[:300] if c.isprintable())
+    return f" ({clean})" if clean else ""
+
+
+def _drop(answer: urllib3.BaseHTTPResponse) -> None:
+    """Read the rest of a small body, so that the connection can be used again."""
+    with closing(answer):
+        read_small(answer, _SMALL)
+
+
+def _origin(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc
