@@ -1,47 +1,11 @@
-"""Linux namespaces and id maps of a container, as the OCI specification writes them."""
+"""Linux namespaces of a container, as the OCI specification writes them."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 from lamina.errors import InvalidArgument
 
 _TYPES = ("pid", "ipc", "uts", "mount", "network", "cgroup", "user")
 _ALIASES = {"net": "network", "mnt": "mount"}
-_LIMIT = 2**32
-
-
-@dataclass(frozen=True, slots=True)
-class IdMap:
-    """`size` ids from `container` on inside are those from `host` on outside."""
-
-    container: int
-    host: int
-    size: int
-
-    def __str__(self) -> str:
-        return f"{self.container}:{self.host}:{self.size}"
-
-    def as_oci(self) -> dict[str, int]:
-        """Return its JSON object."""
-        return {"containerID": self.container, "hostID": self.host, "size": self.size}
-
-
-def parse_id_map(text: str) -> IdMap:
-    """Return the map meant by `CONTAINER:HOST:SIZE`.
-
-    Raises:
-        InvalidArgument: not three numbers, or ids beyond 32 bits.
-    """
-    parts = text.split(":")
-    if len(parts) != 3 or not all(p.isascii() and p.isdigit() and len(p) <= 10 for p in parts):
-        raise InvalidArgument(
-            "parse id map", text, hint="write CONTAINER:HOST:SIZE: 0:100000:65536"
-        )
-    container, host, size = map(int, parts)
-    if size == 0 or max(container, host) + size > _LIMIT:
-        raise InvalidArgument("parse id map", text, hint="ids are below 2^32, and size is not 0")
-    return IdMap(container, host, size)
 
 
 def parse_namespace(text: str) -> tuple[str, str]:

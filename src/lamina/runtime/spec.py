@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from lamina.core.snapshot import EMPTY_LABELS
 from lamina.errors import InvalidArgument
+from lamina.mount.idmap import IdRange
 from lamina.runtime import capabilities, devices
 from lamina.runtime.mounts import HOST_NETWORK_MOUNTS, ContainerMount, default_mounts
-from lamina.runtime.namespaces import IdMap, namespaces
+from lamina.runtime.namespaces import namespaces
 from lamina.runtime.user import Accounts, resolve
 
 if TYPE_CHECKING:
@@ -82,7 +83,6 @@ class SpecOptions:
         host_name: the host's name, for `host_network`.
         joined_namespaces: path by type.
         devices: paths of the host, of nodes or directories of them.
-        cgroup: path of the container's cgroup.
         cgroup_namespace: have a cgroup namespace of its own.
     """
 
@@ -104,11 +104,10 @@ class SpecOptions:
     host_network: bool = False
     host_name: str = ""
     joined_namespaces: Mapping[str, str] = field(default_factory=lambda: EMPTY_LABELS)
-    uid_maps: Sequence[IdMap] = ()
-    gid_maps: Sequence[IdMap] = ()
+    uid_maps: Sequence[IdRange] = ()
+    gid_maps: Sequence[IdRange] = ()
     annotations: Mapping[str, str] = field(default_factory=lambda: EMPTY_LABELS)
-    resources: Resources = Resources()  # noqa: RUF009
-    cgroup: str = ""
+    resources: Resources = Resources()
     cgroup_namespace: bool = False
     rootfs_propagation: str = ""
     apparmor_profile: str = ""
@@ -206,7 +205,7 @@ def _process(
         "args": command_line(image, options),
         "env": environment(image, options),
         "cwd": cwd,
-        "capabilities": {kind: granted for kind in ("bounding", "effective", "permitted")},
+        "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), granted),
         "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}],
         "noNewPrivileges": not options.allow_new_privileges,
     }
@@ -244,13 +243,11 @@ def _linux(options: SpecOptions) -> dict[str, Any]:
             joined=dict(options.joined_namespaces),
         ),
     }
-    if options.cgroup:
-        linux["cgroupsPath"] = options.cgroup
     if nodes:
         linux["devices"] = nodes
     if options.uid_maps:
-        linux["uidMappings"] = [id_map.as_oci() for id_map in options.uid_maps]
-        linux["gidMappings"] = [id_map.as_oci() for id_map in options.gid_maps]
+        linux["uidMappings"] = _id_maps(options.uid_maps)
+        linux["gidMappings"] = _id_maps(options.gid_maps)
     if not options.privileged:
         linux["maskedPaths"] = list(_MASKED_PATHS)
         linux["readonlyPaths"] = list(_READONLY_PATHS)
@@ -259,6 +256,10 @@ def _linux(options: SpecOptions) -> dict[str, Any]:
     if options.seccomp is not None:
         linux["seccomp"] = dict(options.seccomp)
     return linux
+
+
+def _id_maps(ranges: Sequence[IdRange]) -> list[dict[str, int]]:
+    return [{"containerID": ids.container, "hostID": ids.host, "size": ids.size} for ids in ranges]
 
 
 def _limits(resources: Resources) -> dict[str, Any]:

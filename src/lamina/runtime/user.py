@@ -7,6 +7,7 @@ symbolic link in it cannot lead to the host's file.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ def account_files(rootfs: Path) -> Accounts:
         root = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             # O_NONBLOCK: an image may have a fifo there.
-            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
             fd = openat2(path, flags, dir_fd=root, resolve=RESOLVE_IN_ROOT)
         except (FileNotFoundError, NotADirectoryError):
             return ""
@@ -48,12 +49,15 @@ def account_files(rootfs: Path) -> Accounts:
             raise InvalidArgument(f"read {path} of the container: {error.strerror}") from error
         finally:
             os.close(root)
-        with open(fd, "rb") as file:
-            if not os.path.isfile(f"/proc/self/fd/{fd}"):
-                raise InvalidArgument("look up users: the container's file is no file", path)
-            data = file.read(_MAX_BYTES + 1)
-        if len(data) > _MAX_BYTES:
-            raise InvalidArgument("look up users: the container's file is over 1 MiB", path)
+        try:
+            regular = stat.S_ISREG(os.fstat(fd).st_mode)
+            data = os.read(fd, _MAX_BYTES + 1) if regular else b""
+        finally:
+            os.close(fd)
+        if not regular or len(data) > _MAX_BYTES:
+            raise InvalidArgument(
+                "look up users in the container's file", path, hint="it is no file of under 1 MiB"
+            )
         return data.decode("utf-8", "surrogateescape")
 
     return read
