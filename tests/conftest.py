@@ -12,7 +12,11 @@ import pytest
 from tests.isolation import Session, mount_points, sweep, unmount
 from tests.probes import PROBES
 
-pytest_plugins = ("tests.fixtures_containerd", "tests.fixtures_registry")
+pytest_plugins = (
+    "tests.fixtures_containerd",
+    "tests.fixtures_filesystems",
+    "tests.fixtures_registry",
+)
 
 _SESSION = pytest.StashKey[Session]()
 _REQUIRED = pytest.StashKey[frozenset[str]]()
