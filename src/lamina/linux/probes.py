@@ -1,0 +1,149 @@
+"""What works in a directory on this machine, found out by doing it there.
+
+Each probe works in a new directory below the given one, takes everything back, and returns None
+when it worked, else the reason in a few words.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import struct
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lamina.linux import loop as loop_device
+from lamina.linux import mountapi as api
+from lamina.linux.libc import function
+from lamina.linux.reflink import clone_file
+
+_DT_UNKNOWN = 0
+_DIRENT64 = struct.Struct("=QqHB")
+"""d_ino, d_off, d_reclen, d_type of `struct linux_dirent64`, in native byte order."""
+_MAP = "0 100000 65536\n"
+
+_getdents64 = function("getdents64", ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
+
+
+def _probe(body: Callable[[Path], None]) -> Callable[[Path], str | None]:
+    @functools.wraps(body)
+    def probe(directory: Path) -> str | None:
+        try:
+            with tempfile.TemporaryDirectory(prefix="probe-", dir=directory) as name:
+                body(Path(name))
+        except OSError as error:
+            return error.strerror or str(error)
+        return None
+
+    return probe
+
+
+@_probe
+def overlay(directory: Path) -> None:
+    """Mount an overlay with an upper directory there."""
+    _overlay(directory, "")
+
+
+@_probe
+def overlay_userxattr(directory: Path) -> None:
+    """Mount an overlay that keeps its marks in `user.` attributes (>= 5.11)."""
+    _overlay(directory, ",userxattr")
+
+
+@_probe
+def overlay_on_idmapped(directory: Path) -> None:
+    """Mount an overlay on an id-mapped lower directory (>= 5.19)."""
+    from lamina.linux.userns import new_user_namespace  # starts a process
+
+    lower, mapped = directory / "source", directory / "lower"
+    lower.mkdir()
+    mapped.mkdir()
+    userns = new_user_namespace(_MAP, _MAP)
+    try:
+        copy = api.open_tree(lower)
+        try:
+            api.mount_setattr(copy, userns_fd=userns)
+            target = os.open(mapped, os.O_PATH | os.O_CLOEXEC)
+            try:
+                api.move_mount(copy, target)
+            finally:
+                os.close(target)
+        finally:
+            os.close(copy)
+    finally:
+        os.close(userns)
+    with _unmounted(mapped):
+        _overlay(directory, "")
+
+
+@_probe
+def directory_types(directory: Path) -> None:
+    """Read an entry's type from the directory itself, which overlay depends on."""
+    (directory / "file").touch()
+    buffer = ctypes.create_string_buffer(4096)
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        size = _getdents64(fd, buffer, len(buffer))
+    finally:
+        os.close(fd)
+    offset = 0
+    while offset < size:
+        _, _, length, kind = _DIRENT64.unpack_from(buffer, offset)
+        if kind == _DT_UNKNOWN:
+            raise OSError(0, "the filesystem does not support d_type; make xfs with ftype=1")
+        offset += length
+
+
+@_probe
+def loop(directory: Path) -> None:
+    """Bind a file there to a loop device."""
+    file = directory / "image"
+    file.touch()
+    os.truncate(file, 1 << 20)
+    with loop_device.attached(file):
+        pass
+
+
+@_probe
+def fuse(directory: Path) -> None:
+    """Mount a FUSE filesystem there, and abort it before it is served."""
+    point = directory / "at"
+    point.mkdir()
+    device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        data = f"fd={device},rootmode=40000,user_id=0,group_id=0"
+        api.mount("lamina-probe", point, "fuse", api.MS_NOSUID | api.MS_NODEV, data)
+    finally:
+        os.close(device)
+    api.umount2(point, api.MNT_DETACH)
+
+
+@_probe
+def reflink(directory: Path) -> None:
+    """Let two files there share their blocks."""
+    (directory / "source").write_bytes(bytes(4096))
+    source, copy = (directory / "source").open("rb"), (directory / "copy").open("wb")
+    with source, copy:
+        clone_file(source.fileno(), copy.fileno())
+
+
+def _overlay(directory: Path, options: str) -> None:
+    for name in ("lower", "upper", "work", "at"):
+        (directory / name).mkdir(exist_ok=True)
+    data = ",".join(f"{name}dir={directory}/{name}" for name in ("lower", "upper", "work"))
+    point = directory / "at"
+    api.mount("overlay", point, "overlay", 0, data + options)
+    with _unmounted(point):
+        pass
+
+
+@contextmanager
+def _unmounted(point: Path) -> Iterator[None]:
+    """Detach at the end of the body; nobody else knows of the mount, so it goes at once."""
+    try:
+        yield
+    finally:
+        api.umount2(point, api.MNT_DETACH)
