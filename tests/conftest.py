@@ -9,14 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.filesystems import mounted
 from tests.isolation import Session, mount_points, sweep, unmount
 from tests.probes import PROBES
 
-pytest_plugins = (
-    "tests.fixtures_containerd",
-    "tests.fixtures_filesystems",
-    "tests.fixtures_registry",
-)
+pytest_plugins = ("tests.fixtures_containerd", "tests.fixtures_registry")
 
 _SESSION = pytest.StashKey[Session]()
 _REQUIRED = pytest.StashKey[frozenset[str]]()
@@ -95,3 +92,10 @@ def container_id(request: pytest.FixtureRequest) -> str:
 def root_dir(tmp_path: Path) -> Path:
     """A root directory for a store, not made yet."""
     return tmp_path / "root"
+
+
+@pytest.fixture
+def reflink_dir(tmp_path: Path) -> Iterator[Path]:
+    """A directory on XFS, where files can share extents; for tests marked `reflink`."""
+    with mounted(tmp_path, "mkfs.xfs", "-q", "-m", "reflink=1") as directory:
+        yield directory

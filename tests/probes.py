@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.fixtures_filesystems import mounted
+from tests.filesystems import mounted
 
 TIMEOUT = 20.0
 

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 SIZE = 512 << 20
 """Of the sparse image; no current mkfs refuses it."""
 
@@ -26,10 +24,3 @@ def mounted(directory: Path, *mkfs: str) -> Iterator[Path]:
         yield mount_point
     finally:
         subprocess.run(("umount", mount_point), check=True)
-
-
-@pytest.fixture
-def reflink_dir(tmp_path: Path) -> Iterator[Path]:
-    """A directory on XFS, where files can share extents; for tests marked `reflink`."""
-    with mounted(tmp_path, "mkfs.xfs", "-q", "-m", "reflink=1") as directory:
-        yield directory
