@@ -8,6 +8,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "lamina-bench")
+"""Where images are kept from one run to the next."""
+
 
 def timed(argv: Sequence[str]) -> float:
     """Run the command and return its wall time in seconds; its failure ends the benchmark."""

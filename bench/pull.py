@@ -13,8 +13,9 @@ import tempfile
 from pathlib import Path
 
 from bench.figures import Figure, paired
-from bench.images import large_image
-from bench.process import drop_caches, timed
+from bench.images import build
+from bench.process import CACHE, drop_caches, timed
+from bench.registry import push_layout
 from bench.startup import LAMINA
 from tests.fixtures_containerd import running_containerd
 from tests.fixtures_registry import running_registry
@@ -34,9 +35,7 @@ def measure() -> tuple[list[Figure], dict[str, str]]:
         tempfile.TemporaryDirectory(prefix="lamina-bench-", dir="/var/tmp") as name,
         running_registry(Path(name, "registry")) as registry,
     ):
-        image = large_image()
-        registry.push(image.manifest, image.blobs, REPOSITORY, "latest")
-        reference = f"{registry.host}/{REPOSITORY}:latest"
+        reference = push_layout(registry, build(CACHE / "large"), REPOSITORY)
         options = ["--plain-http", "--snapshotter", "overlayfs", reference]
 
         def ours() -> float:
