@@ -60,7 +60,7 @@ def start_detached(request: RunRequest, bundle: Bundle, pid_file: Path, *, lock:
             return
         os.waitpid(child, 0)
     runtime = OciRuntime(request.runtime, bundle.state_root, bundle.log)
-    raise StartFailed(bundle.id, runtime.failure())
+    raise StartFailed(f"start container {bundle.id}", runtime.failure())
 
 
 def _task(request: RunRequest, bundle: Bundle, pid_file: Path) -> str:

@@ -37,8 +37,8 @@ class StartFailed(FailedPrecondition):
 
     class_text = ""
 
-    def __init__(self, id: str, reason: str, *, shown: bool = False) -> None:
-        super().__init__(f'start container "{id}": {reason}', hint=_hint(reason))
+    def __init__(self, what: str, reason: str, *, shown: bool = False) -> None:
+        super().__init__(f"{what}: {reason}", hint=_hint(reason))
         self.shown = shown
 
 

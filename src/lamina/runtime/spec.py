@@ -168,13 +168,18 @@ def command_line(image: ProcessConfig | None, options: SpecOptions) -> list[str]
 
 def environment(image: ProcessConfig | None, options: SpecOptions) -> list[str]:
     """Return the environment: the image's, TERM for a terminal, then the user's changes."""
-    values: dict[str, str] = {}
     changes = [DEFAULT_PATH, *(image.env if image else ())]
     if options.terminal:
         changes.append("TERM=xterm")
     if options.host_network and options.host_name:
         changes.append(f"HOSTNAME={options.host_name}")
-    for change in (*changes, *options.env):
+    return changed_environment(changes, options.env)
+
+
+def changed_environment(before: Sequence[str], changes: Sequence[str]) -> list[str]:
+    """Return an environment with `NAME=VALUE` set and `NAME` unset; the last one wins."""
+    values: dict[str, str] = {}
+    for change in (*before, *changes):
         name, equals, value = change.partition("=")
         if not name or "\0" in change:
             raise InvalidArgument("set environment variable", change, hint="write NAME=VALUE")
@@ -197,11 +202,7 @@ def _process(
         privileged=options.privileged, add=options.cap_add, drop=options.cap_drop
     )
     process: dict[str, Any] = {
-        "user": {
-            "uid": user.uid,
-            "gid": user.gid,
-            "additionalGids": list(user.additional_gids),
-        },
+        "user": user.as_oci(),
         "args": command_line(image, options),
         "env": environment(image, options),
         "cwd": cwd,

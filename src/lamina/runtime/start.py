@@ -150,5 +150,9 @@ class Start:
             null_io=self.request.null_io,
         )
         if not self._pid_file.exists():
-            raise StartFailed(self.bundle.id, runtime.failure(), shown=not self.request.null_io)
+            raise StartFailed(
+                f"start container {self.bundle.id}",
+                runtime.failure(),
+                shown=not self.request.null_io,
+            )
         return code

@@ -30,6 +30,11 @@ class User:
     gid: int = 0
     additional_gids: tuple[int, ...] = (0,)
 
+    def as_oci(self) -> dict[str, object]:
+        """Return its JSON object."""
+        gids = list(self.additional_gids)
+        return {"uid": self.uid, "gid": self.gid, "additionalGids": gids}
+
 
 def account_files(rootfs: Path) -> Accounts:
     """Return a reader of the files of accounts below `rootfs`.
