@@ -5,8 +5,9 @@ snapshot by number and never sees a key or the database. The engine brackets eve
 changes storage by two durable states, and after a crash calls `destroy` for whatever was half
 made, so a driver needs no journal of its own: `destroy` must cope with storage in any condition.
 
-Calls for different snapshots come from several threads and processes at once; for one snapshot
-they never overlap.
+Calls come from several threads and processes at once. For one snapshot `create`, `seal` and
+`destroy` never overlap each other; `mounts` and `usage` may come while it is sealed, and `usage`
+may see its storage vanish.
 """
 
 from __future__ import annotations
@@ -86,14 +87,18 @@ class Driver(Protocol):
         ...
 
     def ids(self) -> Iterable[int]:
-        """List the ids for which there is storage, half made ones included."""
+        """List the ids for which there is storage, half made ones included.
+
+        Every snapshot has some between `create` and `destroy`, be it a mark: what has none is
+        taken for damaged.
+        """
         ...
 
     def sync(self) -> None:
         """Make all sealed storage survive power loss; called once for many commits."""
         ...
 
-    def info_labels(self, snapshot: Snapshot) -> Mapping[str, str]:
+    def info_labels(self, id: int) -> Mapping[str, str]:
         """Return labels to show in Stat and Walk beside the stored ones; usually none."""
         ...
 

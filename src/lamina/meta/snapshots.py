@@ -161,13 +161,21 @@ class SnapshotStore:
             (id, self._owners.token),
         )
 
-    def abandon(self, id: int) -> None:
-        """Undo `begin_create`: the key is free, the id in the trash and claimed by this process."""
+    def abandon(self, id: int) -> bool:
+        """Undo `begin_create`: the key is free, the id in the trash and claimed by this process.
+
+        Returns:
+            False if another process has done so already, having taken this one for dead.
+        """
         with self._database.write() as connection:
-            connection.execute("DELETE FROM snapshots WHERE id = ?", (id,))
-            connection.execute(
-                "INSERT OR IGNORE INTO trash (id, owner) VALUES (?, ?)", (id, self._owners.token)
+            deleted = connection.execute(
+                "DELETE FROM snapshots WHERE id = ? AND owner = ?", (id, self._owners.token)
             )
+            if deleted.rowcount:
+                connection.execute(
+                    "INSERT INTO trash (id, owner) VALUES (?, ?)", (id, self._owners.token)
+                )
+        return deleted.rowcount == 1
 
     # Committing
 

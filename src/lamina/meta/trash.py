@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
+from itertools import islice
 
 from lamina.meta.database import Database
 from lamina.meta.owners import Owners
@@ -20,41 +22,33 @@ class Trash:
         self._database = database
         self._owners = owners
 
-    def claim(self, limit: int, *, besides: frozenset[int] = frozenset()) -> list[int]:
-        """Claim up to `limit` ids, those removed first before others, and not those `besides`.
+    def claim(self, limit: int, *, besides: AbstractSet[int] = frozenset()) -> list[int]:
+        """Claim up to `limit` ids, the longest removed first, and none of those `besides`.
 
         Once this returns, no power loss can bring their snapshots back: the bytes may go.
         """
         with self._database.write(durable=True) as connection:
             self._void_dead_claims(connection)
             rows = connection.execute("SELECT id FROM trash WHERE owner IS NULL ORDER BY seq")
-            ids: list[int] = []
-            for row in rows:
-                if len(ids) == limit:
-                    break
-                if row["id"] not in besides:
-                    ids.append(row["id"])
+            ids = list(islice((id for (id,) in rows if id not in besides), limit))
             self._set_owner(connection, self._owners.token, ids)
         return ids
 
-    def unclaim(self, ids: Iterable[int]) -> None:
-        """Give back ids whose storage is still there."""
-        with self._database.write() as connection:
-            self._set_owner(connection, None, ids)
+    def claim_one(self, id: int) -> bool:
+        """Claim this id, as `claim` does; false if another claims it or it is not in the trash."""
+        with self._database.write(durable=True) as connection:
+            self._void_dead_claims(connection)
+            changed = connection.execute(
+                "UPDATE trash SET owner = ? WHERE id = ? AND owner IS NULL",
+                (self._owners.token, id),
+            )
+            return changed.rowcount == 1
 
-    def forget(self, ids: Iterable[int]) -> None:
-        """Take out ids whose storage is gone."""
+    def settle(self, gone: Iterable[int], kept: Iterable[int]) -> None:
+        """Give claimed ids up: forget those whose storage is gone, leave the others to anybody."""
         with self._database.write() as connection:
-            connection.executemany("DELETE FROM trash WHERE id = ?", [(id,) for id in ids])
-
-    def claimed_by_others(self) -> set[int]:
-        """Return the ids that other living owners are working on just now."""
-        with self._database.read() as connection:
-            rows = connection.execute(
-                "SELECT id, owner FROM trash WHERE owner IS NOT NULL"
-            ).fetchall()
-        own = self._owners.token
-        return {id for id, owner in rows if owner != own and self._owners.alive(owner)}
+            connection.executemany("DELETE FROM trash WHERE id = ?", [(id,) for id in gone])
+            self._set_owner(connection, None, kept)
 
     def adopt_orphans(self, stored: Iterable[int]) -> list[int]:
         """Take in what has storage but no snapshot, and return those ids.
@@ -63,9 +57,10 @@ class Trash:
             stored: ids for which there is storage, listed before this call: whatever is created
                 meanwhile has its row before its storage.
         """
+        on_disk = set(stored)
         with self._database.write() as connection:
             rows = connection.execute("SELECT id FROM snapshots UNION ALL SELECT id FROM trash")
-            orphans = sorted(set(stored) - {id for (id,) in rows})
+            orphans = sorted(on_disk - {id for (id,) in rows})
             connection.executemany("INSERT INTO trash (id) VALUES (?)", [(id,) for id in orphans])
         return orphans
 

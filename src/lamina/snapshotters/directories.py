@@ -1,0 +1,64 @@
+"""A directory per snapshot, named after its id: what drivers that keep files have in common.
+
+ROOT/snapshots/ID      one snapshot's
+ROOT/snapshots/rm-ID   one that is being removed
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from lamina.linux.sync import syncfs
+from lamina.snapshotters.tree import remove_tree
+
+_REMOVED = "rm-"
+
+
+class SnapshotDirectories:
+    """The directories of one snapshotter.
+
+    Args:
+        root: the snapshotter's own directory; made (0700) when absent.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.path = root / "snapshots"
+        root.mkdir(0o700, parents=True, exist_ok=True)
+        self.path.mkdir(0o700, exist_ok=True)
+        self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def of(self, id: int) -> Path:
+        """Return that snapshot's directory, which may not exist."""
+        return self.path / str(id)
+
+    def destroy(self, id: int) -> None:
+        """Remove that snapshot's directory; renamed first, half of it never looks like all."""
+        removed = self.path / f"{_REMOVED}{id}"
+        remove_tree(removed)
+        try:
+            self.of(id).rename(removed)
+        except FileNotFoundError:
+            return
+        remove_tree(removed)
+
+    def ids(self) -> list[int]:
+        """List the directories, those being removed included."""
+        names = (path.name.removeprefix(_REMOVED) for path in self.path.iterdir())
+        return [int(name) for name in names if name.isascii() and name.isdecimal()]
+
+    def sync(self) -> None:
+        """Sync the filesystem that they are on."""
+        syncfs(self._fd)
+
+    def close(self) -> None:
+        """Close the descriptor; calling it again does nothing."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def make_directory(path: Path, mode: int) -> None:
+    """Make a directory with exactly this mode, whatever the umask."""
+    path.mkdir(mode)
+    path.chmod(mode)

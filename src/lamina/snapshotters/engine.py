@@ -1,0 +1,295 @@
+"""The one snapshotter: containerd's semantics on top of any driver.
+
+Every change of storage is bracketed by two transactions of the store, and no driver works inside
+one: slow work on one snapshot delays no other, and after a kill at any instruction the store tells
+what to undo. See `docs/internals/store.md`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from lamina.core.driver import Ability, Driver, Snapshot
+from lamina.core.filters import FieldPath, label_field
+from lamina.core.filters import parse as parse_filters
+from lamina.core.mount import Mount
+from lamina.core.snapshot import Info, Kind, Snapshotter, Usage
+from lamina.errors import Internal, PermissionDenied, ResourceExhausted
+from lamina.meta.boot import boot_id
+from lamina.meta.owners import Owners
+from lamina.meta.snapshot_rows import Record
+from lamina.meta.snapshots import SnapshotStore
+from lamina.snapshotters.fsck import Problem, check
+from lamina.snapshotters.reaper import Reaper
+
+log = logging.getLogger(__name__)
+
+DATABASE = "snapshots.sqlite"
+OWNERS = "owners"
+
+
+class Engine(Snapshotter):
+    """A snapshotter with its driver; for several threads, and several processes on one root.
+
+    Args:
+        name: the snapshotter's id, for messages.
+        driver: keeps the storage; closed with the engine.
+        root: the snapshotter's own directory, which exists; it gets the store.
+        sync_remove: `remove` frees the storage before it returns.
+        wake: called after whatever leaves work for the background: `reap` and `sync`.
+        boot: id of the running boot, if not the kernel's.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        driver: Driver,
+        root: Path,
+        *,
+        sync_remove: bool = False,
+        wake: Callable[[], None] | None = None,
+        boot: str = "",
+    ) -> None:
+        self.name = name
+        self.root = root
+        self._driver = driver
+        self._sync_remove = sync_remove
+        self._wake = wake or _nothing
+        self._closed = False
+        with contextlib.ExitStack() as undo:
+            undo.callback(driver.close)
+            self._owners = Owners(root / OWNERS)
+            undo.callback(self._owners.close)
+            self._store = SnapshotStore(
+                root / DATABASE, boot=boot or boot_id(), owners=self._owners
+            )
+            undo.callback(self._store.close)
+            self._reaper = Reaper(driver, self._store.trash)
+            self._recover()
+            undo.pop_all()
+
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        """What the driver can do here."""
+        return self._driver.abilities
+
+    # Looking
+
+    def stat(self, key: str) -> Info:
+        """Describe the snapshot, with the labels that the driver shows."""
+        return self._shown(self._store.record(key))
+
+    def usage(self, key: str) -> Usage:
+        """Measure an Active snapshot now; nothing for a View; else what was measured at commit."""
+        record = self._store.record(key)
+        if record.info.kind != Kind.ACTIVE:
+            return record.usage
+        with _translated("measure snapshot", key):
+            return self._measure(key)
+
+    def mounts(self, key: str) -> list[Mount]:
+        """Return the mounts of an Active snapshot or a View."""
+        with _translated("mount snapshot", key):
+            return self._driver.mounts(self._store.snapshot(key))
+
+    def walk(self, filters: Sequence[str] = ()) -> Iterator[Info]:
+        """Yield what a filter matches; the driver's own labels are shown, but not filtered by."""
+        matches = parse_filters(filters)
+        found = self._store.walk(lambda info: matches(lambda path: _field(info, path)))
+        return map(self._shown, found)
+
+    # Changing
+
+    def update(self, info: Info, *fieldpaths: str) -> Info:
+        """Change labels; those that the driver shows are never stored."""
+        shown = self._driver.info_labels(self._store.record(info.name).id)
+        kept = {key: value for key, value in info.labels.items() if key not in shown}
+        return self._shown(self._store.update(replace(info, labels=kept), fieldpaths))
+
+    def prepare(
+        self, key: str, parent: str = "", *, labels: Mapping[str, str] | None = None
+    ) -> list[Mount]:
+        """Make an Active snapshot; see `Snapshotter.prepare`."""
+        return self._create(Kind.ACTIVE, key, parent, labels)
+
+    def view(
+        self, key: str, parent: str = "", *, labels: Mapping[str, str] | None = None
+    ) -> list[Mount]:
+        """Make a View; see `Snapshotter.view`."""
+        return self._create(Kind.VIEW, key, parent, labels)
+
+    def commit(
+        self, name: str, key: str, *, labels: Mapping[str, str] | None = None, parent: str = ""
+    ) -> None:
+        """Commit an Active snapshot; see `Snapshotter.commit`."""
+        can_rebase = Ability.REBASE in self.abilities
+        snapshot = self._store.begin_commit(name, key, parent, can_rebase=can_rebase)
+        try:
+            with _translated("commit snapshot", key):
+                usage = self._driver.seal(snapshot)
+            self._store.finish_commit(snapshot.id, usage, labels)
+        except BaseException:
+            self._undo("commit", key, lambda: self._store.abort_commit(snapshot.id))
+            raise
+        self._wake()
+
+    def remove(self, key: str) -> None:
+        """Remove the snapshot: one transaction, and with `sync_remove` its storage as well."""
+        id, _ = self._store.remove(key)
+        if self._sync_remove:
+            self._reaper.free(id)  # a failure is logged: the snapshot is removed in any case
+        if not self._sync_remove or self._store.pending():
+            self._wake()
+
+    # Background work
+
+    def pending(self) -> bool:
+        """Tell whether `reap` or `sync` has something to do."""
+        return self._store.pending()
+
+    def reap(self, *, stop: Callable[[], bool] = lambda: False, rest: float = 0) -> int:
+        """Free the storage of removed snapshots; return how many were freed.
+
+        Storage that cannot be freed (something is mounted there) is logged and stays for next time.
+        Several processes may do this at once; they share the work.
+
+        Args:
+            stop: asked before each snapshot; true ends the work early.
+            rest: seconds of pause for each second of work.
+        """
+        return self._reaper.reap(stop=stop, rest=rest)
+
+    def sync(self) -> None:
+        """Make every commit so far survive power loss: one sync for all of them."""
+        ids = self._store.unsynced()
+        if not ids:
+            return
+        with _translated("sync snapshotter", self.name):
+            self._driver.sync()
+        self._store.mark_synced(ids)
+
+    def cleanup(self) -> None:
+        """Free all storage that no snapshot has a right to, and return when it is gone.
+
+        Raises:
+            LaminaError: some of it cannot be freed; the rest is.
+        """
+        self._store.recover()
+        with _translated("clean up snapshotter", self.name):
+            self._store.trash.adopt_orphans(self._driver.ids())
+            self._reaper.drain()
+        self._owners.sweep()
+
+    def fsck(self) -> list[Problem]:
+        """Compare the store with the disk, and return what is wrong; changes nothing.
+
+        What other processes are doing meanwhile is no problem, nor is work for the background.
+        """
+        with _translated("check snapshotter", self.name):
+            return check(self._store, self._driver)
+
+    def close(self) -> None:
+        """Close the store, stop being an owner, and close the driver."""
+        if self._closed:
+            return
+        self._closed = True
+        self._store.close()
+        self._owners.close()
+        self._driver.close()
+
+    # Helpers
+
+    def _create(
+        self, kind: Kind, key: str, parent: str, labels: Mapping[str, str] | None
+    ) -> list[Mount]:
+        snapshot = self._store.begin_create(kind, key, parent, labels)
+        try:
+            with _translated(f"create {str(kind).lower()} snapshot", key):
+                self._driver.create(snapshot)
+                mounts = self._driver.mounts(snapshot)
+            self._store.finish_create(snapshot.id)
+        except BaseException:
+            self._undo("create", key, lambda: self._abandon(snapshot))
+            raise
+        return mounts
+
+    def _abandon(self, snapshot: Snapshot) -> None:
+        if self._store.abandon(snapshot.id):
+            self._reaper.destroy([snapshot.id])
+
+    @staticmethod
+    def _undo(what: str, key: str, undo: Callable[[], object]) -> None:
+        """Undo a change that failed; what cannot be undone now is the next opener's."""
+        try:
+            undo()
+        except Exception as error:  # the first failure is the one to report
+            log.warning("cannot undo %s of a snapshot: %s", what, error, extra={"key": key})
+
+    def _measure(self, key: str) -> Usage:
+        try:
+            return self._driver.usage(self._store.snapshot(key))
+        except Exception:
+            if self._store.record(key).info.kind != Kind.ACTIVE:
+                return self._store.record(key).usage  # committed while it was measured
+            raise
+
+    def _shown(self, record: Record) -> Info:
+        extra = self._driver.info_labels(record.id)
+        if not extra:
+            return record.info
+        return replace(record.info, labels={**record.info.labels, **extra})
+
+    def _recover(self) -> None:
+        self._store.recover()
+        if self._store.rebooted():
+            with _translated("open snapshotter", self.name):
+                lost = self._store.reboot(self._driver.ids())
+            for key in lost:
+                log.warning(
+                    "snapshot was not on disk when the machine went down", extra={"key": key}
+                )
+        if self._store.pending():
+            self._wake()
+
+
+def _nothing() -> None:
+    pass
+
+
+def _field(info: Info, path: FieldPath) -> str | None:
+    """Return a field of a snapshot for the filter language; None where it has none."""
+    match path:
+        case ("name",):
+            return info.name
+        case ("parent",):
+            return info.parent
+        case ("kind",):
+            return str(info.kind).lower()
+        case ("labels", *rest):
+            return label_field(info.labels, tuple(rest))
+    return None
+
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_REFUSED = frozenset({errno.EPERM, errno.EACCES, errno.EROFS})
+
+
+@contextmanager
+def _translated(what: str, subject: str) -> Iterator[None]:
+    """Turn the OSError that a driver lets through into the error tree."""
+    try:
+        yield
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        text = f'{what} "{subject}": {error.strerror or error}{where}'
+        if error.errno in _FULL:
+            raise ResourceExhausted(text, hint="free space or inodes on its filesystem") from error
+        if error.errno in _REFUSED:
+            raise PermissionDenied(text) from error
+        raise Internal(text) from error

@@ -1,0 +1,64 @@
+"""Compares a snapshotter's store with the disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lamina.core.driver import Driver
+from lamina.meta.snapshots import SnapshotStore
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that is not as it should be.
+
+    Attributes:
+        subject: the snapshot's key, or the number of storage without one.
+        what: what is wrong.
+        fix: what helps.
+    """
+
+    subject: str
+    what: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.what}; {self.fix}"
+
+
+def check(store: SnapshotStore, driver: Driver) -> list[Problem]:
+    """Return every problem; see `Engine.fsck`.
+
+    A snapshot has a row before, and a row or an entry in the trash as long as, it has storage. So
+    with the rows read before and after the disk, whatever is made or removed meanwhile is told
+    from what is wrong.
+    """
+    before = store.complete_ids()
+    stored = set(driver.ids())
+    after = store.complete_ids()
+    missing = sorted((before.keys() & after.keys()) - stored)
+    orphans = sorted(stored - store.ids().keys() - store.trash.ids())
+    return [
+        *(Problem("store", text, "remove the snapshotter's directory") for text in store.damage()),
+        *(_missing(after[id]) for id in missing),
+        *(_orphan(id) for id in orphans if id in set(driver.ids())),
+        *(_half_done(key, state) for key, state in store.half_done()),
+        *(_lost(key) for key in store.lost()),
+    ]
+
+
+def _missing(key: str) -> Problem:
+    return Problem(key, "its storage is gone", "remove it and what stands on it, then pull again")
+
+
+def _orphan(id: int) -> Problem:
+    return Problem(str(id), "there is storage of this number but no snapshot", "clean up")
+
+
+def _half_done(key: str, state: str) -> Problem:
+    return Problem(key, f"the process that was {state} it has died", "clean up")
+
+
+def _lost(key: str) -> Problem:
+    what = "it was not yet on disk when the machine lost power, and other snapshots stand on it"
+    return Problem(key, what, "remove it and what stands on it, then pull again")

@@ -1,0 +1,1 @@
+"""The native snapshotter: each snapshot a full copy of its parent; works on any filesystem."""

@@ -1,0 +1,1 @@
+"""The overlayfs snapshotter: one directory per snapshot, stacked by the kernel's overlay."""

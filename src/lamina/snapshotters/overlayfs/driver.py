@@ -1,0 +1,154 @@
+"""Storage of the overlayfs snapshotter, in containerd's layout and with its mounts.
+
+    ROOT/snapshots/ID/fs      upper directory while Active, lower directory once Committed
+    ROOT/snapshots/ID/work    work directory of an Active snapshot
+    ROOT/snapshots/rm-ID      what is being removed
+
+A View has a directory as well, whose `fs` only a View without parent is mounted from.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from lamina.core.driver import Ability, Snapshot
+from lamina.core.labels import OVERLAY_UPPERDIR, OVERLAY_VOLATILE
+from lamina.core.mount import Mount
+from lamina.core.snapshot import EMPTY_LABELS, Kind, Usage
+from lamina.layer.usage import disk_usage
+from lamina.meta.boot import boot_id
+from lamina.snapshotters.directories import SnapshotDirectories, make_directory
+from lamina.snapshotters.overlayfs.mappings import mapped_root, mapping_options
+from lamina.snapshotters.overlayfs.volatile import check_volatile, prepare_volatile
+
+
+class OverlayDriver:
+    """The overlayfs driver.
+
+    Args:
+        root: the snapshotter's directory; made when absent.
+        abilities: what kernel and configuration allow.
+        mount_options: for every overlay mount, after the directories; never for bind mounts.
+        upperdir_label: show the label OVERLAY_UPPERDIR.
+        boot: id of the running boot, if not the kernel's.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        abilities: frozenset[Ability] = frozenset({Ability.REBASE}),
+        mount_options: tuple[str, ...] = (),
+        upperdir_label: bool = False,
+        boot: str = "",
+    ) -> None:
+        self._directories = SnapshotDirectories(root)
+        self._abilities = abilities
+        self._mount_options = mount_options
+        self._upperdir_label = upperdir_label
+        self._boot = boot or boot_id()
+
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        """What kernel and configuration allow."""
+        return self._abilities
+
+    def create(self, snapshot: Snapshot) -> None:
+        """Make the directories; `fs` belongs to the mapped root, or to whom the parent's does."""
+        owner = mapped_root(snapshot.labels)
+        directory = self._directories.of(snapshot.id)
+        fs = directory / "fs"
+        make_directory(directory, 0o700)
+        make_directory(fs, 0o755)
+        if snapshot.kind == Kind.ACTIVE:
+            make_directory(directory / "work", 0o711)
+        if owner is None and snapshot.parents:
+            parent = self._fs(snapshot.parents[0]).stat()
+            owner = (parent.st_uid, parent.st_gid)
+        if owner is not None:
+            os.chown(fs, *owner, follow_symlinks=False)
+
+    def mounts(self, snapshot: Snapshot) -> list[Mount]:
+        """Return one bind mount, or one overlay where directories have to be stacked."""
+        mapping: tuple[str, ...] = ()
+        if Ability.REMAP_IDS in self._abilities:
+            mapping = mapping_options(snapshot.labels)
+        lower = [self._fs(id) for id in snapshot.parents]
+        if snapshot.kind == Kind.ACTIVE:
+            if not lower:
+                return [_bind(self._fs(snapshot.id), (*mapping, "rw", "rbind"))]
+            return [self._writable(snapshot, lower, mapping)]
+        if len(lower) < 2:
+            source = lower[0] if lower else self._fs(snapshot.id)
+            return [_bind(source, (*mapping, "ro", "rbind"))]
+        return [_overlay((*mapping, _lowerdir(lower), *self._mount_options))]
+
+    def _writable(self, snapshot: Snapshot, lower: list[Path], mapping: tuple[str, ...]) -> Mount:
+        directory = self._directories.of(snapshot.id)
+        options = (
+            *mapping,
+            f"workdir={_escaped(directory / 'work')}",
+            f"upperdir={_escaped(directory / 'fs')}",
+            _lowerdir(lower),
+            *self._mount_options,
+        )
+        if snapshot.labels.get(OVERLAY_VOLATILE) != "true":
+            return _overlay(options)
+        prepare_volatile(directory, self._boot)
+        return _overlay((*options, "volatile"))
+
+    def seal(self, snapshot: Snapshot) -> Usage:
+        """Measure; the upper directory becomes a lower one as it is."""
+        check_volatile(self._directories.of(snapshot.id), self._boot)
+        return self.usage(snapshot)
+
+    def usage(self, snapshot: Snapshot) -> Usage:
+        """Measure the upper directory."""
+        return disk_usage(self._fs(snapshot.id))
+
+    def destroy(self, id: int) -> None:
+        """Remove the snapshot's directory."""
+        self._directories.destroy(id)
+
+    def ids(self) -> list[int]:
+        """List the directories, those being removed included."""
+        return self._directories.ids()
+
+    def sync(self) -> None:
+        """Sync the filesystem that the snapshots are on."""
+        self._directories.sync()
+
+    def info_labels(self, id: int) -> Mapping[str, str]:
+        """Return the upper directory, if the configuration wants it shown."""
+        if not self._upperdir_label:
+            return EMPTY_LABELS
+        return {OVERLAY_UPPERDIR: str(self._fs(id))}
+
+    def close(self) -> None:
+        """Close the directory; calling it again does nothing."""
+        self._directories.close()
+
+    def _fs(self, id: int) -> Path:
+        return self._directories.of(id) / "fs"
+
+
+def _bind(source: Path, options: tuple[str, ...]) -> Mount:
+    return Mount("bind", str(source), options=options)
+
+
+def _overlay(options: tuple[str, ...]) -> Mount:
+    return Mount("overlay", "overlay", options=options)
+
+
+def _lowerdir(lower: list[Path]) -> str:
+    return "lowerdir=" + ":".join(map(_escaped, lower))
+
+
+def _escaped(path: Path) -> str:
+    r"""Quote what separates directories and options; the kernel takes `\` before any character."""
+    text = str(path)
+    for character in "\\:,":
+        text = text.replace(character, f"\\{character}")
+    return text

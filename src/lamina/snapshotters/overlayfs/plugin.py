@@ -1,0 +1,60 @@
+"""The overlayfs snapshotter's configuration, with containerd's keys and defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lamina.snapshotters.plugin import SnapshotterConfig, SnapshotterPlugin
+
+if TYPE_CHECKING:
+    from lamina.core.driver import Driver
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OverlayConfig(SnapshotterConfig):
+    """`[plugins."io.containerd.snapshotter.v1.overlayfs"]`.
+
+    Attributes:
+        upperdir_label: show each snapshot's upper directory as a label.
+        sync_remove: free a snapshot's storage before its removal returns.
+        slow_chown: let a container's layers be copied and chowned where its user namespace needs
+            it and id-mapped mounts are not to be had.
+        mount_options: further options of every overlay mount; bind mounts do not get them.
+    """
+
+    upperdir_label: bool = False
+    sync_remove: bool = False
+    slow_chown: bool = False
+    mount_options: tuple[str, ...] = ()
+
+    def problems(self) -> list[str]:
+        """Return the options that the snapshotter has to set itself."""
+        own = ("lowerdir", "upperdir", "workdir")
+        return [
+            f"mount_options: {option!r} is what the snapshotter sets itself"
+            for option in self.mount_options
+            if option.partition("=")[0].rstrip("+") in own
+        ]
+
+    def removes_synchronously(self) -> bool:
+        """Return `sync_remove`."""
+        return self.sync_remove
+
+
+def _load(config: OverlayConfig, root: Path) -> Driver:
+    from lamina.snapshotters.overlayfs import support
+    from lamina.snapshotters.overlayfs.driver import OverlayDriver
+
+    root.mkdir(0o700, parents=True, exist_ok=True)
+    support.require_d_type(root)
+    return OverlayDriver(
+        root,
+        abilities=support.abilities(slow_chown=config.slow_chown),
+        mount_options=support.overlay_options(root, config.mount_options),
+        upperdir_label=config.upperdir_label,
+    )
+
+
+PLUGIN = SnapshotterPlugin(id="overlayfs", config=OverlayConfig, load=_load)

@@ -1,0 +1,76 @@
+"""What kernel and filesystem allow the overlayfs driver to do."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from lamina.core.driver import Ability
+from lamina.errors import FailedPrecondition
+from lamina.linux.dirent import DT_UNKNOWN, entry_types
+from lamina.linux.userns import in_user_namespace
+
+INDEX_PARAMETER = Path("/sys/module/overlay/parameters/index")
+_IDMAPPED_LAYERS = (5, 19)
+"""The kernel that takes idmapped mounts as lower directories."""
+
+
+def require_d_type(root: Path) -> None:
+    """Check that the filesystem tells a directory entry's type, which overlay relies on.
+
+    Raises:
+        FailedPrecondition: it does not.
+    """
+    with tempfile.NamedTemporaryFile(dir=root, prefix=".d_type-"):
+        fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            unknown = DT_UNKNOWN in entry_types(fd)
+        finally:
+            os.close(fd)
+    if unknown:
+        raise FailedPrecondition(
+            "use as root of overlayfs a filesystem that does not support d_type:", root,
+            hint="if it is xfs, make it anew with `mkfs.xfs -n ftype=1`; or move the root",
+        )  # fmt: skip
+
+
+def overlay_options(root: Path, configured: Iterable[str]) -> tuple[str, ...]:
+    """Return the options of every overlay mount: those configured and those needed here."""
+    options = tuple(configured)
+    names = {option.partition("=")[0] for option in options}
+    needed = []
+    if "userxattr" not in names and in_user_namespace() and _takes_user_xattrs(root):
+        needed.append("userxattr")
+    if "index" not in names and INDEX_PARAMETER.exists():
+        # A kernel that defaults to index=on refuses an upper directory that has been moved.
+        needed.append("index=off")
+    return (*options, *needed)
+
+
+def abilities(*, slow_chown: bool) -> frozenset[Ability]:
+    """Return what drivers on this kernel can do."""
+    found = set()
+    unprivileged = in_user_namespace()
+    if not unprivileged:
+        found.add(Ability.REBASE)  # whiteouts in what is to be rebased are device nodes
+        if _kernel() >= _IDMAPPED_LAYERS:
+            found.add(Ability.REMAP_IDS)
+    if not slow_chown:
+        found.add(Ability.ONLY_REMAP_IDS)
+    return frozenset(found)
+
+
+def _takes_user_xattrs(root: Path) -> bool:
+    with tempfile.NamedTemporaryFile(dir=root, prefix=".xattr-") as file:
+        try:
+            os.setxattr(file.fileno(), "user.lamina", b"")
+        except OSError:
+            return False  # an older tmpfs: overlay keeps its marks in trusted.* there
+    return True
+
+
+def _kernel() -> tuple[int, int]:
+    major, minor = os.uname().release.split(".")[:2]
+    return int(major), int("".join(c for c in minor if c.isdigit()) or 0)

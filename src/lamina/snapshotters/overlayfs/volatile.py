@@ -1,0 +1,47 @@
+"""Overlay mounts with `volatile`: never synced, and worthless after a crash of the machine.
+
+The kernel makes `work/work/incompat/volatile` when it mounts one and never removes it; while it is
+there, the next mount fails (Documentation/filesystems/overlayfs.rst, "Volatile mount"). Within the
+boot that mounted it nothing is lost, all writes being in the page cache, and the mark can go.
+Under another boot it means that files may be truncated. The boot is in `BOOT` beside `work`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lamina.errors import DataLoss
+
+BOOT = "volatile-boot"
+_MARK = Path("work", "work", "incompat", "volatile")
+
+
+def prepare_volatile(directory: Path, boot: str) -> None:
+    """Let the snapshot in this directory be mounted (again) with `volatile`.
+
+    Raises:
+        DataLoss: it was mounted so under another boot.
+    """
+    check_volatile(directory, boot)
+    (directory / BOOT).write_text(boot, encoding="ascii")
+    for leaf in (directory / _MARK, directory / _MARK.parent):
+        try:
+            leaf.rmdir()
+        except FileNotFoundError:
+            pass
+
+
+def check_volatile(directory: Path, boot: str) -> None:
+    """Check that nothing written through a volatile mount can have been lost.
+
+    Raises:
+        DataLoss: the machine was restarted after it was mounted.
+    """
+    if not (directory / _MARK).exists():
+        return
+    mounted_under = directory / BOOT
+    if not mounted_under.exists() or mounted_under.read_text(encoding="ascii") != boot:
+        raise DataLoss(
+            "use a volatile snapshot: the machine was restarted after it was mounted", directory,
+            hint="files in it may be cut short; remove it and prepare it again",
+        )  # fmt: skip
