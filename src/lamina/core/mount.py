@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -46,6 +48,29 @@ class Mount:
         target = f"{root}/{self.target.lstrip('/')}" if self.target else root
         line = f"mount -t {self.type} {self.source} {target}"
         return f"{line} -o {','.join(self.options)}" if self.options else line
+
+
+def escape_option(path: str | os.PathLike[str]) -> str:
+    r"""Return a path as part of an option such as `lowerdir=`: `\`, `:` and `,` get a backslash."""
+    return re.sub(r"[\\:,]", r"\\\g<0>", os.fspath(path))
+
+
+def unescape_option(text: str) -> str:
+    """Return the path that `escape_option` made the text from."""
+    return re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL)
+
+
+def split_option(text: str, separator: str) -> list[str]:
+    """Split where no backslash precedes the separator, as the kernel does; escapes stay."""
+    if "\\" not in text:
+        return text.split(separator)
+    parts = [""]
+    for piece in re.findall(r"\\.|.", text, flags=re.DOTALL):
+        if piece == separator:
+            parts.append("")
+        else:
+            parts[-1] += piece
+    return parts
 
 
 def read_only_mounts(mounts: Iterable[Mount]) -> list[Mount]:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from lamina.linux.libc import function
+from lamina.linux.process import unshare
 
 CLONE_FS = 0x00000200
 
 T = TypeVar("T")
-
-_unshare = function("unshare", ctypes.c_int)
 
 
 def call_in_directory(dir_fd: int, call: Callable[[], T]) -> T:
@@ -28,7 +25,7 @@ def call_in_directory(dir_fd: int, call: Callable[[], T]) -> T:
 
     def work() -> None:
         try:
-            _unshare(CLONE_FS)
+            unshare(CLONE_FS)
             os.fchdir(dir_fd)
             results.append(call())
         except BaseException as error:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lamina.core.mount import escape_option
 from lamina.linux import loop as loop_device
 from lamina.linux import mountapi as api
 from lamina.linux.libc import function
@@ -133,7 +134,8 @@ def reflink(directory: Path) -> None:
 def _overlay(directory: Path, options: str) -> None:
     for name in ("lower", "upper", "work", "at"):
         (directory / name).mkdir(exist_ok=True)
-    data = ",".join(f"{name}dir={directory}/{name}" for name in ("lower", "upper", "work"))
+    base = escape_option(directory)
+    data = ",".join(f"{name}dir={base}/{name}" for name in ("lower", "upper", "work"))
     point = directory / "at"
     api.mount("overlay", point, "overlay", 0, data + options)
     with _unmounted(point):

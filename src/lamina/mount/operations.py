@@ -67,7 +67,7 @@ class Bind:
 
     def execute(self, target_fd: int) -> None:
         """Copy the mount, dress the copy, attach it."""
-        recursive = bool(self.options.flags & api.MS_REC)
+        recursive = self.mount.type == "rbind" or bool(self.options.flags & api.MS_REC)
         with closing(api.open_tree(self.mount.source, recursive=recursive)) as fd:
             atime = self.options.cleared_attributes & api.MOUNT_ATTR__ATIME
             if self.options.attributes or atime:

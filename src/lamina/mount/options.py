@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lamina.core.mount import Mount
+from lamina.core.mount import Mount, split_option
 from lamina.errors import InvalidArgument
 from lamina.linux import mountapi as api
 
@@ -159,22 +159,7 @@ def split_options(options: Iterable[str]) -> list[str]:
         if option.startswith(("uidmap=", "gidmap=")):
             parts.append(option)
         else:
-            parts.extend(part for part in split_escaped(option, ",") if part)
-    return parts
-
-
-def split_escaped(text: str, separator: str) -> list[str]:
-    r"""Split where the separator has no backslash before it; escapes stay as they are."""
-    parts = [""]
-    position = 0
-    while position < len(text):
-        step = 2 if text[position] == "\\" else 1
-        piece = text[position : position + step]
-        if piece == separator:
-            parts.append("")
-        else:
-            parts[-1] += piece
-        position += step
+            parts.extend(part for part in split_option(option, ",") if part)
     return parts
 
 

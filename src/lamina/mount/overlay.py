@@ -8,19 +8,18 @@ fsconfig(2) and `lowerdir+` (Linux >= 6.7), one layer at a time.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from lamina.core.mount import Mount
+from lamina.core.mount import Mount, split_option, unescape_option
 from lamina.errors import InvalidArgument, ResourceExhausted
 from lamina.linux import mountapi as api
 from lamina.linux.directory import call_in_directory
 from lamina.mount.idmap import mapped_namespace
 from lamina.mount.operations import attach, closing, configure, fd_path, set_propagation
-from lamina.mount.options import MountOptions, split_escaped
+from lamina.mount.options import MountOptions
 from lamina.mount.target import path_of
 
 MAX_LOWER_DIRECTORIES = 500
@@ -55,7 +54,7 @@ class Overlay:
         value = options.value("lowerdir")
         if not value:
             raise InvalidArgument("mount overlay: it needs the option lowerdir=")
-        lower = tuple(split_escaped(value, ":"))
+        lower = tuple(split_option(value, ":"))
         if len(lower) > MAX_LOWER_DIRECTORIES:
             raise ResourceExhausted(
                 f"mount overlay: {len(lower)} lower directories, the kernel takes at most "
@@ -93,7 +92,7 @@ class Overlay:
             elif self._fits(self.lower) or (common := self.common_directory) is None:
                 self._create(self.lower, target_fd)
             else:
-                with closing(os.open(unescaped(common), os.O_PATH | os.O_CLOEXEC)) as base:
+                with closing(os.open(unescape_option(common), os.O_PATH | os.O_CLOEXEC)) as base:
                     lower = self._relative(common)
                     call_in_directory(base, lambda: self._create(lower, target_fd))
         except FileNotFoundError as error:
@@ -109,7 +108,7 @@ class Overlay:
         if common is None:
             raise AssertionError("plan() lets no such overlay through")
         lower = self._relative(common)
-        first = unescaped(lower[0])
+        first = unescape_option(lower[0])
         with closing(self._idmapped_copy(common)) as base:
             with _attached_for_a_while(base, target_fd):
                 with closing(os.open(first, os.O_PATH | os.O_CLOEXEC, dir_fd=base)) as layer:
@@ -120,7 +119,7 @@ class Overlay:
                 set_propagation(result, self.options)
 
     def _idmapped_copy(self, directory: str) -> int:
-        copy = api.open_tree(unescaped(directory), recursive=True)
+        copy = api.open_tree(unescape_option(directory), recursive=True)
         try:
             with mapped_namespace(self.options.uidmap, self.options.gidmap) as userns:
                 read_only = api.MOUNT_ATTR_RDONLY
@@ -146,7 +145,7 @@ class Overlay:
     def _configured(self, lower: tuple[str, ...]) -> int:
         with closing(api.fsopen("overlay")) as fs:
             api.fsconfig_string(fs, "source", self.mount.source)
-            layers = tuple(f"lowerdir+={unescaped(path)}" for path in lower)
+            layers = tuple(f"lowerdir+={unescape_option(path)}" for path in lower)
             configure(fs, (*layers, *self.data), self.options.flags)
             api.fsconfig_create(fs)
             return api.fsmount(fs, self.options.attributes)
@@ -155,8 +154,8 @@ class Overlay:
         """Say which of the directories is missing, which the kernel does not."""
         paths = [*self.lower, self.options.value("upperdir"), self.options.value("workdir")]
         for path in paths:
-            if path and not Path(unescaped(path)).is_dir():
-                return OSError(error.errno, error.strerror, unescaped(path))
+            if path and not Path(unescape_option(path)).is_dir():
+                return OSError(error.errno, error.strerror, unescape_option(path))
         return error
 
     def _relative(self, common: str) -> tuple[str, ...]:
@@ -167,11 +166,6 @@ class Overlay:
 
     def _text(self, lower: tuple[str, ...]) -> str:
         return ",".join((_LOWERDIR + ":".join(lower), *self.data))
-
-
-def unescaped(path: str) -> str:
-    """Return a path without the backslashes that protect `:`, `,` and backslashes in options."""
-    return re.sub(r"\\(.)", r"\1", path)
 
 
 @contextmanager

@@ -34,7 +34,7 @@ def plan_one(mount: Mount) -> Operation:
     options = parse_options(mount)
     if options.flags & api.MS_REMOUNT:
         return Remount(mount, options)
-    if options.flags & api.MS_BIND or mount.type == "bind":
+    if options.flags & api.MS_BIND or mount.type in {"bind", "rbind"}:
         return _bind(mount, options)
     if mount.type == "overlay":
         return Overlay.plan(mount, options)
