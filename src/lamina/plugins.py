@@ -7,7 +7,7 @@ entry point group `lamina.snapshotters`. Whether one works is found out by loadi
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,8 +92,16 @@ def find(name: str) -> AnyPlugin:
     )
 
 
-def load(name: str, root: Path, config: Config) -> Engine:
+def load(
+    name: str, root: Path, config: Config, *, wake: Callable[[], None] | None = None
+) -> Engine:
     """Return the snapshotter of that name, ready for use; it keeps its data below `root`.
+
+    Args:
+        name: containerd's id of it.
+        root: Lamina's root directory.
+        config: what its section may say.
+        wake: called after whatever leaves work for the background.
 
     Raises:
         NotFound: there is no snapshotter of that name.
@@ -108,14 +116,15 @@ def load(name: str, root: Path, config: Config) -> Engine:
     directory = plugin.directory(section, root)
     _refuse_containerds(directory)
     driver = plugin.load(section, directory)
-    return Engine(name, driver, directory, sync_remove=section.removes_synchronously())
+    synchronously = section.removes_synchronously()
+    return Engine(name, driver, directory, sync_remove=synchronously, wake=wake)
 
 
 def plugins(root: Path, config: Config) -> list[PluginStatus]:
     """Return the status of every snapshotter, given where it would keep its data.
 
-    Nothing is left behind: where a snapshotter's directory does not exist yet, its driver is
-    loaded in a temporary one on the same filesystem.
+    Each is tried in a temporary directory on the filesystem where it would keep its data, so that
+    nothing is left behind and nothing there is touched.
     """
     return [_status(name, root, config) for name in known()]
 
@@ -145,7 +154,8 @@ def _described(name: str, error: OSError) -> LaminaError:
 def _try(plugin: AnyPlugin, section: SnapshotterConfig, directory: Path) -> tuple[str, ...]:
     """Load the driver, and return its capabilities."""
     _refuse_containerds(directory)
-    with _existing(directory) as place:
+    with _probe_directory(directory) as place:
+        plugin.probe(section, place)
         driver = plugin.load(section, place)
         try:
             return tuple(sorted(driver.abilities))
@@ -154,15 +164,12 @@ def _try(plugin: AnyPlugin, section: SnapshotterConfig, directory: Path) -> tupl
 
 
 @contextmanager
-def _existing(directory: Path) -> Iterator[Path]:
-    """Give the directory itself or, while it does not exist, a temporary one as near as can be."""
-    if directory.is_dir():
-        yield directory
-        return
+def _probe_directory(directory: Path) -> Iterator[Path]:
+    """Make a directory where `directory` is or, while it does not exist, as near as can be."""
     from shutil import rmtree
 
-    parent = next(parent for parent in directory.absolute().parents if parent.is_dir())
-    place = parent / f".lamina-probe-{os.getpid()}"
+    nearest = next(path for path in (directory, *directory.parents) if path.is_dir())
+    place = nearest / f".lamina-probe-{os.getpid()}"
     place.mkdir(mode=0o700)
     try:
         yield place

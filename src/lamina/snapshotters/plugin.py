@@ -45,6 +45,10 @@ class SnapshotterConfig:
 ConfigT = TypeVar("ConfigT", bound=SnapshotterConfig)
 
 
+def _loads_or_not(config: SnapshotterConfig, directory: Path) -> None:
+    """Find nothing out beyond what `load` does."""
+
+
 @dataclass(frozen=True, slots=True)
 class SnapshotterPlugin(Generic[ConfigT]):
     """How to load one snapshotter.
@@ -55,11 +59,14 @@ class SnapshotterPlugin(Generic[ConfigT]):
         load: makes the driver that keeps its storage below the directory given (which `load`
             creates). Raises SnapshotterSkipped where this machine cannot do it, LaminaError or
             OSError where something is wrong.
+        probe: tries, in a directory on the same filesystem, what `load` only assumes, such as a
+            mount. Raises as `load` does. Asked by `plugins ls`, not before each use.
     """
 
     id: str
     config: type[ConfigT]
     load: Callable[[ConfigT, Path], Driver]
+    probe: Callable[[ConfigT, Path], None] = _loads_or_not
 
     @property
     def uri(self) -> str:

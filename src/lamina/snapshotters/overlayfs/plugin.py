@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lamina.errors import SnapshotterSkipped
 from lamina.snapshotters.plugin import SnapshotterConfig, SnapshotterPlugin
 
 if TYPE_CHECKING:
@@ -57,4 +58,19 @@ def _load(config: OverlayConfig, root: Path) -> Driver:
     )
 
 
-PLUGIN = SnapshotterPlugin(id="overlayfs", config=OverlayConfig, load=_load)
+def _probe(config: OverlayConfig, directory: Path) -> None:
+    from lamina.linux import probes
+    from lamina.linux.userns import in_user_namespace
+
+    probe = probes.overlay_userxattr if in_user_namespace() else probes.overlay
+    reason = probe(directory)
+    if reason is not None:
+        raise SnapshotterSkipped(
+            "overlayfs",
+            reason=f"mounting an overlay in {directory.parent} fails: {reason}",
+            fix="run as root, with the root directory on ext4, xfs or btrfs;"
+            " or use the snapshotter native",
+        )
+
+
+PLUGIN = SnapshotterPlugin(id="overlayfs", config=OverlayConfig, load=_load, probe=_probe)
