@@ -15,7 +15,7 @@ from lamina.images.registry.connections import reason
 from lamina.images.registry.failure import Failure
 from lamina.images.registry.retry import RetryPolicy
 
-CHUNK = 1 << 20
+CHUNK = 256 << 10
 """Most bytes taken from a socket at once; it gives what it has, without waiting for more."""
 SMALL_SECONDS = 10.0
 
