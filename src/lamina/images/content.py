@@ -34,7 +34,7 @@ from lamina.errors import (
     ResourceExhausted,
 )
 from lamina.images.ingest import Writer, lock_ingest, remove_ingest, try_lock
-from lamina.images.manifest import MAX_CONFIG_BYTES, Descriptor, check_blob
+from lamina.images.manifest import MAX_CONFIG_BYTES, Descriptor, check_blob, content_ref
 from lamina.images.registry.cancel import Cancel
 from lamina.linux.sync import syncfs
 from lamina.meta.boot import boot_id
@@ -68,7 +68,8 @@ class ContentStore:
 
     def __init__(self, root: Path, database: Database, *, boot: str | None = None) -> None:
         self.root = root
-        self._table = ContentTable(database, boot=boot or boot_id())
+        self._boot = boot or boot_id()
+        self._table = ContentTable(database, boot=self._boot)
         self._database = database
         self._ingest = root / "ingest"
         for directory in (root, root / "blobs", root / "blobs/sha256", self._ingest):
@@ -189,7 +190,7 @@ class ContentStore:
                 if expected is not None and self.has(expected.digest):
                     remove_ingest(directory)
                     continue
-                writer = Writer(ref, directory, expected, self._publish, lock)
+                writer = Writer(ref, directory, expected, self._publish, lock, self._boot)
                 lock.pop_all()
                 return writer
 
@@ -200,9 +201,8 @@ class ContentStore:
             DigestMismatch: they are not what the descriptor says.
         """
         check_blob(data, descriptor)
-        kind = descriptor.media_type.rpartition("/")[2] or "blob"
         try:
-            writer = self.open_writer(f"{kind}-{descriptor.digest}", expected=descriptor)
+            writer = self.open_writer(content_ref(descriptor), expected=descriptor)
         except AlreadyExists:
             return
         with writer:
@@ -285,13 +285,13 @@ class ContentStore:
         except FileNotFoundError:
             return False
 
-    def _publish(self, data: Path, digest: Digest, size: int) -> None:
+    def _publish(self, data: Path, digest: Digest, size: int, labels: Mapping[str, str]) -> None:
         """Put a finished file into place and record it."""
         target = self._path(digest)
         target.parent.mkdir(mode=0o755, exist_ok=True)
         with self._database.write() as connection:
             data.rename(target)
-            self._table.insert(connection, digest, size)
+            self._table.insert(connection, digest, size, labels)
 
     def _recheck(self, info: ContentInfo) -> None:
         """Hash a blob that an earlier boot left unsynced; drop it where it is damaged."""

@@ -1,7 +1,8 @@
 """A blob on its way into the content store: written, hashed, resumed, committed or given up.
 
 Layout of `ingest/HASH-OF-REF/`, as in containerd: `data` (what is there so far), `ref`, `total`
-(decimal bytes), `startedat` (RFC 3339). The directory itself is locked with flock(2) by its
+(decimal bytes), `startedat` (RFC 3339); and `boot`, which containerd does not have: the boot that
+wrote it. The directory itself is locked with flock(2) by its
 writer, so one process at a time writes a blob, and a killed writer holds nothing back.
 """
 
@@ -11,7 +12,7 @@ import errno
 import fcntl
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +28,7 @@ from lamina.images.registry.cancel import Cancel
 POLL_SECONDS = 0.05
 _CHUNK = 1 << 20
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_FILES = ("data", "ref", "total", "startedat", "updatedat")
+_FILES = ("data", "ref", "total", "startedat", "updatedat", "boot")
 
 
 class Writer:
@@ -46,8 +47,9 @@ class Writer:
         ref: str,
         directory: Path,
         expected: Descriptor | None,
-        publish: Callable[[Path, Digest, int], None],
+        publish: Callable[[Path, Digest, int, Mapping[str, str]], None],
         lock: ExitStack,
+        boot: str,
     ) -> None:
         self.ref = ref
         self.path = directory / "data"
@@ -61,8 +63,11 @@ class Writer:
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         self._fd = os.open(self.path, flags, 0o600)
         lock.callback(os.close, self._fd)
-        self._describe()
-        self._rehash()
+        same_boot = self._describe(boot)
+        if same_boot and expected is not None:
+            self._rehash(expected)
+        else:
+            self.restart()
         self.resumed = self._offset
 
     @property
@@ -86,10 +91,10 @@ class Writer:
             self._offset += written
             view = view[written:]
 
-    def commit(self) -> Digest:
+    def commit(self, labels: Mapping[str, str] | None = None) -> Digest:
         """Check size and digest, put the blob into the store, and return its digest.
 
-        A blob that is there already is no error. The ingest is gone then.
+        A blob that is there already is no error; it gets the labels too. The ingest is gone then.
 
         Raises:
             DigestMismatch: the bytes are not what was expected; the ingest is kept: `abort` it.
@@ -100,7 +105,7 @@ class Writer:
         if self._expected and digest != self._expected.digest:
             raise DigestMismatch("write", self.ref, expected=self._expected.digest, got=digest)
         os.fchmod(self._fd, 0o444)
-        self._publish(self.path, digest, self._offset)
+        self._publish(self.path, digest, self._offset, labels or {})
         self.abort()
         return digest
 
@@ -147,17 +152,25 @@ class Writer:
         size = str(self._expected.size) if self._expected else ""
         return DigestMismatch("write", f"{self.ref}: size in bytes", expected=size, got=got)
 
-    def _describe(self) -> None:
+    def _describe(self, boot: str) -> bool:
+        """Write what the ingest is for; tell whether this boot has written what is there.
+
+        After a power failure the file may have its length and not its bytes.
+        """
         (self._directory / "ref").write_text(self.ref, encoding="utf-8")
         total = self._expected.size if self._expected else 0
         (self._directory / "total").write_text(str(total), encoding="ascii")
-        started = self._directory / "startedat"
-        if not started.exists():
-            started.write_text(datetime.now(UTC).isoformat(), encoding="ascii")
+        writer = self._directory / "boot"
+        if writer.exists() and writer.read_text(encoding="ascii") == boot:
+            return True
+        writer.write_text(boot, encoding="ascii")
+        started = datetime.now(UTC).isoformat()
+        (self._directory / "startedat").write_text(started, encoding="ascii")
+        return False
 
-    def _rehash(self) -> None:
+    def _rehash(self, expected: Descriptor) -> None:
         """Take in what an earlier writer left; start over where it is more than the blob."""
-        if self._expected is None or os.fstat(self._fd).st_size > self._expected.size:
+        if os.fstat(self._fd).st_size > expected.size:
             self.restart()
             return
         while data := os.pread(self._fd, _CHUNK, self._offset):

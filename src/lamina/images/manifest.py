@@ -167,6 +167,15 @@ def is_foreign(media_type: str) -> bool:
     return media_type.startswith((OCI_NONDISTRIBUTABLE, DOCKER_FOREIGN))
 
 
+def content_ref(descriptor: Descriptor) -> str:
+    """Return the name that containerd gives to the ingest of this content."""
+    kinds = {"index": INDEX_TYPES, "manifest": MANIFEST_TYPES, "config": CONFIG_TYPES}
+    kind = next((k for k, types in kinds.items() if descriptor.media_type in types), "unknown")
+    if is_layer(descriptor.media_type):
+        kind = "layer"
+    return f"{kind}-{descriptor.digest}"
+
+
 def parse_manifest(data: bytes, media_type: str) -> Manifest | Index:
     """Decode a manifest or an index, as `media_type` says.
 

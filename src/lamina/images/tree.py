@@ -122,6 +122,23 @@ def images(target: Descriptor, read: Reader) -> Iterator[Descriptor]:
     yield from _images(target, read, MAX_DEPTH)
 
 
+def leaves(target: Descriptor, read: Reader) -> Iterator[Descriptor]:
+    """Yield all content below `target` that is neither index nor manifest, attestations included.
+
+    Raises:
+        FormatError: indexes are nested too deep.
+    """
+    yield from _leaves(target, read, MAX_DEPTH)
+
+
+def _leaves(descriptor: Descriptor, read: Reader, depth: int) -> Iterator[Descriptor]:
+    if descriptor.media_type in INDEX_TYPES:
+        for entry in _entries(descriptor, read, depth):
+            yield from _leaves(entry, read, depth - 1)
+    elif descriptor.media_type in MANIFEST_TYPES:
+        yield from children(descriptor, read)
+
+
 def _images(descriptor: Descriptor, read: Reader, depth: int) -> Iterator[Descriptor]:
     if descriptor.media_type not in INDEX_TYPES:
         yield descriptor

@@ -52,13 +52,18 @@ class ContentTable:
             rows = connection.execute("SELECT * FROM content ORDER BY digest").fetchall()
         return [_from_row(row) for row in rows]
 
-    def insert(self, connection: sqlite3.Connection, digest: Digest, size: int) -> None:
-        """Record a blob just written, unsynced; labels of an earlier record are kept."""
+    def insert(
+        self, connection: sqlite3.Connection, digest: Digest, size: int, labels: Mapping[str, str]
+    ) -> None:
+        """Record a blob just written, unsynced; the labels are added to an earlier record's."""
+        validate(labels)
+        row = connection.execute("SELECT * FROM content WHERE digest=?", (digest,)).fetchone()
         now = time.time_ns()
+        old = _from_row(row) if row is not None else ContentInfo(digest, size, {}, now)
+        merged = json.dumps({**old.labels, **labels})
         connection.execute(
-            "INSERT INTO content VALUES (?,?,'{}',?,?,?) ON CONFLICT (digest) DO UPDATE SET"
-            " size=excluded.size, updated_ns=excluded.updated_ns, unsynced=excluded.unsynced",
-            (digest, size, now, now, self._boot),
+            "INSERT OR REPLACE INTO content VALUES (?,?,?,?,?,?)",
+            (digest, size, merged, old.created_ns, now, self._boot),
         )
 
     def delete(self, connection: sqlite3.Connection, digest: Digest) -> None:

@@ -22,11 +22,9 @@ from lamina.core.digest import Digest
 from lamina.core.snapshot import EMPTY_LABELS
 from lamina.errors import AlreadyExists, NotFound
 from lamina.meta.database import Database
-from lamina.meta.owners import Owners
+from lamina.meta.owners import NOBODY, Owners
 
 DEFAULT_SECONDS = 24 * 60 * 60
-_NOBODY = "nobody"
-"""The token of no process: owner of a lease that has been given up."""
 
 
 class Resource(NamedTuple):
@@ -114,7 +112,8 @@ class Leases:
     def release(self, id: str) -> None:
         """Give an owned lease up as if this process had died; see the module's description."""
         with self._database.write() as connection:
-            connection.execute("UPDATE leases SET owner=? WHERE id=?", (_NOBODY, id))
+            connection.execute("UPDATE leases SET owner=? WHERE id=?", (NOBODY, id))
+            _drop_snapshots(connection, id)
 
     def delete(self, id: str) -> None:
         """Drop the lease.
@@ -123,8 +122,12 @@ class Leases:
             NotFound: there is none of that id.
         """
         with self._database.write() as connection:
-            if connection.execute("DELETE FROM leases WHERE id=?", (id,)).rowcount == 0:
+            if not self.drop(connection, id):
                 raise NotFound("lease", id)
+
+    def drop(self, connection: sqlite3.Connection, id: str) -> bool:
+        """Drop the lease inside a write transaction; tell whether it was there."""
+        return connection.execute("DELETE FROM leases WHERE id=?", (id,)).rowcount > 0
 
     def all(self) -> list[Lease]:
         """Return all leases in byte order of the ids."""
@@ -138,6 +141,16 @@ class Leases:
         with self._database.read() as connection:
             return [Resource(*row) for row in connection.execute(query, (id,))]
 
+    def abandoned(self) -> bool:
+        """Tell whether a dead owner may have left half made snapshots."""
+        query = (
+            "SELECT * FROM leases WHERE owner<>'' AND EXISTS (SELECT 1 FROM lease_resources"
+            " WHERE lease=leases.id AND type LIKE 'snapshots/%')"
+        )
+        with self._database.read() as connection:
+            rows = connection.execute(query).fetchall()
+        return any(not self._alive(_from_row(row)) for row in rows)
+
     def drop_abandoned(self, connection: sqlite3.Connection, label: str, value: str) -> int:
         """Drop the leases with that label whose owner is dead; return how many there were.
 
@@ -149,21 +162,25 @@ class Leases:
             if lease.labels.get(label) == value and lease.owner and not self._alive(lease)
         ]
         for id in abandoned:
-            connection.execute("DELETE FROM leases WHERE id=?", (id,))
+            self.drop(connection, id)
         return len(abandoned)
 
     def held(self, connection: sqlite3.Connection) -> set[Resource]:
-        """Drop expired leases and return what the others hold; inside a write transaction."""
+        """Drop expired leases and return what the others hold; inside a write transaction.
+
+        What dead owners held of snapshots is dropped from their leases.
+        """
         now = time.time_ns()
         held: set[Resource] = set()
         for lease in self._all(connection):
             alive = self._alive(lease)
             if lease.expires_ns <= now and (not lease.owner or not alive):
-                connection.execute("DELETE FROM leases WHERE id=?", (lease.id,))
+                self.drop(connection, lease.id)
                 continue
+            if not alive:
+                _drop_snapshots(connection, lease.id)
             query = "SELECT type, id FROM lease_resources WHERE lease=?"
-            found = [Resource(*row) for row in connection.execute(query, (lease.id,))]
-            held.update(r for r in found if alive or r.type == "content")
+            held.update(Resource(*row) for row in connection.execute(query, (lease.id,)))
         return held
 
     def _all(self, connection: sqlite3.Connection) -> list[Lease]:
@@ -177,6 +194,12 @@ def _insert(connection: sqlite3.Connection, id: str, resources: Iterable[Resourc
     connection.executemany(
         "INSERT OR IGNORE INTO lease_resources VALUES (?,?,?)",
         [(id, resource.type, resource.id) for resource in resources],
+    )
+
+
+def _drop_snapshots(connection: sqlite3.Connection, id: str) -> None:
+    connection.execute(
+        "DELETE FROM lease_resources WHERE lease=? AND type LIKE 'snapshots/%'", (id,)
     )
 
 

@@ -29,10 +29,11 @@ class Owners:
     @property
     def token(self) -> str:
         """The token of this object, alive until `close` or the end of the process."""
-        with self._lock:
-            while self._own is None:
-                self._own = self._claim(secrets.token_hex(8))
-            return self._own[0]
+        return self._held()[0]
+
+    def fileno(self) -> int:
+        """Return the locked descriptor: a child process that inherits it keeps the token alive."""
+        return self._held()[1]
 
     def alive(self, token: str) -> bool:
         """Tell whether the owner lives. The file of a dead one is removed on the way."""
@@ -65,6 +66,12 @@ class Owners:
             self._own = None
         (self._directory / token).unlink(missing_ok=True)
         os.close(fd)
+
+    def _held(self) -> tuple[str, int]:
+        with self._lock:
+            while self._own is None:
+                self._own = self._claim(secrets.token_hex(8))
+            return self._own
 
     def _claim(self, token: str) -> tuple[str, int] | None:
         """Make and lock the token's file; None if someone took it for a dead one in between."""
