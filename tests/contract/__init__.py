@@ -1,0 +1,1 @@
+"""What every snapshotter must do, whatever its driver and however it is reached."""
