@@ -166,7 +166,7 @@ def _try(plugin: AnyPlugin, section: SnapshotterConfig, directory: Path) -> tupl
 @contextmanager
 def _probe_directory(directory: Path) -> Iterator[Path]:
     """Make a directory where `directory` is or, while it does not exist, as near as can be."""
-    from shutil import rmtree
+    from lamina.snapshotters.tree import remove_tree
 
     nearest = next(path for path in (directory, *directory.parents) if path.is_dir())
     place = nearest / f".lamina-probe-{os.getpid()}"
@@ -174,7 +174,7 @@ def _probe_directory(directory: Path) -> Iterator[Path]:
     try:
         yield place
     finally:
-        rmtree(place, ignore_errors=True)
+        remove_tree(place)
 
 
 def _refuse_containerds(directory: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -187,7 +188,7 @@ def test_quiet_list_and_filters(root_dir: Path) -> None:
 
 def test_details_have_the_reason_and_the_fix(root_dir: Path) -> None:
     text = lamina("plugins", "ls", "-d", "id==zfs", "id==native", root=root_dir)
-    native, zfs = text.split("    \n")
+    native, zfs = re.split(r"^ +\n", text, flags=re.MULTILINE)
     assert "Exports:\n" in native.replace(" ", "")
     assert "Error:" not in native
     assert "Code:        FailedPrecondition" in zfs

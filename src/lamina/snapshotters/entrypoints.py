@@ -6,29 +6,35 @@ together. Distributions inside zip files are not seen.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 GROUP = "lamina.snapshotters"
 
 
-def entry_points(path: Sequence[str] | None = None) -> dict[str, str]:
+def entry_points(path: Sequence[str] | None = None) -> Mapping[str, str]:
     """Return name -> `module:attribute` of every installed entry point of the group.
 
     Args:
         path: directories to search; by default `sys.path`. As with imports, what is found first
             on it wins.
     """
+    return _found(tuple(sys.path if path is None else path))
+
+
+@functools.cache
+def _found(path: tuple[str, ...]) -> dict[str, str]:
     found: dict[str, str] = {}
-    for text in _metadata(sys.path if path is None else path):
+    for text in _metadata(path):
         for name, target in _group(text):
             found.setdefault(name, target)
     return found
 
 
-def _metadata(path: Sequence[str]) -> Iterator[str]:
+def _metadata(path: tuple[str, ...]) -> Iterator[str]:
     """Yield the entry point file of every distribution that mentions the group."""
     seen: set[str] = set()
     for directory in path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,15 +19,16 @@ _IDMAPPED_LAYERS = (5, 19)
 def require_d_type(root: Path) -> None:
     """Check that the filesystem tells a directory entry's type, which overlay relies on.
 
+    `root` has an entry by now: the directory of the snapshots.
+
     Raises:
         FailedPrecondition: it does not.
     """
-    with tempfile.NamedTemporaryFile(dir=root, prefix=".d_type-"):
-        fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            unknown = DT_UNKNOWN in entry_types(fd)
-        finally:
-            os.close(fd)
+    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        unknown = DT_UNKNOWN in entry_types(fd)
+    finally:
+        os.close(fd)
     if unknown:
         raise FailedPrecondition(
             "use as root of overlayfs a filesystem that does not support d_type:", root,
@@ -63,6 +63,8 @@ def abilities(*, slow_chown: bool) -> frozenset[Ability]:
 
 
 def _takes_user_xattrs(root: Path) -> bool:
+    import tempfile  # only in a user namespace
+
     with tempfile.NamedTemporaryFile(dir=root, prefix=".xattr-") as file:
         try:
             os.setxattr(file.fileno(), "user.lamina", b"")
