@@ -13,7 +13,11 @@ from tests.filesystems import mounted
 from tests.isolation import Session, mount_points, sweep, unmount
 from tests.probes import PROBES
 
-pytest_plugins = ("tests.fixtures_containerd", "tests.fixtures_registry")
+pytest_plugins = (
+    "tests.fixtures_containerd",
+    "tests.fixtures_containers",
+    "tests.fixtures_registry",
+)
 
 _SESSION = pytest.StashKey[Session]()
 _REQUIRED = pytest.StashKey[frozenset[str]]()

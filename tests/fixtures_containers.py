@@ -1,0 +1,147 @@
+"""A root directory with a busybox image, and the command line on it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lamina.mount import temp_mount
+from tests.containers_program import CHAIN_ID, OneImageStore
+
+_APPLETS = (
+    "cat echo env false grep head hostname id kill ls mkdir mount mountpoint pwd readlink sh sleep"
+    " stty touch true tty wc"
+).split()
+_PASSWD = "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\n"
+_GROUP = "root:x:0:\napp:x:1001:\nwheel:x:10:root,app\n"
+
+
+@dataclass
+class Machine:
+    """One root directory, its command line, and the processes started on it."""
+
+    root: Path
+    id: str
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def argv(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "tests.containers_program", str(self.root), *arguments]
+
+    def lamina(
+        self, *arguments: str, stdin: bytes = b"", code: int | None = 0
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end; `code` is what it must exit with, None for anything."""
+        done = subprocess.run(
+            self.argv(*arguments), input=stdin, capture_output=True, timeout=60, check=False
+        )
+        text = subprocess.CompletedProcess(
+            done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
+        )
+        assert code is None or text.returncode == code, text.stderr
+        return text
+
+    def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run a command line in a throw-away container."""
+        return self.lamina("run", "--rm", "busybox", self.id, *arguments, **options)
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start a command and leave it running."""
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(self.argv(*arguments), stdin=pipe, stdout=pipe, stderr=pipe)
+        self.started.append(process)
+        return process
+
+    def tasks(self) -> dict[str, tuple[int, str]]:
+        """Return process id and status of each task."""
+        found = json.loads(self.lamina("tasks", "ls", "--json").stdout)
+        return {task["ID"]: (task["Pid"], task["Status"]) for task in found}
+
+    def leftovers(self) -> list[str]:
+        """Name what is there of containers: bundles, records, snapshots, mounts, cgroups."""
+        bundles = self.root / "containers"
+        found = [f"bundle {path.name}" for path in bundles.glob("*")]
+        store = OneImageStore(self.root)
+        try:
+            found += [f"record {container.id}" for container in store.containers.list()]
+            snapshots = [info.name for info in store.overlayfs.walk()]
+            found += [f"snapshot {name}" for name in snapshots if name != CHAIN_ID]
+        finally:
+            store.close()
+        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+        found += [f"mount {line}" for line in mounts if str(self.root) in line]
+        groups = Path("/sys/fs/cgroup").glob(f"**/lamina-*{self.id}*")
+        return found + [f"cgroup {path}" for path in groups]
+
+    def close(self) -> None:
+        for process in self.started:
+            process.kill()
+            process.communicate()
+        for id in self.lamina("tasks", "ls", "-q", code=None).stdout.split():
+            self.lamina("tasks", "rm", "-f", id, code=None)
+        for id in self.lamina("containers", "ls", "-q", code=None).stdout.split():
+            self.lamina("containers", "rm", id, code=None)
+
+
+@pytest.fixture
+def machine(root_dir: Path, container_id: str) -> Iterator[Machine]:
+    root_dir.mkdir(mode=0o711, parents=True)
+    config = {"Env": ["PATH=/bin", "FROM_IMAGE=yes"], "Cmd": ["echo", "from the image"]}
+    (root_dir / "image.json").write_text(json.dumps({"os": "linux", "config": config}))
+    _make_image(root_dir)
+    machine = Machine(root_dir, container_id)
+    yield machine
+    machine.close()
+
+
+def wait_for(condition: Callable[[], object], *, seconds: float = 10.0) -> None:
+    """Wait until the condition is true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    """Tell whether the process runs."""
+    try:
+        os.kill(pid, signal.SIG_DFL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def make_rootfs(directory: Path) -> None:
+    """Fill a directory with busybox and a few users."""
+    busybox = shutil.which("busybox")
+    assert busybox is not None, "the marker `runtime` asks for busybox-static"
+    for name in ("bin", "etc", "tmp", "proc", "sys", "dev", "run"):
+        (directory / name).mkdir()
+    shutil.copy(busybox, directory / "bin/busybox")
+    for applet in _APPLETS:
+        (directory / "bin" / applet).symlink_to("busybox")
+    (directory / "etc/passwd").write_text(_PASSWD)
+    (directory / "etc/group").write_text(_GROUP)
+    (directory / "etc/hosts").touch()
+    (directory / "etc/resolv.conf").touch()
+
+
+def _make_image(root: Path) -> None:
+    store = OneImageStore(root)
+    try:
+        mounts = store.overlayfs.prepare("image")
+        with temp_mount(mounts, dir=root) as directory:
+            make_rootfs(directory)
+        store.overlayfs.commit(CHAIN_ID, "image")
+    finally:
+        store.close()
