@@ -30,8 +30,10 @@ DEFAULT_TOKEN_SECONDS = 60.0
 _MARGIN_SECONDS = 5.0
 """A token this close to its end may be too old when it arrives."""
 
-_SCHEME = re.compile(r"(?:^|,)\s*(Basic|Bearer)(?=\s|,|$)", re.IGNORECASE | re.ASCII)
-_PARAMETER = re.compile(r'([a-zA-Z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))', re.ASCII)
+_TOKEN = re.compile(
+    r'([a-zA-Z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))|([a-zA-Z][a-zA-Z0-9-]*)', re.ASCII
+)
+"""A parameter (name, quoted or bare value), or else the name of a scheme."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,23 +193,16 @@ def choose(values: Sequence[str]) -> Challenge | None:
 
 
 def _parse(value: str) -> list[Challenge]:
-    starts = list(_SCHEME.finditer(value))
-    ends = [match.start() for match in starts[1:]] + [len(value)]
-    challenges: list[Challenge] = []
-    for start, end in zip(starts, ends, strict=True):
-        found = {
-            name.lower(): re.sub(r"\\(.)", r"\1", quoted) or bare
-            for name, quoted, bare in _PARAMETER.findall(value[start.end() : end])
-        }
-        challenges.append(
-            Challenge(
-                start[1].lower(),
-                found.get("realm", ""),
-                found.get("service", ""),
-                found.get("scope", ""),
-            )
-        )
-    return challenges
+    found: list[tuple[str, dict[str, str]]] = []
+    for name, quoted, bare, scheme in _TOKEN.findall(value):
+        if scheme:
+            found.append((scheme.lower(), {}))
+        elif found:
+            found[-1][1][name.lower()] = re.sub(r"\\(.)", r"\1", quoted) or bare
+    return [
+        Challenge(scheme, *(fields.get(name, "") for name in ("realm", "service", "scope")))
+        for scheme, fields in found
+    ]
 
 
 def _check_realm(endpoint: Endpoint, realm: str, credential: Credential | None) -> None:
