@@ -145,8 +145,9 @@ class TarReader:
 
     def _verify(self, block: bytes, at: int) -> None:
         claimed = number(block, 148, 156, at)
-        if claimed not in {checksum(block), signed_checksum(block)}:
-            got = f"{claimed}, where the bytes sum up to {checksum(block)}"
+        total = checksum(block)
+        if claimed != total and claimed != signed_checksum(block):
+            got = f"{claimed}, where the bytes sum up to {total}"
             raise FormatError("tar", at + 148, expected="the header's checksum", got=got)
 
     def _entry(self, block: bytes, at: int) -> Entry:
