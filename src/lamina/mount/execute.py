@@ -13,7 +13,7 @@ from lamina.mount.failure import failure
 from lamina.mount.operations import Operation
 from lamina.mount.plan import plan
 from lamina.mount.target import opened_target, target_path
-from lamina.mount.unmount import unmount
+from lamina.mount.unmounting import unmount
 
 log = logging.getLogger(__name__)
 

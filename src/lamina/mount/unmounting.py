@@ -59,10 +59,11 @@ def unmount_recursive(path: str | os.PathLike[str]) -> None:
     """
     top = Path(path).resolve()
     while mounts := mounts_at_or_below(top):
-        errors = [error for info in innermost_first(mounts) if (error := _tried(info))]
+        # A pass takes one mount off each point; what that covered is the next one's.
+        points = dict.fromkeys(info.point for info in innermost_first(mounts))
+        errors = [error for point in points if (error := _tried(point))]
         if errors:
             raise errors[0]
-        # A pass takes one mount off each point; what it covered comes to light for the next.
         if len(mounts_at_or_below(top)) >= len(mounts):
             busy = OSError(errno.EBUSY, "as many mounts come as go")
             raise failure(busy, f"unmount everything below {top}")
@@ -76,9 +77,9 @@ def innermost_first(mounts: list[MountInfo]) -> list[MountInfo]:
     return [info for _, info in ordered]
 
 
-def _tried(info: MountInfo) -> LaminaError | None:
+def _tried(point: str) -> LaminaError | None:
     try:
-        unmount(info.point)
+        unmount(point)
     except LaminaError as error:
         return error
     return None
