@@ -92,6 +92,16 @@ def find(name: str) -> AnyPlugin:
     )
 
 
+def directory_of(name: str, root: Path, config: Config) -> Path:
+    """Return where the snapshotter of that name keeps its data, whether it is there yet or not.
+
+    Raises:
+        NotFound, SnapshotterSkipped, ConfigError: as `load`.
+    """
+    plugin = find(name)
+    return plugin.directory(config.snapshotter(plugin), root)
+
+
 def load(
     name: str, root: Path, config: Config, *, wake: Callable[[], None] | None = None
 ) -> Engine:
@@ -113,11 +123,11 @@ def load(
 
     plugin = find(name)
     section = config.snapshotter(plugin)
-    directory = plugin.directory(section, root)
-    _refuse_containerds(directory)
-    driver = plugin.load(section, directory)
+    place = plugin.directory(section, root)
+    _refuse_containerds(place)
+    driver = plugin.load(section, place)
     synchronously = section.removes_synchronously()
-    return Engine(name, driver, directory, sync_remove=synchronously, wake=wake)
+    return Engine(name, driver, place, sync_remove=synchronously, wake=wake)
 
 
 def plugins(root: Path, config: Config) -> list[PluginStatus]:
