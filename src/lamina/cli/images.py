@@ -1,0 +1,167 @@
+"""`lamina images`: ctr's verbs on images."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lamina.cli.app import App, Group, parse_labels, pass_app, snapshotter_option
+from lamina.cli.output import print_json, print_table
+from lamina.cli.registry import NAMES, make_registry, registry_options
+from lamina.core.units import format_size
+from lamina.errors import LaminaError, NotFound
+
+if TYPE_CHECKING:
+    from lamina.images.catalogue import Image
+    from lamina.images.listing import Listing
+    from lamina.images.operation import Options
+    from lamina.images.pull import Pulled
+
+_ALIASES = {"list": "ls", "delete": "rm", "del": "rm", "remove": "rm"}
+
+platform_option = click.option(
+    "--platform", "platforms", multiple=True, metavar="OS/ARCH", help="Take this platform."
+)
+all_platforms_option = click.option(
+    "--all-platforms", is_flag=True, help="Take the content for all platforms."
+)
+label_option = click.option(
+    "--label", "labels", multiple=True, metavar="KEY=VALUE", help="Label the image."
+)
+
+
+@click.group(cls=Group, aliases=_ALIASES)
+def images() -> None:
+    """Pull, import, export, list and remove images."""
+
+
+@images.command()
+@registry_options
+@snapshotter_option
+@label_option
+@platform_option
+@all_platforms_option
+@click.option("--skip-metadata", is_flag=True, help="Leave out what other platforms need.")
+@click.option("--print-chainid", is_flag=True, help="Print the chain id of what was unpacked.")
+@click.option("--max-concurrent-downloads", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--sync-fs", is_flag=True, help="Return when the image survives power loss.")
+@click.option("--no-unpack", is_flag=True, help="Fetch the content only.")
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+@click.option("--local", is_flag=True, hidden=True, help="Accepted for ctr's sake: it always is.")
+@click.argument("ref")
+@pass_app
+def pull(app: App, /, ref: str, quiet: bool, print_chainid: bool, **given: Any) -> None:
+    """Fetch an image from a registry and unpack it."""
+    from lamina.cli.progress import shown_progress
+
+    started = time.monotonic()
+    registry = make_registry(**{name: given[name] for name in NAMES})
+    with shown_progress(quiet=quiet) as progress:
+        pulled = app.store.pull(
+            ref,
+            snapshotter=given["snapshotter"],
+            unpack=not given["no_unpack"],
+            registry=registry,
+            options=_options(given),
+            progress=progress,
+            sync=given["sync_fs"],
+        )
+    if print_chainid:
+        for image in pulled.unpacked:
+            click.echo(f"image chain ID: {image.chain_id or ''}")
+    if not quiet:
+        click.echo(_summary(pulled, time.monotonic() - started))
+
+
+@images.command("ls")
+@click.option("-q", "--quiet", is_flag=True, help="Print only the names.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.argument("filters", nargs=-1)
+@pass_app
+def list_(app: App, quiet: bool, as_json: bool, filters: tuple[str, ...]) -> None:
+    """List images, those that a filter matches where any is given."""
+    found = list(app.store.images.catalogue.walk(filters))
+    if as_json:
+        print_json([_plain(app, image) for image in found])
+    elif quiet:
+        click.echo("".join(f"{image.name}\n" for image in found), nl=False)
+    else:
+        columns = ("REF", "TYPE", "DIGEST", "SIZE", "PLATFORMS", "LABELS")
+        print_table(columns, [_row(app, image) for image in found])
+
+
+@images.command()
+@click.option("--sync", is_flag=True, help="Return when the disk space is free.")
+@click.argument("refs", nargs=-1, required=True)
+@pass_app
+def rm(app: App, sync: bool, refs: tuple[str, ...]) -> None:
+    """Remove images, and the content and layers that nothing else needs."""
+    failures: list[LaminaError] = []
+    for ref in refs:
+        try:
+            app.store.remove_image(ref)
+        except NotFound as error:
+            failures.append(error)
+        else:
+            click.echo(ref)
+    app.store.collect()
+    if sync:
+        app.store.cleanup()
+    if failures:
+        raise failures[0]
+
+
+def _options(given: dict[str, Any]) -> Options:
+    from lamina.images.operation import Options
+    from lamina.images.platform import parse_platform
+
+    return Options(
+        platforms=tuple(parse_platform(text) for text in given["platforms"]),
+        all_platforms=given["all_platforms"],
+        all_metadata=not given["skip_metadata"],
+        labels=parse_labels(given["labels"]),
+        downloads=given["max_concurrent_downloads"],
+    )
+
+
+def _summary(pulled: Pulled, seconds: float) -> str:
+    timings = pulled.timings
+    fetched = f", {format_size(timings.downloaded)} downloaded" if timings.downloaded else ""
+    slowest = f" ({timings.bottleneck} took longest)" if timings.bottleneck else ""
+    return f"{pulled.image.name}: done in {seconds:.1f}s{fetched}{slowest}"
+
+
+def _row(app: App, image: Image) -> tuple[str, ...]:
+    listing = _listing(app, image)
+    labels = ",".join(f"{key}={value}" for key, value in sorted(image.labels.items())) or "-"
+    return (
+        image.name,
+        image.target.media_type,
+        image.target.digest,
+        format_size(listing.size),
+        ",".join(listing.platforms) or "-",
+        labels,
+    )
+
+
+def _plain(app: App, image: Image) -> dict[str, object]:
+    listing = _listing(app, image)
+    return {
+        "Name": image.name,
+        "Target": {
+            "MediaType": image.target.media_type,
+            "Digest": image.target.digest,
+            "Size": image.target.size,
+        },
+        "Size": listing.size,
+        "Platforms": list(listing.platforms),
+        "Labels": dict(image.labels),
+    }
+
+
+def _listing(app: App, image: Image) -> Listing:
+    from lamina.images.listing import describe
+
+    return describe(image.target, app.store.images.read)

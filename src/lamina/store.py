@@ -1,0 +1,327 @@
+"""One root directory and everything in it: what `lamina.open` returns and the CLI works on.
+
+metadata.sqlite                     images, leases, content labels, containers
+io.containerd.content.v1.content/   blobs, in containerd's layout
+io.containerd.snapshotter.v1.NAME/  a snapshotter's store and storage
+containers/ID/                      bundles
+checkouts/, tmpmounts/              mount points
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from lamina import plugins
+from lamina.config import Config
+from lamina.core.driver import Ability
+from lamina.errors import LaminaError, PermissionDenied
+from lamina.snapshotters import DRIVERS
+from lamina.snapshotters.plugin import PLUGIN_TYPE
+from lamina.snapshotters.wakeup import Janitor
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from lamina.checkout import Checkout
+    from lamina.core.digest import Digest
+    from lamina.core.snapshot import Snapshotter
+    from lamina.images.catalogue import Image
+    from lamina.images.gc import Collected
+    from lamina.images.manifest import ImageConfig
+    from lamina.images.operation import Options
+    from lamina.images.progress import Progress
+    from lamina.images.pull import Pulled
+    from lamina.images.registry.client import Registry
+    from lamina.images.store import ImageStore
+    from lamina.images.unpack import Destination
+    from lamina.meta.containers import ContainerStore
+    from lamina.snapshotters.engine import Engine
+
+log = logging.getLogger(__name__)
+
+DEFAULT_SNAPSHOTTER = "overlayfs"
+CERTS_D = Path("/etc/containerd/certs.d")
+"""Where containerd's users describe registries and mirrors."""
+
+
+class Store:
+    """Images, snapshots and containers below one directory.
+
+    Several processes may have the same root open, and several threads may use one Store.
+
+    Args:
+        root: the directory; made with mode 0711 when absent (its parent must exist).
+        config: what the snapshotters' sections say; defaults without it.
+        default_snapshotter: used where a call names none.
+
+    Raises:
+        PermissionDenied: the directory can be neither made nor written.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        config: Config | None = None,
+        default_snapshotter: str = DEFAULT_SNAPSHOTTER,
+    ) -> None:
+        self.root = root.absolute()
+        self.default_snapshotter = default_snapshotter
+        self._config = config or Config()
+        self._engines: dict[str, Engine] = {}
+        self._mutex = threading.RLock()
+        self._janitor = Janitor(self.root)
+        self._holding = 0
+        try:
+            # Not 0700: root of a user namespace has to pass on its way to its root file system.
+            self.root.mkdir(mode=0o711, exist_ok=True)
+        except OSError as error:
+            hint = "run as root, or name a directory of yours with --root"
+            what = f"open store: {error.strerror}"
+            kind = PermissionDenied if isinstance(error, PermissionError) else LaminaError
+            raise kind(what, self.root, hint=hint) from error
+
+    def snapshotter(self, name: str | None = None) -> Engine:
+        """Return the snapshotter of that name, or the default one; closed with the store.
+
+        Raises:
+            NotFound: there is none of that name.
+            SnapshotterSkipped: it cannot work on this machine; says why, and what helps.
+        """
+        name = name or self.default_snapshotter
+        with self._mutex:
+            if name not in self._engines:
+                self._engines[name] = self._load(name)
+            return self._engines[name]
+
+    @cached_property
+    def images(self) -> ImageStore:
+        """Image records, content and leases."""
+        from lamina.images.store import ImageStore
+
+        return ImageStore(self.root)
+
+    @cached_property
+    def containers(self) -> ContainerStore:
+        """Records of containers."""
+        from lamina.meta.containers import ContainerStore
+
+        return ContainerStore(self.images.database)
+
+    def pull(
+        self,
+        ref: str,
+        *,
+        snapshotter: str | None = None,
+        unpack: bool = True,
+        registry: Registry | None = None,
+        plain_http: bool = False,
+        options: Options | None = None,
+        progress: Progress | None = None,
+        sync: bool = False,
+    ) -> Pulled:
+        """Bring an image up to date with its registry and unpack it into a snapshotter.
+
+        Args:
+            ref: such as `docker.io/library/debian:12`, or short, `debian:12`.
+            snapshotter: where to unpack; None for the default.
+            unpack: false fetches the content only.
+            registry: how to reach registries; None makes an anonymous one that knows the mirrors
+                in /etc/containerd/certs.d.
+            plain_http: speak http, where `registry` is None.
+            options: platforms, limits, numbers of downloads and workers.
+            progress: told what happens.
+            sync: make it survive power loss before returning; otherwise that happens soon after.
+
+        Raises:
+            NotFound: no such image.
+            Unavailable, Unauthenticated, PermissionDenied: the registry cannot be had.
+            DigestMismatch, FormatError: what it sends is not what it says.
+        """
+        from lamina.images.pull import pull
+
+        name = snapshotter or self.default_snapshotter
+        with self._janitor_held():
+            return pull(
+                ref,
+                store=self.images,
+                registry=registry or _anonymous(plain_http),
+                destination=self._destination(name) if unpack else None,
+                options=options,
+                progress=progress,
+                sync=(lambda: self.sync([name])) if sync else None,
+                collect=self.collect,
+            )
+
+    def unpack(
+        self, ref: str, snapshotter: str | None = None, *, options: Options | None = None
+    ) -> Digest | None:
+        """Make sure that an image that was pulled is in a snapshotter; return its chain id.
+
+        Raises:
+            NotFound: there is no such image, or its content is gone.
+        """
+        from lamina.images.pull import unpack
+
+        with self._janitor_held():
+            image = unpack(
+                self.image(ref),
+                store=self.images,
+                destination=self._destination(snapshotter or self.default_snapshotter),
+                options=options,
+            )
+        return image.chain_id
+
+    def image(self, ref: str) -> Image:
+        """Return the record of an image by its reference, full or short, or by its plain name.
+
+        Raises:
+            NotFound: there is none.
+        """
+        from lamina.errors import InvalidArgument
+        from lamina.images.reference import parse
+
+        found = self.images.catalogue.find(ref)
+        if found is not None:
+            return found
+        try:
+            return self.images.catalogue.get(str(parse(ref)))
+        except InvalidArgument:
+            return self.images.catalogue.get(ref)
+
+    def image_config(
+        self, ref: str, platform: str | None = None
+    ) -> tuple[ImageConfig, list[Digest]]:
+        """Return an image's configuration and the chain ids of its layers, base first.
+
+        Args:
+            ref: a reference, full or short.
+            platform: such as `linux/arm64`; None for the machine's own.
+
+        Raises:
+            NotFound: there is no such image, or not for that platform.
+            InvalidArgument: that is no platform.
+        """
+        from lamina.images.platform import default_platform, parse_platform
+
+        wanted = parse_platform(platform) if platform else default_platform()
+        image = self.images.select(self.image(ref), wanted)
+        return image.config, list(image.chain)
+
+    def remove_image(self, ref: str) -> None:
+        """Remove an image's record; `collect` then removes what only it has named.
+
+        Raises:
+            NotFound: there is no such image.
+        """
+        self.images.catalogue.delete(self.image(ref).name)
+
+    def collect(self) -> Collected:
+        """Remove the content and the unpacked layers that no image, lease or snapshot names."""
+        from lamina.images.gc import collect
+
+        return collect(self.images, self._existing_snapshotters())
+
+    def checkout(
+        self, ref: str, *, snapshotter: str | None = None
+    ) -> AbstractContextManager[Checkout]:
+        """Mount a writable copy of an image's root file system for the length of a `with` block.
+
+        What was not committed by its end is discarded. Needs root.
+
+        Args:
+            ref: an image that was pulled.
+            snapshotter: where the copy is made; the image is unpacked there if it is not yet.
+        """
+        from lamina.checkout import checkout
+
+        return checkout(self, ref, snapshotter or self.default_snapshotter)
+
+    def sync(self, names: Iterable[str] | None = None) -> None:
+        """Make all content, and the commits of those snapshotters (or all), survive power loss."""
+        self.images.content.sync()
+        for name in names if names is not None else list(self._existing_snapshotters()):
+            self.snapshotter(name).sync()
+
+    def cleanup(self) -> None:
+        """Collect, and free now what removed or abandoned snapshots still occupy."""
+        self.collect()
+        for name in self._existing_snapshotters():
+            self.snapshotter(name).cleanup()
+
+    def close(self) -> None:
+        """Close everything; calling it again does nothing."""
+        self._janitor.close()
+        while self._engines:
+            self._engines.popitem()[1].close()
+        images: ImageStore | None = self.__dict__.pop("images", None)
+        if images is not None:
+            images.close()
+        self.__dict__.pop("containers", None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _load(self, name: str) -> Engine:
+        plugin = plugins.find(name)
+        engine = plugins.load(name, self.root, self._config, wake=self._wake)
+        self._janitor.register(plugin, self._config.snapshotter(plugin), engine.root)
+        return engine
+
+    def _wake(self) -> None:
+        with self._mutex:
+            if not self._holding:
+                self._janitor.wake()
+
+    @contextmanager
+    def _janitor_held(self) -> Iterator[None]:
+        """Wake the janitor after the body, not within: its sync would compete with our writing."""
+        with self._mutex:
+            self._holding += 1
+        try:
+            yield
+        finally:
+            with self._mutex:
+                self._holding -= 1
+                if not self._holding:
+                    self._janitor.wake()
+
+    def _destination(self, name: str) -> Destination:
+        from lamina.images.unpack import Destination
+
+        engine = self.snapshotter(name)
+        return Destination(name, engine, Ability.REBASE in engine.abilities)
+
+    def _existing_snapshotters(self) -> Mapping[str, Snapshotter]:
+        """Return those that have a directory already; what cannot be loaded is left alone."""
+        prefix = f"{PLUGIN_TYPE}."
+        found = {path.name.removeprefix(prefix) for path in self.root.glob(f"{prefix}*")}
+        existing: dict[str, Snapshotter] = {}
+        for name in sorted(found | DRIVERS.keys() | self._engines.keys()):
+            try:
+                if (
+                    name in self._engines
+                    or plugins.directory_of(name, self.root, self._config).is_dir()
+                ):
+                    existing[name] = self.snapshotter(name)
+            except LaminaError as error:
+                log.warning("leaving snapshotter %s alone: %s", name, error)
+        return existing
+
+
+def _anonymous(plain_http: bool) -> Registry:
+    from lamina.images.registry.client import Registry
+    from lamina.images.registry.credentials import CredentialStore
+    from lamina.images.registry.hosts import HostsConfig
+
+    hosts = HostsConfig(directory=CERTS_D if CERTS_D.is_dir() else None, plain_http=plain_http)
+    return Registry(hosts, CredentialStore())
