@@ -74,6 +74,11 @@ def read_small(answer: urllib3.BaseHTTPResponse, limit: int) -> bytes:
 
 
 def _read_some(answer: urllib3.BaseHTTPResponse, cancel: Cancel, what: str) -> bytes:
+    """Return what there is, b"" at the end.
+
+    Nothing that was read while `cancel` interrupted is used: from a TLS connection that was shut
+    down, the bytes that come are still encrypted.
+    """
     cancel.check(what, "")
     try:
         data = answer.read1(CHUNK)
@@ -81,8 +86,7 @@ def _read_some(answer: urllib3.BaseHTTPResponse, cancel: Cancel, what: str) -> b
         cancel.check(what, "")
         text = f"{what}: the connection broke: {reason(error)}"
         raise Failure(Unavailable(text), transient=True) from error
-    if not data:
-        cancel.check(what, "")
+    cancel.check(what, "")
     return data
 
 

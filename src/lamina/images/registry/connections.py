@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 import urllib3
 from urllib3 import exceptions
+from urllib3.connection import HTTPSConnection
 
 import lamina
 from lamina.errors import ConfigError, Unavailable
@@ -102,18 +103,25 @@ class Connections:
     def _new_manager(self, endpoint: Endpoint, proxy: str, secure: bool) -> urllib3.PoolManager:
         context = _context(endpoint.tls) if secure else None
         timeout = urllib3.Timeout(connect=endpoint.dial_timeout, read=self._read_timeout)
-        if not proxy:
-            return urllib3.PoolManager(
+        if proxy:
+            manager: urllib3.PoolManager = urllib3.ProxyManager(
+                proxy,
+                _HOSTS,
+                proxy_headers=_proxy_login(proxy),
+                maxsize=self._per_host,
+                timeout=timeout,
+                ssl_context=context,
+            )
+        else:
+            manager = urllib3.PoolManager(
                 _HOSTS, maxsize=self._per_host, timeout=timeout, ssl_context=context
             )
-        return urllib3.ProxyManager(
-            proxy,
-            _HOSTS,
-            proxy_headers=_proxy_login(proxy),
-            maxsize=self._per_host,
-            timeout=timeout,
-            ssl_context=context,
-        )
+        if endpoint.tls.skip_verify:
+            manager.pool_classes_by_scheme = {
+                "http": urllib3.HTTPConnectionPool,
+                "https": _UnverifiedPool,
+            }
+        return manager
 
     def _failure(self, url: str, error: exceptions.HTTPError) -> Failure:
         """Tell which failures may pass. A host that never answered is not waited for."""
@@ -133,6 +141,18 @@ class Connections:
         elif isinstance(error, exceptions.LocationValueError | exceptions.ProxySchemeUnknown):
             transient = False
         return Failure(Unavailable(f"connect to {host}: {reason(error)}"), transient=transient)
+
+
+class _UnverifiedConnection(HTTPSConnection):
+    """Was asked for with `skip_verify`, so urllib3 need not warn of it at each connection."""
+
+    def connect(self) -> None:
+        super().connect()
+        self.is_verified = True
+
+
+class _UnverifiedPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _UnverifiedConnection
 
 
 def reason(error: BaseException) -> str:
