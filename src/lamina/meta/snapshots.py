@@ -51,9 +51,9 @@ UPDATE snapshots SET state = 'ready', kind = ?, key = commit_name, owner = NULL,
     parent = coalesce(commit_parent, parent), commit_name = NULL, commit_parent = NULL,
     labels = ?, created = ?, updated = ?, inodes = ?, size = ?, unsynced = ?
 WHERE id = ? AND state = 'committing' AND owner = ?"""
-PENDING = """
-SELECT EXISTS (SELECT 1 FROM trash)
-    OR EXISTS (SELECT 1 FROM snapshots WHERE unsynced IS NOT NULL)"""
+BACKLOG = """
+SELECT 'free', id FROM trash
+UNION ALL SELECT 'sync', id FROM snapshots WHERE unsynced IS NOT NULL"""
 
 
 class SnapshotStore:
@@ -264,10 +264,10 @@ class SnapshotStore:
 
     # Background work and crashes
 
-    def pending(self) -> bool:
-        """Tell whether there is storage to free or are commits to sync."""
+    def backlog(self) -> frozenset[tuple[str, int]]:
+        """Return what is left for the background: ids to `free`, and commits to `sync`."""
         with self._database.read() as connection:
-            return bool(connection.execute(PENDING).fetchone()[0])
+            return frozenset((work, id) for work, id in connection.execute(BACKLOG))
 
     def unsynced(self) -> list[int]:
         """Return the ids of the commits that a power loss would undo."""

@@ -144,14 +144,18 @@ class Engine(Snapshotter):
         id, _ = self._store.remove(key)
         if self._sync_remove:
             self._reaper.free(id)  # a failure is logged: the snapshot is removed in any case
-        if not self._sync_remove or self._store.pending():
+        if not self._sync_remove or self.pending():
             self._wake()
 
     # Background work
 
     def pending(self) -> bool:
         """Tell whether `reap` or `sync` has something to do."""
-        return self._store.pending()
+        return bool(self._store.backlog())
+
+    def backlog(self) -> frozenset[tuple[str, int]]:
+        """Return what there is to do: `("free", id)` for `reap`, `("sync", id)` for `sync`."""
+        return self._store.backlog()
 
     def reap(self, *, stop: Callable[[], bool] = lambda: False, rest: float = 0) -> int:
         """Free the storage of removed snapshots; return how many were freed.
@@ -254,7 +258,7 @@ class Engine(Snapshotter):
                 log.warning(
                     "snapshot was not on disk when the machine went down", extra={"key": key}
                 )
-        if self._store.pending():
+        if self.pending():
             self._wake()
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lamina.core.driver import Ability, Snapshot
 from lamina.core.labels import OVERLAY_UPPERDIR, OVERLAY_VOLATILE
-from lamina.core.mount import Mount
+from lamina.core.mount import Mount, escape_option
 from lamina.core.snapshot import EMPTY_LABELS, Kind, Usage
 from lamina.layer.usage import disk_usage
 from lamina.meta.boot import boot_id
@@ -89,8 +89,8 @@ class OverlayDriver:
         directory = self._directories.of(snapshot.id)
         options = (
             *mapping,
-            f"workdir={_escaped(directory / 'work')}",
-            f"upperdir={_escaped(directory / 'fs')}",
+            f"workdir={escape_option(directory / 'work')}",
+            f"upperdir={escape_option(directory / 'fs')}",
             _lowerdir(lower),
             *self._mount_options,
         )
@@ -143,12 +143,4 @@ def _overlay(options: tuple[str, ...]) -> Mount:
 
 
 def _lowerdir(lower: list[Path]) -> str:
-    return "lowerdir=" + ":".join(map(_escaped, lower))
-
-
-def _escaped(path: Path) -> str:
-    r"""Quote what separates directories and options; the kernel takes `\` before any character."""
-    text = str(path)
-    for character in "\\:,":
-        text = text.replace(character, f"\\{character}")
-    return text
+    return "lowerdir=" + ":".join(map(escape_option, lower))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lamina.core.driver import Ability
 from lamina.errors import FailedPrecondition
-from lamina.linux.dirent import DT_UNKNOWN, entry_types
+from lamina.linux import probes
 from lamina.linux.userns import in_user_namespace
 
 INDEX_PARAMETER = Path("/sys/module/overlay/parameters/index")
@@ -19,21 +19,15 @@ _IDMAPPED_LAYERS = (5, 19)
 def require_d_type(root: Path) -> None:
     """Check that the filesystem tells a directory entry's type, which overlay relies on.
 
-    `root` has an entry by now: the directory of the snapshots.
-
     Raises:
         FailedPrecondition: it does not.
     """
-    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        unknown = DT_UNKNOWN in entry_types(fd)
-    finally:
-        os.close(fd)
-    if unknown:
+    reason = probes.directory_types(root)
+    if reason is not None:
         raise FailedPrecondition(
-            "use as root of overlayfs a filesystem that does not support d_type:", root,
+            f"use {root} for overlayfs: its filesystem does not support d_type: {reason}",
             hint="if it is xfs, make it anew with `mkfs.xfs -n ftype=1`; or move the root",
-        )  # fmt: skip
+        )
 
 
 def overlay_options(root: Path, configured: Iterable[str]) -> tuple[str, ...]:
@@ -41,7 +35,7 @@ def overlay_options(root: Path, configured: Iterable[str]) -> tuple[str, ...]:
     options = tuple(configured)
     names = {option.partition("=")[0] for option in options}
     needed = []
-    if "userxattr" not in names and in_user_namespace() and _takes_user_xattrs(root):
+    if "userxattr" not in names and in_user_namespace() and not probes.overlay_userxattr(root):
         needed.append("userxattr")
     if "index" not in names and INDEX_PARAMETER.exists():
         # A kernel that defaults to index=on refuses an upper directory that has been moved.
@@ -60,17 +54,6 @@ def abilities(*, slow_chown: bool) -> frozenset[Ability]:
     if not slow_chown:
         found.add(Ability.ONLY_REMAP_IDS)
     return frozenset(found)
-
-
-def _takes_user_xattrs(root: Path) -> bool:
-    import tempfile  # only in a user namespace
-
-    with tempfile.NamedTemporaryFile(dir=root, prefix=".xattr-") as file:
-        try:
-            os.setxattr(file.fileno(), "user.lamina", b"")
-        except OSError:
-            return False  # an older tmpfs: overlay keeps its marks in trusted.* there
-    return True
 
 
 def _kernel() -> tuple[int, int]:

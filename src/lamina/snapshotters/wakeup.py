@@ -1,0 +1,116 @@
+"""Starts the janitor, the process that does the background work of a root directory.
+
+A registration per snapshotter, `ROOT/janitor.d/ID.json`, tells the janitor what there is, with the
+configuration it was last opened with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import sys
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lamina.snapshotters.plugin import AnyPlugin, SnapshotterConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LOCK = "janitor.lock"
+REGISTRATIONS = "janitor.d"
+DELAY_SECONDS = 0.2
+"""How long a wake-up waits for others, so that many removals start one process."""
+
+
+class Janitor:
+    """Wakes the janitor of a root; for any number of snapshotters there.
+
+    Args:
+        root: Lamina's root directory, which exists.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.absolute()
+        self._mutex = threading.Lock()
+        self._hurry = threading.Event()
+        self._coming: threading.Event | None = None
+
+    def register(self, plugin: AnyPlugin, config: SnapshotterConfig, directory: Path) -> None:
+        """Let the janitor know of a snapshotter and of how to load its driver."""
+        settings = dataclasses.asdict(config)
+        text = json.dumps({"id": plugin.id, "directory": str(directory.absolute()),
+                           "config": settings})  # fmt: skip
+        path = self._root / REGISTRATIONS / f"{plugin.id}.json"
+        path.parent.mkdir(0o700, exist_ok=True)
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            return
+        new = path.with_name(f".{plugin.id}.{os.getpid()}.{threading.get_ident()}")
+        new.write_text(text, encoding="utf-8")
+        new.replace(path)
+
+    def wake(self) -> None:
+        """Have the janitor run soon; returns at once."""
+        with self._mutex:
+            if self._coming is not None:
+                return
+            self._coming = threading.Event()
+            threading.Thread(
+                target=self._start, args=(self._coming,), name="wake-janitor", daemon=True
+            ).start()
+
+    def close(self) -> None:
+        """Have a wake-up that is still waiting carried out now."""
+        self._hurry.set()
+        with self._mutex:
+            coming = self._coming
+        if coming is not None:
+            coming.wait()
+
+    def _start(self, started: threading.Event) -> None:
+        self._hurry.wait(DELAY_SECONDS)
+        with self._mutex:
+            self._coming = None  # whoever wakes from now on may come too late for this one
+        try:
+            process = None if janitor_runs(self._root) else _spawn(self._root)
+        finally:
+            started.set()
+        if process is not None:
+            process.wait()
+
+
+def janitor_runs(root: Path) -> bool:
+    """Tell whether a janitor is at work, one that will look again before it ends."""
+    try:
+        with janitor_lock(root, fcntl.LOCK_SH) as locked:
+            return not locked
+    except FileNotFoundError:
+        return True  # the root is gone: nothing is left to do
+
+
+@contextmanager
+def janitor_lock(root: Path, kind: int) -> Iterator[bool]:
+    """Hold the lock that makes a process the janitor during the body; False if another has it."""
+    fd = os.open(root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(fd)
+
+
+def _spawn(root: Path) -> Any:
+    import subprocess  # only who leaves work behind pays for its import
+
+    null = subprocess.DEVNULL
+    # -P: a module in the current directory must not take the place of one of ours.
+    argv = [sys.executable, "-P", "-m", "lamina.snapshotters.janitor", str(root)]
+    return subprocess.Popen(argv, stdin=null, stdout=null, stderr=null, start_new_session=True)
