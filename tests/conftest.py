@@ -36,6 +36,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if session.owner:
         sweep()
     session.scrub_environment()
+    if config.option.basetemp is None:  # a short one: sockets' paths must be under 104 bytes
+        config.option.basetemp = str(session.directory / "t")
     os.environ["LAMINA_REQUIRE"] = ",".join(sorted(required))
     config.stash[_SESSION] = session
     config.stash[_REQUIRED] = required
