@@ -7,14 +7,14 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Protocol, cast
 
-from isal import igzip_lib
+from isal import igzip_lib, isal_zlib
 
 from lamina.errors import FormatError
 
 if sys.version_info >= (3, 14):
-    from compression.zstd import ZstdDecompressor, ZstdError
+    from compression.zstd import ZstdCompressor, ZstdDecompressor, ZstdError
 else:
-    from backports.zstd import ZstdDecompressor, ZstdError
+    from backports.zstd import ZstdCompressor, ZstdDecompressor, ZstdError
 
 # The stub of isal declares an instance where there is a class.
 _GzipFault = cast("type[Exception]", igzip_lib.IsalError)
@@ -27,6 +27,7 @@ MAGIC_LENGTH = 4
 Read = Callable[[int], bytes]
 """Returns at least one byte and at most as many as asked for; none at the end."""
 
+_GZIP_WBITS = 31
 _INPUT = 128 << 10
 _OUTPUT = 256 << 10
 """Bytes at a time: a chunk is still in the cache when it is hashed and written."""
@@ -123,3 +124,32 @@ def _members(
             consumed += len(data)
             if not data:
                 raise FormatError(name, consumed, expected="more data", got="the end")
+
+
+class Compressor(Protocol):
+    """A stream being compressed; equal input gives equal output."""
+
+    def compress(self, data: bytes, /) -> bytes:
+        """Take more input and return what is ready."""
+        ...
+
+    def flush(self) -> bytes:
+        """Return the rest; nothing can be added then."""
+        ...
+
+
+class _Plain:
+    def compress(self, data: bytes, /) -> bytes:
+        return data
+
+    def flush(self) -> bytes:
+        return b""
+
+
+def compressor(compression: Compression) -> Compressor:
+    """Begin a stream of one gzip member, one zstd frame, or plain bytes."""
+    if compression is Compression.GZIP:
+        return isal_zlib.compressobj(isal_zlib.ISAL_BEST_COMPRESSION, wbits=_GZIP_WBITS)
+    if compression is Compression.ZSTD:
+        return ZstdCompressor()
+    return _Plain()
