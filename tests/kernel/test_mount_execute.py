@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lamina.core.mount import Mount
-from lamina.errors import FailedPrecondition, InvalidArgument, LaminaError, NotFound
+from lamina.errors import FailedPrecondition, InvalidArgument, LaminaError, NotFound, ToolError
 from lamina.linux.mountinfo import MountInfo, mounts_at_or_below
 from lamina.mount import mount_all, temp_mount, unmount, unmount_all, unmount_recursive
 
@@ -129,6 +129,11 @@ def test_strings_too_long_for_fsconfig_go_the_old_way(target: Path) -> None:
     unmount_all(mounts, target)
 
 
+def test_options_beyond_a_page_are_not_cut_off(target: Path) -> None:
+    with pytest.raises(InvalidArgument, match="the options have 5003 bytes, over 4095"):
+        mount_all([Mount("tmpfs", "x", "", ("ro", "a=1", f"label={'x' * 4993}"))], target)
+
+
 @pytest.mark.parametrize(
     ("word", "fields"),
     [("shared", ["shared"]), ("private", []), ("unbindable", ["unbindable"])],
@@ -199,6 +204,19 @@ def test_magic_links_are_not_followed(target: Path) -> None:
             mount_all([*proc, Mount("tmpfs", "x", f"/self/fd/{descriptor}")], target)
     finally:
         os.close(descriptor)
+    assert not mounts_at_or_below(target)
+
+
+def test_a_helper_that_fails_late_leaves_no_mount(
+    tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    helper = tmp_path / "bin/mount.fuse3"
+    helper.parent.mkdir()
+    helper.write_text('#!/bin/sh\nmount -t tmpfs x "$2"\necho too late >&2\nexit 5\n')
+    helper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{helper.parent}:{os.environ['PATH']}")
+    with pytest.raises(ToolError, match="too late"):
+        mount_all([Mount("fuse3.program", "x")], target)
     assert not mounts_at_or_below(target)
 
 

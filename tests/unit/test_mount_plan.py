@@ -8,7 +8,7 @@ from lamina.linux.mountinfo import MountInfo, parse_mountinfo
 from lamina.mount.failure import failure
 from lamina.mount.idmap import IdRange, parse_idmap
 from lamina.mount.operations import Bind, Filesystem, Fuse, Remount
-from lamina.mount.options import MountOptions, parse_options
+from lamina.mount.options import parse_options
 from lamina.mount.overlay import MAX_LOWER_DIRECTORIES, Overlay
 from lamina.mount.plan import plan, plan_one
 from lamina.mount.temp import without_volatile
@@ -77,8 +77,12 @@ def test_more_layers_than_the_kernel_takes() -> None:
         plan_one(overlay(*layers))
 
 
+def planned(mount: Mount) -> Overlay:
+    return Overlay(mount, parse_options(mount))
+
+
 def test_overlay_keeps_escapes_while_it_takes_layers_apart() -> None:
-    operation = Overlay.plan(*_with_options(overlay(r"/s\:x/1", r"/s\:x/2", options=("volatile",))))
+    operation = planned(overlay(r"/s\:x/1", r"/s\:x/2", options=("volatile",)))
     assert operation.lower == (r"/s\:x/1", r"/s\:x/2")
     assert operation.data == ("volatile",)
     assert operation.common_directory == r"/s\:x"
@@ -96,11 +100,7 @@ def test_overlay_keeps_escapes_while_it_takes_layers_apart() -> None:
     ],
 )
 def test_common_directory_is_a_strict_parent(lower: tuple[str, ...], common: str | None) -> None:
-    assert Overlay.plan(*_with_options(overlay(*lower))).common_directory == common
-
-
-def _with_options(mount: Mount) -> tuple[Mount, MountOptions]:
-    return mount, parse_options(mount)
+    assert planned(overlay(*lower)).common_directory == common
 
 
 def test_idmap_with_several_ranges() -> None:

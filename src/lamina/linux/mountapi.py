@@ -68,6 +68,8 @@ _FSCONFIG_SET_STRING = 1
 _FSCONFIG_SET_FD = 5
 _FSCONFIG_CMD_CREATE = 6
 
+DATA_MAX = os.sysconf("SC_PAGESIZE") - 1
+"""Bytes of options that mount(2) takes: one page with the NUL that ends them."""
 CONFIG_STRING_MAX = 255
 """The kernel refuses longer values of `fsconfig_string`, in bytes."""
 
@@ -98,8 +100,16 @@ _mount_setattr = system_call(442, _INT, _CHARS, _UINT, ctypes.POINTER(MountAttr)
 
 
 def mount(source: Pathish, target: Pathish, type: str, flags: int, data: str = "") -> None:
-    """Mount the old way; the kernel cuts `data` off at one page without a word, so check first."""
-    _mount(encoded(source), encoded(target), encoded(type), flags, encoded(data) if data else None)
+    """Mount the old way.
+
+    Raises:
+        OSError: ENAMETOOLONG: `data` has more than DATA_MAX bytes, of which the kernel would drop
+            the rest without a word.
+    """
+    raw = encoded(data)
+    if len(raw) > DATA_MAX:
+        raise OSError(errno.ENAMETOOLONG, f"the options have {len(raw)} bytes, over {DATA_MAX}")
+    _mount(encoded(source), encoded(target), encoded(type), flags, raw or None)
 
 
 def umount2(target: Pathish, flags: int = 0) -> None:

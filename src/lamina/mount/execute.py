@@ -42,6 +42,8 @@ def mount_all(mounts: Iterable[Mount], target: Path) -> None:
 def unmount_all(mounts: Sequence[Mount], target: Path) -> None:
     """Unmount what `mount_all` mounted, the last first; what is not mounted is passed over.
 
+    Whatever is topmost on a target goes, so call it once for each `mount_all`.
+
     Raises:
         FailedPrecondition: something is in use; the mounts before it in the list stay.
     """

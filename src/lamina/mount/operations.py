@@ -10,11 +10,12 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar
 
 from lamina.core.mount import Mount
+from lamina.errors import ToolError
 from lamina.linux import mountapi as api
+from lamina.linux.mountinfo import mounts_at_or_below
 from lamina.mount.idmap import mapped_namespace
 from lamina.mount.options import MountOptions
 from lamina.mount.target import path_of
@@ -27,39 +28,40 @@ _SUPERBLOCK_FLAGS = {
 }
 
 
-class Operation(Protocol):
-    """One step of a plan."""
+class Operation:
+    """One step of a plan: a mount value with its options sorted out.
 
-    @property
-    def mount(self) -> Mount:
-        """The value that asked for it."""
-        ...
+    A plain class, because dataclasses take milliseconds to make and each command pays for that.
 
-    @property
-    def adds_mount(self) -> bool:
-        """Whether there is something to unmount afterwards."""
-        ...
+    Attributes:
+        mount: the value that asked for it.
+        options: what its options mean.
+        adds_mount: whether there is something to unmount afterwards.
+    """
+
+    __slots__ = ("mount", "options")
+
+    adds_mount: ClassVar[bool] = True
+
+    def __init__(self, mount: Mount, options: MountOptions) -> None:
+        self.mount = mount
+        self.options = options
 
     def describe(self) -> str:
         """Say in a few words what `execute` does, without the target."""
-        ...
+        return f"mount {self.mount.type} {self.mount.source}"
 
     def execute(self, target_fd: int) -> None:
         """Do it on an open (O_PATH) target; leaves nothing behind when it raises OSError."""
-        ...
+        raise NotImplementedError
 
 
-@dataclass(frozen=True, slots=True)
-class Bind:
+class Bind(Operation):
     """A part of the file tree at a second place.
 
     With `rbind`, all options hold for the mounts below as well: read-only means that nothing in
     there can be written.
     """
-
-    mount: Mount
-    options: MountOptions
-    adds_mount = True
 
     def describe(self) -> str:
         """Name the source."""
@@ -75,18 +77,12 @@ class Bind:
             attach(fd, target_fd, self.options, recursive=recursive)
 
 
-@dataclass(frozen=True, slots=True)
-class Filesystem:
+class Filesystem(Operation):
     """A filesystem from a device, a file or nothing, through the kernel's own driver."""
-
-    mount: Mount
-    options: MountOptions
-    adds_mount = True
 
     def describe(self) -> str:
         """Name type and source."""
-        loop = " through a loop device" if self.options.loop else ""
-        return f"mount {self.mount.type} {self.mount.source}{loop}"
+        return super().describe() + (" through a loop device" if self.options.loop else "")
 
     def execute(self, target_fd: int) -> None:
         """Configure, create and attach the filesystem."""
@@ -127,12 +123,11 @@ class Filesystem:
         api.mount(source, fd_path(target_fd), self.mount.type, self.options.flags, data)
 
 
-@dataclass(frozen=True, slots=True)
-class Remount:
+class Remount(Operation):
     """Other options for what is mounted on the target already."""
 
-    mount: Mount
-    options: MountOptions
+    __slots__ = ()
+
     adds_mount = False
 
     def describe(self) -> str:
@@ -156,12 +151,8 @@ class Remount:
         set_propagation(target_fd, options)
 
 
-@dataclass(frozen=True, slots=True)
-class Fuse:
+class Fuse(Operation):
     """A filesystem served by a program of its own (`fuse.NAME`, `fuse3.NAME`)."""
-
-    mount: Mount
-    adds_mount = True
 
     def describe(self) -> str:
         """Name program and source."""
@@ -174,7 +165,14 @@ class Fuse:
         family, _, program = self.mount.type.partition(".")
         helper = "mount.fuse3" if family == "fuse3" else "mount.fuse"
         # The helper resolves its argument to a path anyway, so a descriptor would not help.
-        mount_fuse(helper, program, self.mount.source, path_of(target_fd), self.mount.options)
+        path = path_of(target_fd)
+        before = len(mounts_at_or_below(path))
+        try:
+            mount_fuse(helper, program, self.mount.source, path, self.mount.options)
+        except ToolError:
+            if len(mounts_at_or_below(path)) > before:
+                api.umount2(path, api.MNT_DETACH)
+            raise
 
 
 def configure(fs: int, data: tuple[str, ...], flags: int) -> None:
@@ -201,7 +199,19 @@ def attach(
         with mapped_namespace(options.uidmap, options.gidmap) as userns:
             api.mount_setattr(mount_fd, userns_fd=userns, recursive=recursive)
     api.move_mount(mount_fd, target_fd)
-    set_propagation(mount_fd, options)
+    settle(mount_fd, options)
+
+
+def settle(mount_fd: int, options: MountOptions) -> None:
+    """Set the propagation of a mount just attached, which attaching may have changed.
+
+    Where that fails the mount is taken off again.
+    """
+    try:
+        set_propagation(mount_fd, options)
+    except OSError:
+        api.umount2(fd_path(mount_fd), api.MNT_DETACH)
+        raise
 
 
 def set_propagation(mount_fd: int, options: MountOptions) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from lamina.core.mount import Mount, split_option
 from lamina.errors import InvalidArgument
@@ -56,8 +56,7 @@ _ATTRIBUTES = {
 _ATIME_MODES = api.MS_NOATIME | api.MS_RELATIME | api.MS_STRICTATIME
 
 
-@dataclass(frozen=True, slots=True)
-class MountOptions:
+class MountOptions(NamedTuple):
     """What the options of one mount ask for.
 
     Attributes:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from lamina.core.mount import Mount, split_option, unescape_option
@@ -18,56 +17,48 @@ from lamina.errors import InvalidArgument, ResourceExhausted
 from lamina.linux import mountapi as api
 from lamina.linux.directory import call_in_directory
 from lamina.mount.idmap import mapped_namespace
-from lamina.mount.operations import attach, closing, configure, fd_path, set_propagation
+from lamina.mount.operations import Operation, attach, closing, configure, fd_path, settle
 from lamina.mount.options import MountOptions
 from lamina.mount.target import path_of
 
 MAX_LOWER_DIRECTORIES = 500
 """OVL_MAX_STACK of the kernel."""
 
-_PAGE_DATA = os.sysconf("SC_PAGESIZE") - 1
 _LOWERDIR = "lowerdir="
 
 
-@dataclass(frozen=True, slots=True)
-class Overlay:
+class Overlay(Operation):
     r"""One overlay mount.
 
-    `lower` has the lower directories, topmost first, with the escapes of the option `lowerdir`
-    (`\:`, `\,`, `\\`) left in; `data` has all other options of the filesystem.
+    Attributes:
+        lower: the lower directories, topmost first, with the escapes of the option `lowerdir`
+            (`\:`, `\,`, `\\`) left in.
+        data: all other options of the filesystem.
+
+    Raises:
+        InvalidArgument: there is no lower directory, or none could carry the id maps.
+        ResourceExhausted: there are more lower directories than the kernel takes.
     """
 
-    mount: Mount
-    options: MountOptions
-    lower: tuple[str, ...]
-    data: tuple[str, ...]
-    adds_mount = True
+    __slots__ = ("data", "lower")
 
-    @classmethod
-    def plan(cls, mount: Mount, options: MountOptions) -> Overlay:
-        """Take the options apart.
-
-        Raises:
-            InvalidArgument: there is no lower directory, or none could carry the id maps.
-            ResourceExhausted: there are more lower directories than the kernel takes.
-        """
+    def __init__(self, mount: Mount, options: MountOptions) -> None:
+        super().__init__(mount, options)
         value = options.value("lowerdir")
         if not value:
             raise InvalidArgument("mount overlay: it needs the option lowerdir=")
-        lower = tuple(split_option(value, ":"))
-        if len(lower) > MAX_LOWER_DIRECTORIES:
+        self.lower = tuple(split_option(value, ":"))
+        self.data = tuple(option for option in options.data if not option.startswith(_LOWERDIR))
+        if len(self.lower) > MAX_LOWER_DIRECTORIES:
             raise ResourceExhausted(
-                f"mount overlay: {len(lower)} lower directories, the kernel takes at most "
+                f"mount overlay: {len(self.lower)} lower directories, the kernel takes at most "
                 f"{MAX_LOWER_DIRECTORIES}",
                 hint="flatten the image or commit fewer layers",
             )
-        data = tuple(option for option in options.data if not option.startswith(_LOWERDIR))
-        overlay = cls(mount, options, lower, data)
-        if options.uidmap and overlay.common_directory is None:
+        if options.uidmap and self.common_directory is None:
             raise InvalidArgument(
                 "mount overlay: id maps need lower directories with a common parent other than /"
             )
-        return overlay
 
     def describe(self) -> str:
         """Count the layers; 500 paths would help nobody."""
@@ -116,7 +107,7 @@ class Overlay:
                 result = api.open_tree(first, dir_fd=base)
             with closing(result):
                 api.move_mount(result, target_fd)
-                set_propagation(result, self.options)
+                settle(result, self.options)
 
     def _idmapped_copy(self, directory: str) -> int:
         copy = api.open_tree(unescape_option(directory), recursive=True)
@@ -137,10 +128,10 @@ class Overlay:
             if self.options.propagation:
                 # The descriptor is what the new mount covers; the path leads to the mount.
                 with closing(os.open(path_of(target_fd), os.O_PATH | os.O_CLOEXEC)) as fd:
-                    set_propagation(fd, self.options)
+                    settle(fd, self.options)
             return
         with closing(self._configured(lower)) as fd:
-            attach(fd, target_fd, replace(self.options, uidmap="", gidmap=""))
+            attach(fd, target_fd, self.options._replace(uidmap="", gidmap=""))
 
     def _configured(self, lower: tuple[str, ...]) -> int:
         with closing(api.fsopen("overlay")) as fs:
@@ -162,7 +153,7 @@ class Overlay:
         return tuple(str(PurePosixPath(path).relative_to(common)) for path in self.lower)
 
     def _fits(self, lower: tuple[str, ...]) -> bool:
-        return len(os.fsencode(self._text(lower))) <= _PAGE_DATA
+        return len(os.fsencode(self._text(lower))) <= api.DATA_MAX
 
     def _text(self, lower: tuple[str, ...]) -> str:
         return ",".join((_LOWERDIR + ":".join(lower), *self.data))

@@ -30,14 +30,14 @@ def plan_one(mount: Mount) -> Operation:
             hint="let containerd's mount manager apply them first",
         )
     if mount.type.startswith(("fuse.", "fuse3.")):
-        return Fuse(mount)
+        return Fuse(mount, MountOptions())
     options = parse_options(mount)
     if options.flags & api.MS_REMOUNT:
         return Remount(mount, options)
     if options.flags & api.MS_BIND or mount.type in {"bind", "rbind"}:
         return _bind(mount, options)
     if mount.type == "overlay":
-        return Overlay.plan(mount, options)
+        return Overlay(mount, options)
     return _filesystem(mount, options)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import tempfile
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -65,8 +65,10 @@ def without_volatile(mounts: Sequence[Mount]) -> list[Mount]:
 
 
 def _made_directory(parent: Path) -> Path:
+    point = parent / f"{PREFIX}{os.urandom(8).hex()}"
     try:
-        return Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        point.mkdir(mode=0o700)
+        return point
     except OSError as error:
         raise failure(error, f"make a directory for a mount in {parent}") from error
 
