@@ -19,10 +19,33 @@ import pytest
 from lamina.mount import temp_mount
 from tests.containers_program import CHAIN_ID, OneImageStore
 
-_APPLETS = (
-    "cat echo env false grep head hostname id kill ls mkdir mount mountpoint pwd readlink sh sleep"
-    " stty touch true tty wc"
-).split()
+_APPLETS = """
+    cat echo env false grep head hostname id kill ls mkdir mount pwd readlink sh sleep stty touch
+    true tty wc
+"""
+    "cat",
+    "echo",
+    "env",
+    "false",
+    "grep",
+    "head",
+    "hostname",
+    "id",
+    "kill",
+    "ls",
+    "mkdir",
+    "mount",
+    "mountpoint",
+    "pwd",
+    "readlink",
+    "sh",
+    "sleep",
+    "stty",
+    "touch",
+    "true",
+    "tty",
+    "wc",
+]
 _PASSWD = "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\n"
 _GROUP = "root:x:0:\napp:x:1001:\nwheel:x:10:root,app\n"
 
@@ -128,7 +151,7 @@ def make_rootfs(directory: Path) -> None:
     for name in ("bin", "etc", "tmp", "proc", "sys", "dev", "run"):
         (directory / name).mkdir()
     shutil.copy(busybox, directory / "bin/busybox")
-    for applet in _APPLETS:
+    for applet in _APPLETS.split():
         (directory / "bin" / applet).symlink_to("busybox")
     (directory / "etc/passwd").write_text(_PASSWD)
     (directory / "etc/group").write_text(_GROUP)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import select
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -101,8 +102,10 @@ class Execs:
         except (ProcessLookupError, OSError) as error:
             raise NotFound(f"process of container {id}", exec_id) from error
         try:
-            # The number may be another process's by now: that would be in another namespace.
-            if not _same_pid_namespace(pid, task.pid):
+            # The number may be another process's by now: that would be in another namespace. A
+            # descriptor of one that has ended can be read.
+            ended = select.select([fd], [], [], 0)[0]
+            if ended or not _same_pid_namespace(pid, task.pid):
                 raise NotFound(f"process of container {id}", exec_id)
             signal.pidfd_send_signal(fd, signal_number)
         finally:

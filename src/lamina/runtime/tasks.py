@@ -153,10 +153,10 @@ class Tasks:
 
     def _kill_all(self, container: Container, task: Task) -> None:
         runtime = self.containers.runtime(container)
-        runtime.kill(container.id, signal.SIGKILL, everyone=True)
         if task.status == TaskStatus.PAUSED:
             # In cgroup v1 a frozen process dies only when it thaws.
             runtime.resume(container.id)
+        runtime.kill(container.id, signal.SIGKILL, everyone=True)
 
     def _remove_locked(self, container: Container, bundle: Bundle) -> int:
         if self.containers.records.find(container.id) is None:
