@@ -23,29 +23,6 @@ _APPLETS = """
     cat echo env false grep head hostname id kill ls mkdir mount pwd readlink sh sleep stty touch
     true tty wc
 """
-    "cat",
-    "echo",
-    "env",
-    "false",
-    "grep",
-    "head",
-    "hostname",
-    "id",
-    "kill",
-    "ls",
-    "mkdir",
-    "mount",
-    "mountpoint",
-    "pwd",
-    "readlink",
-    "sh",
-    "sleep",
-    "stty",
-    "touch",
-    "true",
-    "tty",
-    "wc",
-]
 _PASSWD = "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\n"
 _GROUP = "root:x:0:\napp:x:1001:\nwheel:x:10:root,app\n"
 
