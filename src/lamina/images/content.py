@@ -190,9 +190,7 @@ class ContentStore:
                 if expected is not None and self.has(expected.digest):
                     remove_ingest(directory)
                     continue
-                writer = Writer(ref, directory, expected, self._publish, lock, self._boot)
-                lock.pop_all()
-                return writer
+                return Writer(ref, directory, expected, self._publish, lock, self._boot)
 
     def put(self, data: bytes, descriptor: Descriptor) -> None:
         """Store bytes that are in memory; those that are there already are no error.

@@ -34,7 +34,8 @@ _FILES = ("data", "ref", "total", "startedat", "updatedat", "boot")
 class Writer:
     """Writes one blob. Leaving it as a context manager keeps what is there, to be resumed.
 
-    Made by `ContentStore.open_writer`. Not for use by several threads at once, but for `close`.
+    Made by `ContentStore.open_writer`; it takes over what `lock` holds once it is made. Not for
+    use by several threads at once.
 
     Attributes:
         ref: name of the ingest.
@@ -59,7 +60,6 @@ class Writer:
         self._algorithm = algorithm(expected.digest) if expected else "sha256"
         self._hash = hashlib.new(self._algorithm)
         self._offset = 0
-        self._lock = lock
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         self._fd = os.open(self.path, flags, 0o600)
         lock.callback(os.close, self._fd)
@@ -69,6 +69,7 @@ class Writer:
         else:
             self.restart()
         self.resumed = self._offset
+        self._lock = lock.pop_all()
 
     @property
     def offset(self) -> int:

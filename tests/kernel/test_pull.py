@@ -1,0 +1,345 @@
+"""Pulling from a real registry into real snapshotters."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from lamina.core.digest import Digest
+from lamina.core.driver import Ability
+from lamina.core.snapshot import Kind
+from lamina.errors import Cancelled, DigestMismatch, FormatError, LaminaError, NotFound
+from lamina.images.gc import Collected, collect
+from lamina.images.operation import Options
+from lamina.images.platform import parse_platform
+from lamina.images.progress import Event, Stage
+from lamina.images.pull import Pulled, pull, unpack
+from lamina.images.registry.cancel import Cancel
+from lamina.images.registry.client import Registry
+from lamina.images.registry.credentials import CredentialStore
+from lamina.images.registry.hosts import HostsConfig
+from lamina.images.store import ImageStore
+from lamina.images.unpack import Destination
+from lamina.mount import temp_mount
+from lamina.snapshotters.engine import Engine
+from lamina.snapshotters.native.driver import NativeDriver
+from lamina.snapshotters.overlayfs.driver import OverlayDriver
+from tests.fixtures_registry import LocalRegistry
+from tests.images import OCI_INDEX, ImageFiles, Layer, image, index
+
+pytest_plugins = ["tests.fixtures_registry"]
+pytestmark = [pytest.mark.root, pytest.mark.overlay, pytest.mark.registry]
+
+SNAPSHOTTERS = ("overlayfs", "native")
+
+
+class Root:
+    """A root directory with everything open, as one process has it."""
+
+    def __init__(self, root: Path) -> None:
+        root.mkdir(mode=0o700, exist_ok=True)
+        self.root = root
+        self.store = ImageStore(root)
+        self.engines = {name: self._engine(name) for name in SNAPSHOTTERS}
+        self.registry = Registry(HostsConfig(plain_http=True), CredentialStore())
+        self.events: list[Event] = []
+
+    def _engine(self, name: str) -> Engine:
+        directory = self.root / f"io.containerd.snapshotter.v1.{name}"
+        directory.mkdir(mode=0o700, exist_ok=True)
+        driver = OverlayDriver(directory) if name == "overlayfs" else NativeDriver(directory)
+        return Engine(name, driver, directory, sync_remove=True)
+
+    def update(self, event: Event) -> None:
+        self.events.append(event)
+
+    def destination(self, name: str) -> Destination:
+        engine = self.engines[name]
+        return Destination(name, engine, Ability.REBASE in engine.abilities)
+
+    def collect(self) -> Collected:
+        return collect(self.store, self.engines)
+
+    def pull(self, ref: str, name: str = "overlayfs", **more: object) -> Pulled:
+        arguments = {"destination": self.destination(name), "progress": self, **more}
+        return pull(
+            ref,
+            store=self.store,
+            registry=self.registry,
+            collect=self.collect,
+            **arguments,  # type: ignore[arg-type]  # the tests' own arguments
+        )
+
+    def files(self, pulled: Pulled, name: str) -> dict[str, bytes]:
+        """Return path and content of every file of the image."""
+        engine = self.engines[name]
+        [unpacked] = pulled.unpacked
+        mounts = engine.view("look", unpacked.chain_id or "")
+        try:
+            with temp_mount(mounts, dir=self.store.mounts, read_only=True) as path:
+                found = (p for p in path.rglob("*") if p.is_file())
+                return {str(p.relative_to(path)): p.read_bytes() for p in found}
+        finally:
+            engine.remove("look")
+
+    def assert_clean(self, name: str, layers: int) -> None:
+        """Nothing but so many committed layers is there."""
+        infos = list(self.engines[name].walk())
+        assert [i.kind for i in infos] == [Kind.COMMITTED] * layers, infos
+        assert self.engines[name].fsck() == []
+        assert self.store.content.ingests() == []
+        assert self.store.leases.all() == []
+        assert list(self.store.locks.iterdir()) == []
+
+    def close(self) -> None:
+        for engine in self.engines.values():
+            engine.close()
+        self.store.close()
+        self.registry.close()
+
+
+@pytest.fixture
+def open_root(root_dir: Path) -> Iterator[Callable[[], Root]]:
+    opened: list[Root] = []
+
+    def make() -> Root:
+        opened.append(Root(root_dir))
+        return opened[-1]
+
+    yield make
+    for root in opened:
+        root.close()
+
+
+@pytest.fixture
+def root(open_root: Callable[[], Root]) -> Root:
+    return open_root()
+
+
+def three_layers(size: int = 200_000, seed: int = 1) -> ImageFiles:
+    """An image in which each layer changes the one below."""
+    noise = random.Random(seed)
+    return image(
+        Layer.of({"etc/": None, "etc/a": b"old a", "etc/b": b"b", "big0": noise.randbytes(size)}),
+        Layer.of({"etc/a": b"new a", "etc/.wh.b": b"", "big1": noise.randbytes(size)}),
+        Layer.of({"etc/c": b"c", "big2": noise.randbytes(size)}),
+    )
+
+
+SMALL = {"etc/a": b"new a", "etc/c": b"c"}
+
+
+def push(registry: LocalRegistry, files: ImageFiles, name: str = "test", tag: str = "1") -> str:
+    registry.push(files.manifest, files.blobs, name, tag)
+    return f"{registry.host}/{name}:{tag}"
+
+
+def small_files(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: content for name, content in files.items() if len(content) < 100}
+
+
+@pytest.mark.parametrize("name", SNAPSHOTTERS)
+def test_pull_unpacks_every_layer(root: Root, registry: LocalRegistry, name: str) -> None:
+    files = three_layers()
+    pulled = root.pull(push(registry, files), name)
+    assert pulled.image.target.digest == files.digest
+    assert small_files(root.files(pulled, name)) == SMALL
+    assert pulled.timings.downloaded == sum(map(len, files.blobs))
+    assert pulled.timings.bottleneck in {"download", "unpack"}
+    root.assert_clean(name, 3)
+    chain = pulled.unpacked[0].chain
+    config = root.store.content.info(pulled.unpacked[0].manifest.config.digest)
+    assert config.labels[f"containerd.io/gc.ref.snapshot.{name}"] == chain[-1]
+    manifest = root.store.content.info(Digest(files.digest))
+    assert manifest.labels["containerd.io/gc.ref.content.config"] == config.digest
+    layer = root.store.content.info(pulled.unpacked[0].manifest.layers[2].digest)
+    assert layer.labels["containerd.io/uncompressed"] == files.diff_ids[2]
+    assert layer.labels[f"containerd.io/distribution.source.{registry.host}"] == "test"
+    top = root.engines[name].stat(chain[2])
+    assert top.parent == chain[1]
+    assert top.labels == {
+        "containerd.io/snapshot.ref": chain[2],
+        "containerd.io/snapshot/diff-id": files.diff_ids[2],
+        "containerd.io/snapshot/parent-chain-id": chain[1],
+    }
+
+
+@pytest.mark.parametrize("name", SNAPSHOTTERS)
+def test_second_pull_does_nothing(root: Root, registry: LocalRegistry, name: str) -> None:
+    ref = push(registry, three_layers())
+    root.pull(ref, name)
+    root.events.clear()
+    again = root.pull(ref, name)
+    assert again.timings.downloaded == 0
+    assert {event.stage for event in root.events} == {Stage.EXISTS}
+
+
+def test_other_snapshotter_unpacks_local_content(root: Root, registry: LocalRegistry) -> None:
+    pulled = root.pull(push(registry, three_layers()), "overlayfs")
+    unpack(pulled.image, store=root.store, destination=root.destination("native"))
+    assert small_files(root.files(pulled, "native")) == SMALL
+    root.assert_clean("native", 3)
+
+
+def test_pull_fetches_only_what_is_gone(root: Root, registry: LocalRegistry) -> None:
+    files = three_layers()
+    ref = push(registry, files)
+    pulled = root.pull(ref, "overlayfs")
+    lost = pulled.unpacked[0].manifest.layers[1]
+    root.store.content.path(lost.digest).unlink()
+    with pytest.raises(NotFound, match=lost.digest):
+        unpack(pulled.image, store=root.store, destination=root.destination("native"))
+    assert root.pull(ref, "native").timings.downloaded == lost.size
+    assert small_files(root.files(pulled, "native")) == SMALL
+
+
+def test_index_gives_the_image_for_the_platform(root: Root, registry: LocalRegistry) -> None:
+    images = [
+        image(Layer.of({"arch": name.encode()}), architecture=name)
+        for name in ("s390x", "amd64", "arm64")
+    ]
+    for each in images:
+        registry.push(each.manifest, each.blobs, "multi", each.digest)
+    registry.push(index(*images), [], "multi", "1", media_type=OCI_INDEX)
+    ref = f"{registry.host}/multi:1"
+    options = Options(platforms=(parse_platform("linux/s390x"),))
+    pulled = root.pull(ref, options=options)
+    assert root.files(pulled, "overlayfs") == {"arch": b"s390x"}
+    assert not root.store.content.has(Digest(images[2].digest))
+    with pytest.raises(NotFound, match=r"linux/riscv64.*linux/amd64, linux/arm64, linux/s390x"):
+        root.pull(ref, options=Options(platforms=(parse_platform("linux/riscv64"),)))
+    root.pull(ref, options=Options(all_metadata=True))
+    assert root.store.content.has(Digest(images[2].digest))
+    other = next(i for i in images[1:] if i.config.find(os.uname().machine.encode()) < 0)
+    assert root.store.content.has(Digest(other.digest))
+    root.pull(ref, options=Options(all_platforms=True))
+    assert all(
+        root.store.content.has(Digest("sha256:" + layer_digest))
+        for each in images
+        for layer_digest in [json.loads(each.manifest)["layers"][0]["digest"][7:]]
+    )
+
+
+@pytest.mark.parametrize("name", SNAPSHOTTERS)
+def test_wrong_diff_id(root: Root, registry: LocalRegistry, name: str) -> None:
+    good = three_layers()
+    lie = image(*good.layers, diff_ids=[good.diff_ids[0], "sha256:" + "0" * 64, good.diff_ids[2]])
+    with pytest.raises(DigestMismatch, match=r"diff id of layer sha256:.*expected sha256:0000"):
+        root.pull(push(registry, lie), name)
+    kinds = {info.kind for info in root.engines[name].walk()}
+    assert kinds <= {Kind.COMMITTED}
+    assert root.engines[name].fsck() == []
+    root.pull(push(registry, good), name)
+
+
+@pytest.mark.parametrize("name", SNAPSHOTTERS)
+def test_layer_that_is_no_archive(root: Root, registry: LocalRegistry, name: str) -> None:
+    junk = b"this is no tar archive at all" * 100
+    bad = image(Layer.of({"a": b"a"}), Layer(junk, "sha256:" + "1" * 64))
+    with pytest.raises(LaminaError, match="unpack layer sha256:"):
+        root.pull(push(registry, bad), name)
+    assert {info.kind for info in root.engines[name].walk()} <= {Kind.COMMITTED}
+
+
+def test_wrong_number_of_diff_ids(root: Root, registry: LocalRegistry) -> None:
+    good = three_layers()
+    lie = image(*good.layers, diff_ids=good.diff_ids[:2])
+    with pytest.raises(FormatError, match="3 diff_ids"):
+        root.pull(push(registry, lie))
+
+
+def test_moved_tag_frees_the_old_image(root: Root, registry: LocalRegistry) -> None:
+    old, new = three_layers(seed=1), three_layers(seed=2)
+    root.pull(push(registry, old))
+    pulled = root.pull(push(registry, new))
+    assert pulled.image.target.digest == new.digest
+    assert not root.store.content.has(Digest(old.digest))
+    root.assert_clean("overlayfs", 3)
+
+
+def test_removed_image_leaves_nothing(root: Root, registry: LocalRegistry) -> None:
+    ref = push(registry, three_layers())
+    for name in SNAPSHOTTERS:
+        root.pull(ref, name)
+    root.store.catalogue.delete(ref)
+    collected = root.collect()
+    assert len(collected.blobs) == 5
+    assert len(collected.snapshots) == 6
+    assert list(root.store.content.walk()) == []
+    assert list((root.store.content.root / "blobs/sha256").iterdir()) == []
+    for name in SNAPSHOTTERS:
+        root.assert_clean(name, 0)
+
+
+def test_container_keeps_its_layers(root: Root, registry: LocalRegistry) -> None:
+    ref = push(registry, three_layers())
+    pulled = root.pull(ref)
+    root.engines["overlayfs"].prepare("container", pulled.unpacked[0].chain[1])
+    root.store.catalogue.delete(ref)
+    assert root.collect().snapshots == (("overlayfs", pulled.unpacked[0].chain[2]),)
+    root.engines["overlayfs"].remove("container")
+    assert len(root.collect().snapshots) == 2
+
+
+@pytest.mark.parametrize("name", SNAPSHOTTERS)
+def test_concurrent_pulls_download_once(
+    open_root: Callable[[], Root], registry: LocalRegistry, name: str
+) -> None:
+    files = three_layers(2_000_000)
+    ref = push(registry, files)
+    roots = [open_root() for _ in range(4)]
+    with ThreadPoolExecutor(len(roots)) as pool:
+        results = list(pool.map(lambda root: root.pull(ref, name), roots))
+    assert sum(r.timings.downloaded for r in results) == sum(map(len, files.blobs))
+    roots[0].assert_clean(name, 3)
+
+
+def test_pulls_race_with_removal(open_root: Callable[[], Root], registry: LocalRegistry) -> None:
+    ref = push(registry, three_layers())
+    puller, remover = open_root(), open_root()
+    done = threading.Event()
+
+    def remove() -> None:
+        while not done.is_set():
+            try:
+                remover.store.catalogue.delete(ref)
+            except NotFound:
+                pass
+            remover.collect()
+
+    thread = threading.Thread(target=remove)
+    thread.start()
+    try:
+        for _ in range(15):
+            puller.pull(ref)
+    finally:
+        done.set()
+        thread.join()
+    pulled = puller.pull(ref)
+    assert small_files(puller.files(pulled, "overlayfs")) == SMALL
+    puller.assert_clean("overlayfs", 3)
+
+
+def test_cancel(root: Root, registry: LocalRegistry) -> None:
+    ref = push(registry, three_layers(5_000_000))
+    cancel = Cancel()
+
+    class CancelAtUnpack:
+        def update(self, event: Event) -> None:
+            if event.stage is Stage.UNPACKING:
+                cancel.set()
+
+    with pytest.raises(Cancelled):
+        root.pull(ref, progress=CancelAtUnpack(), cancel=cancel)
+    assert [i for i in root.engines["overlayfs"].walk() if i.kind is not Kind.COMMITTED] == []
+    assert root.engines["overlayfs"].fsck() == []
+    pulled = root.pull(ref)
+    assert small_files(root.files(pulled, "overlayfs")) == SMALL
+    root.assert_clean("overlayfs", 3)
