@@ -85,22 +85,22 @@ def test_overlay_keeps_escapes_while_it_takes_layers_apart() -> None:
     operation = planned(overlay(r"/s\:x/1", r"/s\:x/2", options=("volatile",)))
     assert operation.lower == (r"/s\:x/1", r"/s\:x/2")
     assert operation.data == ("volatile",)
-    assert operation.common_directory == r"/s\:x"
+    assert operation.base == r"/s\:x"
 
 
 @pytest.mark.parametrize(
-    ("lower", "common"),
+    ("lower", "base"),
     [
         (("/s/1/fs", "/s/2/fs"), "/s"),
         (("/s/1/fs",), "/s/1"),
         (("/s/1", "/s/1/fs"), "/s"),
-        (("/s/1", "/sx/1"), None),
-        (("/s", "/t"), None),
-        (("s/1", "s/2"), None),
+        (("/s/1", "/sx/1"), "/"),
+        (("/s", "/t"), "/"),
+        (("s/1", "s/2"), "."),
     ],
 )
-def test_common_directory_is_a_strict_parent(lower: tuple[str, ...], common: str | None) -> None:
-    assert planned(overlay(*lower)).common_directory == common
+def test_base_is_a_strict_parent(lower: tuple[str, ...], base: str) -> None:
+    assert planned(overlay(*lower)).base == base
 
 
 def test_idmap_with_several_ranges() -> None:

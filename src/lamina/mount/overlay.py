@@ -1,8 +1,9 @@
 """Overlay mounts: up to 500 lower directories, and id-mapped ones.
 
 mount(2) takes one page of options. What does not fit is named relative to the directory that all
-layers lie in, from a thread with that current directory; what does not fit even then goes through
-fsconfig(2) and `lowerdir+` (Linux >= 6.7), one layer at a time.
+layers lie in, from a thread with that current directory; what does not fit even then, by links with
+the shortest names there are, in a tmpfs that is attached nowhere. Other than `lowerdir+` of
+fsconfig(2), which came with Linux 6.7, this works on every kernel.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from lamina.errors import InvalidArgument, ResourceExhausted
 from lamina.linux import mountapi as api
 from lamina.linux.directory import call_in_directory
 from lamina.mount.idmap import mapped_namespace
-from lamina.mount.operations import Operation, attach, closing, configure, fd_path, settle
+from lamina.mount.operations import Operation, closing, fd_path, settle
 from lamina.mount.options import MountOptions
 from lamina.mount.target import path_of
 
@@ -25,6 +26,7 @@ MAX_LOWER_DIRECTORIES = 500
 """OVL_MAX_STACK of the kernel."""
 
 _LOWERDIR = "lowerdir="
+_PATH_ONLY = os.O_PATH | os.O_CLOEXEC
 
 
 class Overlay(Operation):
@@ -55,7 +57,7 @@ class Overlay(Operation):
                 f"{MAX_LOWER_DIRECTORIES}",
                 hint="flatten the image or commit fewer layers",
             )
-        if options.uidmap and self.common_directory is None:
+        if options.uidmap and self.base in {"/", "."}:
             raise InvalidArgument(
                 "mount overlay: id maps need lower directories with a common parent other than /"
             )
@@ -68,24 +70,22 @@ class Overlay(Operation):
         return f"mount overlay of {layers}" + (f" under {upper}" if upper else "")
 
     @property
-    def common_directory(self) -> str | None:
-        """The nearest directory, escapes left in, that all lower ones lie in; None for `/`."""
+    def base(self) -> str:
+        """The nearest directory, escapes left in, that all lower ones lie in; "." if relative."""
         if not all(path.startswith("/") for path in self.lower):
-            return None
-        common = os.path.commonpath([str(PurePosixPath(path).parent) for path in self.lower])
-        return None if common.strip("/") == "" else common
+            return "."
+        return os.path.commonpath([str(PurePosixPath(path).parent) for path in self.lower])
 
     def execute(self, target_fd: int) -> None:
         """Mount it by the simplest way that its layers allow."""
         try:
             if self.options.uidmap:
                 self._mount_idmapped(target_fd)
-            elif self._fits(self.lower) or (common := self.common_directory) is None:
+            elif self._fits(self.lower):
                 self._create(self.lower, target_fd)
             else:
-                with closing(os.open(unescape_option(common), os.O_PATH | os.O_CLOEXEC)) as base:
-                    lower = self._relative(common)
-                    call_in_directory(base, lambda: self._create(lower, target_fd))
+                with closing(os.open(unescape_option(self.base), _PATH_ONLY)) as base:
+                    self._create_below(base, target_fd)
         except FileNotFoundError as error:
             raise self._named(error) from error
 
@@ -95,22 +95,18 @@ class Overlay(Operation):
         The kernel wants layers in attached mounts, so an id-mapped, read-only copy of their
         common directory sits on the target while the overlay is made, on one of its own layers.
         """
-        common = self.common_directory
-        if common is None:
-            raise AssertionError("plan() lets no such overlay through")
-        lower = self._relative(common)
-        first = unescape_option(lower[0])
-        with closing(self._idmapped_copy(common)) as base:
+        first = unescape_option(self._relative()[0])
+        with closing(self._idmapped_copy()) as base:
             with _attached_for_a_while(base, target_fd):
-                with closing(os.open(first, os.O_PATH | os.O_CLOEXEC, dir_fd=base)) as layer:
-                    call_in_directory(base, lambda: self._create(lower, layer))
+                with closing(os.open(first, _PATH_ONLY, dir_fd=base)) as layer:
+                    self._create_below(base, layer)
                 result = api.open_tree(first, dir_fd=base)
             with closing(result):
                 api.move_mount(result, target_fd)
                 settle(result, self.options)
 
-    def _idmapped_copy(self, directory: str) -> int:
-        copy = api.open_tree(unescape_option(directory), recursive=True)
+    def _idmapped_copy(self) -> int:
+        copy = api.open_tree(unescape_option(self.base), recursive=True)
         try:
             with mapped_namespace(self.options.uidmap, self.options.gidmap) as userns:
                 read_only = api.MOUNT_ATTR_RDONLY
@@ -120,26 +116,26 @@ class Overlay(Operation):
             raise
         return copy
 
+    def _create_below(self, base: int, target_fd: int) -> None:
+        """Make and attach the overlay with its lower directories found below an open one."""
+        lower = self._relative()
+        if self._fits(lower):
+            call_in_directory(base, lambda: self._create(lower, target_fd))
+            return
+        with closing(_detached_tmpfs()) as links:
+            names = tuple(f"{number:x}" for number in range(len(lower)))
+            for name, path in zip(names, lower, strict=True):
+                os.symlink(f"{fd_path(base)}/{unescape_option(path)}", name, dir_fd=links)
+            call_in_directory(links, lambda: self._create(names, target_fd))
+
     def _create(self, lower: tuple[str, ...], target_fd: int) -> None:
         """Make and attach the overlay of these lower directories."""
-        if self._fits(lower):
-            target, flags = fd_path(target_fd), self.options.flags
-            api.mount(self.mount.source, target, "overlay", flags, self._text(lower))
-            if self.options.propagation:
-                # The descriptor is what the new mount covers; the path leads to the mount.
-                with closing(os.open(path_of(target_fd), os.O_PATH | os.O_CLOEXEC)) as fd:
-                    settle(fd, self.options)
-            return
-        with closing(self._configured(lower)) as fd:
-            attach(fd, target_fd, self.options._replace(uidmap="", gidmap=""))
-
-    def _configured(self, lower: tuple[str, ...]) -> int:
-        with closing(api.fsopen("overlay")) as fs:
-            api.fsconfig_string(fs, "source", self.mount.source)
-            layers = tuple(f"lowerdir+={unescape_option(path)}" for path in lower)
-            configure(fs, (*layers, *self.data), self.options.flags)
-            api.fsconfig_create(fs)
-            return api.fsmount(fs, self.options.attributes)
+        target, flags = fd_path(target_fd), self.options.flags
+        api.mount(self.mount.source, target, "overlay", flags, self._text(lower))
+        if self.options.propagation:
+            # The descriptor is what the new mount covers; the path leads to the mount.
+            with closing(os.open(path_of(target_fd), _PATH_ONLY)) as fd:
+                settle(fd, self.options)
 
     def _named(self, error: FileNotFoundError) -> OSError:
         """Say which of the directories is missing, which the kernel does not."""
@@ -149,14 +145,21 @@ class Overlay(Operation):
                 return OSError(error.errno, error.strerror, unescape_option(path))
         return error
 
-    def _relative(self, common: str) -> tuple[str, ...]:
-        return tuple(str(PurePosixPath(path).relative_to(common)) for path in self.lower)
+    def _relative(self) -> tuple[str, ...]:
+        base = self.base
+        return tuple(str(PurePosixPath(path).relative_to(base)) for path in self.lower)
 
     def _fits(self, lower: tuple[str, ...]) -> bool:
         return len(os.fsencode(self._text(lower))) <= api.DATA_MAX
 
     def _text(self, lower: tuple[str, ...]) -> str:
         return ",".join((_LOWERDIR + ":".join(lower), *self.data))
+
+
+def _detached_tmpfs() -> int:
+    with closing(api.fsopen("tmpfs")) as fs:
+        api.fsconfig_create(fs)
+        return api.fsmount(fs)
 
 
 @contextmanager
