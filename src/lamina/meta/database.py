@@ -40,8 +40,12 @@ class Database:
         self._all: list[sqlite3.Connection] = []
         self._closed = False
         path.touch(mode=0o600)
-        with translated(path):
-            self._migrate(migrations)
+        try:
+            with translated(path):
+                self._migrate(migrations)
+        except BaseException:
+            self.close()
+            raise
 
     @contextmanager
     def write(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
@@ -86,11 +90,11 @@ class Database:
             connection = sqlite3.connect(
                 self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )
+            self._all.append(connection)
             connection.row_factory = sqlite3.Row
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA foreign_keys=ON")
             self._local.connection = connection
-            self._all.append(connection)
         return connection
 
     def _migrate(self, migrations: Sequence[str]) -> None:

@@ -8,10 +8,12 @@ inode flags (chattr) are not copied.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 from pathlib import Path
+from typing import Self
 
 from lamina.linux.reflink import clone_file, copy_data
 
@@ -24,61 +26,87 @@ _NO_REFLINK = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXD
 def copy_tree(source: Path, target: Path) -> None:
     """Make the empty directory `target` like `source`, which nobody changes meanwhile.
 
+    Depth does not matter, and few descriptors are open at a time.
+
     Raises:
         OSError: something cannot be read or made; a part of the copy is there then.
     """
-    source_fd = os.open(source, _DIRECTORY)
-    try:
-        target_fd = os.open(target, _DIRECTORY)
-        try:
-            _Copy(target_fd).directory(source_fd, target_fd, "")
-        finally:
-            os.close(target_fd)
-    finally:
-        os.close(source_fd)
+    with contextlib.ExitStack() as stack:
+        source_fd = os.open(source, _DIRECTORY)
+        stack.callback(os.close, source_fd)
+        top = os.open(target, _DIRECTORY)
+        stack.callback(os.close, top)
+        copy = stack.enter_context(_Copy(source_fd, top))
+        copy.run()
 
 
 class _Copy:
-    """One copy: knows the first name of each inode with several, and whether reflinks work."""
+    """One copy: a walk of two directories in step, down by name and up again by `..`.
 
-    def __init__(self, top: int) -> None:
+    It knows the first name of each inode that has several, and whether reflinks work.
+    """
+
+    def __init__(self, source: int, top: int) -> None:
         self._top = top
+        self._source = os.dup(source)
+        self._target = os.dup(top)
         self._first_names: dict[tuple[int, int], str] = {}
         self._reflink = True
 
-    def directory(self, source: int, target: int, path: str) -> None:
-        """Fill an open directory from another; `path` leads to it from the top."""
-        with os.scandir(source) as entries:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        os.close(self._source)
+        os.close(self._target)
+
+    def run(self) -> None:
+        """Copy everything, each directory's own attributes last: its entries change its times."""
+        path: list[str] = []
+        pending = [self._copy_entries("")]
+        while True:
+            if pending[-1]:
+                path.append(pending[-1].pop())
+                os.mkdir(path[-1], 0o700, dir_fd=self._target)
+                self._go(path[-1])
+                pending.append(self._copy_entries("/".join(path)))
+                continue
+            _copy_attributes(self._source, self._target, os.fstat(self._source))
+            pending.pop()
+            if not pending:
+                return
+            path.pop()
+            self._go("..")
+
+    def _go(self, name: str) -> None:
+        source = os.open(name, _DIRECTORY, dir_fd=self._source)
+        os.close(self._source)
+        self._source = source
+        target = os.open(name, _DIRECTORY, dir_fd=self._target)
+        os.close(self._target)
+        self._target = target
+
+    def _copy_entries(self, path: str) -> list[str]:
+        """Copy what the current directory has, but for directories: return their names."""
+        directories = []
+        with os.scandir(self._source) as entries:
             for entry in entries:
                 status = entry.stat(follow_symlinks=False)
-                inner = f"{path}/{entry.name}" if path else entry.name
                 if stat.S_ISDIR(status.st_mode):
-                    self._subdirectory(source, target, entry.name, inner)
-                elif not self._linked(status, target, entry.name, inner):
-                    self._leaf(source, target, entry.name, status)
-        # Last, because making entries changes the directory's times and may need its mode.
-        _copy_attributes(source, target, os.fstat(source))
+                    directories.append(entry.name)
+                elif not self._linked(status, entry.name, path):
+                    self._leaf(self._source, self._target, entry.name, status)
+        return directories
 
-    def _subdirectory(self, source: int, target: int, name: str, path: str) -> None:
-        os.mkdir(name, 0o700, dir_fd=target)
-        inner_source = os.open(name, _DIRECTORY, dir_fd=source)
-        try:
-            inner_target = os.open(name, _DIRECTORY, dir_fd=target)
-            try:
-                self.directory(inner_source, inner_target, path)
-            finally:
-                os.close(inner_target)
-        finally:
-            os.close(inner_source)
-
-    def _linked(self, status: os.stat_result, target: int, name: str, path: str) -> bool:
+    def _linked(self, status: os.stat_result, name: str, path: str) -> bool:
         """Make a further name of what is copied already; false if it is not."""
         if status.st_nlink == 1:
             return False
-        first = self._first_names.setdefault((status.st_dev, status.st_ino), path)
-        if first == path:
+        here = f"{path}/{name}" if path else name
+        first = self._first_names.setdefault((status.st_dev, status.st_ino), here)
+        if first == here:
             return False
-        os.link(first, name, src_dir_fd=self._top, dst_dir_fd=target, follow_symlinks=False)
+        os.link(first, name, src_dir_fd=self._top, dst_dir_fd=self._target, follow_symlinks=False)
         return True
 
     def _leaf(self, source: int, target: int, name: str, status: os.stat_result) -> None:

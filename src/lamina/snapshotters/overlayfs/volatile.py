@@ -1,6 +1,6 @@
 """Overlay mounts with `volatile`: never synced, and worthless after a crash of the machine.
 
-The kernel makes `work/work/incompat/volatile` when it mounts one and never removes it; while it is
+The kernel makes `work/work/incompat/volatile/dirty` when it mounts one and leaves it; while it is
 there, the next mount fails (Documentation/filesystems/overlayfs.rst, "Volatile mount"). Within the
 boot that mounted it nothing is lost, all writes being in the page cache, and the mark can go.
 Under another boot it means that files may be truncated. The boot is in `BOOT` beside `work`.
@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lamina.errors import DataLoss
+from lamina.snapshotters.tree import remove_tree
 
 BOOT = "volatile-boot"
 _MARK = Path("work", "work", "incompat", "volatile")
@@ -24,11 +25,7 @@ def prepare_volatile(directory: Path, boot: str) -> None:
     """
     check_volatile(directory, boot)
     (directory / BOOT).write_text(boot, encoding="ascii")
-    for leaf in (directory / _MARK, directory / _MARK.parent):
-        try:
-            leaf.rmdir()
-        except FileNotFoundError:
-            pass
+    remove_tree(directory / _MARK)
 
 
 def check_volatile(directory: Path, boot: str) -> None:

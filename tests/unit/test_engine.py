@@ -1,0 +1,306 @@
+"""The engine with a driver made for it: what is undone, what waits, what is told."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from lamina.core.driver import Ability, Driver, Snapshot
+from lamina.core.mount import Mount
+from lamina.core.snapshot import EMPTY_LABELS, Kind, Usage
+from lamina.errors import (
+    FailedPrecondition,
+    Internal,
+    LaminaError,
+    NotFound,
+    NotImplementedHere,
+    PermissionDenied,
+    ResourceExhausted,
+)
+from lamina.snapshotters.engine import Engine
+
+
+class FileDriver:
+    """Storage is an empty file per snapshot; `fail` and `pause` interfere with a method by name."""
+
+    abilities: frozenset[Ability] = frozenset()
+
+    def __init__(self, root: Path) -> None:
+        self.directory = root / "files"
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.fail: dict[str, BaseException] = {}
+        self.pause: dict[str, Callable[[], object]] = {}
+        self.synced = 0
+
+    def _step(self, name: str) -> None:
+        if name in self.pause:
+            self.pause[name]()
+        if name in self.fail:
+            raise self.fail[name]
+
+    def create(self, snapshot: Snapshot) -> None:
+        (self.directory / str(snapshot.id)).touch(exist_ok=False)
+        self._step("create")
+
+    def mounts(self, snapshot: Snapshot) -> list[Mount]:
+        self._step("mounts")
+        return [Mount("file", str(self.directory / str(snapshot.id)))]
+
+    def seal(self, snapshot: Snapshot) -> Usage:
+        self._step("seal")
+        return Usage(1, 10)
+
+    def usage(self, snapshot: Snapshot) -> Usage:
+        self._step("usage")
+        return Usage(1, 5)
+
+    def destroy(self, id: int) -> None:
+        self._step("destroy")
+        (self.directory / str(id)).unlink(missing_ok=True)
+
+    def ids(self) -> list[int]:
+        return [int(path.name) for path in self.directory.iterdir()]
+
+    def sync(self) -> None:
+        self._step("sync")
+        self.synced += 1
+
+    def info_labels(self, id: int) -> Mapping[str, str]:
+        return EMPTY_LABELS
+
+    def close(self) -> None:
+        self.fail.clear()
+
+
+@pytest.fixture
+def driver(tmp_path: Path) -> FileDriver:
+    return FileDriver(tmp_path)
+
+
+@pytest.fixture
+def engine(driver: FileDriver, tmp_path: Path) -> Iterator[Engine]:
+    with Engine("file", driver, tmp_path) as engine:
+        yield engine
+
+
+def test_driver_is_a_driver(driver: FileDriver) -> None:
+    checked: Driver = driver
+    assert checked.abilities == frozenset()
+
+
+@pytest.mark.parametrize("method", ["create", "mounts"])
+@pytest.mark.parametrize(
+    ("failure", "expected"),
+    [
+        (OSError(errno.ENOSPC, "full"), ResourceExhausted),
+        (OSError(errno.EDQUOT, "quota"), ResourceExhausted),
+        (OSError(errno.EROFS, "read-only", "/x"), PermissionDenied),
+        (OSError(errno.EIO, "broken"), Internal),
+        (FailedPrecondition("own"), FailedPrecondition),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+)
+def test_failed_create_leaves_nothing(
+    engine: Engine,
+    driver: FileDriver,
+    method: str,
+    failure: BaseException,
+    expected: type[BaseException],
+) -> None:
+    driver.fail[method] = failure
+    with pytest.raises(expected):
+        engine.prepare("a")
+    driver.fail.clear()
+    assert driver.ids() == []
+    assert not engine.pending()
+    assert engine.fsck() == []
+    engine.prepare("a")
+
+
+def test_what_cannot_be_undone_at_once_is_left_to_the_background(
+    engine: Engine, driver: FileDriver
+) -> None:
+    driver.fail = {"create": OSError(errno.EIO, "broken"), "destroy": OSError(errno.EBUSY, "busy")}
+    with pytest.raises(Internal, match="broken"):
+        engine.prepare("a")
+    assert engine.backlog() == {("free", 1)}
+    assert engine.reap() == 0
+    with pytest.raises(LaminaError, match="busy"):
+        engine.cleanup()
+    driver.fail.clear()
+    assert engine.reap() == 1
+    assert driver.ids() == []
+    assert not engine.pending()
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.EIO, "broken"), KeyboardInterrupt()])
+def test_failed_commit_leaves_the_snapshot_active(
+    engine: Engine, driver: FileDriver, failure: BaseException
+) -> None:
+    engine.prepare("a", labels={"l": "1"})
+    before = engine.stat("a")
+    driver.fail["seal"] = failure
+    with pytest.raises((Internal, KeyboardInterrupt)):
+        engine.commit("b", "a")
+    assert engine.stat("a") == before
+    with pytest.raises(NotFound):
+        engine.stat("b")
+    driver.fail.clear()
+    engine.commit("b", "a")
+
+
+def test_rebase_needs_the_ability(engine: Engine) -> None:
+    engine.prepare("a")
+    engine.commit("base", "a")
+    engine.prepare("b")
+    with pytest.raises(NotImplementedHere):
+        engine.commit("c", "b", parent="base")
+    engine.prepare("d", "base")
+    engine.commit("e", "d", parent="base")
+
+
+def test_slow_work_on_one_snapshot_delays_no_other(engine: Engine, driver: FileDriver) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    def pause() -> None:
+        driver.pause.clear()
+        entered.set()
+        assert go_on.wait(30)
+
+    engine.prepare("sealed")
+    for method, call in (
+        ("create", lambda: engine.prepare("slow")),
+        ("seal", lambda: engine.commit("name", "sealed")),
+    ):
+        entered.clear()
+        go_on.clear()
+        driver.pause[method] = pause
+        thread = threading.Thread(target=call)
+        thread.start()
+        assert entered.wait(30)
+        engine.prepare("quick")
+        engine.commit("quick-name", "quick")
+        assert engine.stat("quick-name").kind == Kind.COMMITTED
+        assert [info.name for info in engine.walk(["kind==committed"])] == ["quick-name"]
+        engine.remove("quick-name")
+        engine.cleanup()
+        assert thread.is_alive()
+        go_on.set()
+        thread.join()
+    assert engine.stat("name").kind == Kind.COMMITTED
+    assert engine.stat("slow").kind == Kind.ACTIVE
+
+
+def test_remove_is_cheap_and_reap_frees(engine: Engine, driver: FileDriver) -> None:
+    for key in ("a", "b", "c"):
+        engine.prepare(key)
+        engine.remove(key)
+    assert len(driver.ids()) == 3
+    assert engine.reap(stop=lambda: True) == 0
+    assert engine.reap(rest=0.1) == 3
+    assert driver.ids() == []
+
+
+def test_sync_remove_frees_before_it_returns(driver: FileDriver, tmp_path: Path) -> None:
+    with Engine("file", driver, tmp_path, sync_remove=True) as engine:
+        engine.prepare("a")
+        engine.remove("a")
+        assert driver.ids() == []
+        engine.prepare("b")
+        driver.fail["destroy"] = OSError(errno.EBUSY, "busy")
+        engine.remove("b")
+        assert engine.backlog() == {("free", 2)}
+
+
+def test_cleanup_takes_orphans(engine: Engine, driver: FileDriver) -> None:
+    engine.prepare("a")
+    (driver.directory / "99").touch()
+    assert [problem.subject for problem in engine.fsck()] == ["99"]
+    engine.cleanup()
+    assert driver.ids() == [1]
+    assert engine.fsck() == []
+
+
+def test_fsck_tells_missing_storage(engine: Engine, driver: FileDriver) -> None:
+    engine.prepare("a")
+    (driver.directory / "1").unlink()
+    (problem,) = engine.fsck()
+    assert problem.subject == "a"
+    assert "gone" in str(problem)
+
+
+def test_sync_happens_once_for_many(engine: Engine, driver: FileDriver) -> None:
+    for number in range(3):
+        engine.prepare("a")
+        engine.commit(f"c{number}", "a")
+    assert {work for work, _ in engine.backlog()} == {"sync"}
+    engine.sync()
+    engine.sync()
+    assert driver.synced == 1
+    assert not engine.pending()
+
+
+def test_commit_during_sync_is_not_taken_for_synced(engine: Engine, driver: FileDriver) -> None:
+    engine.prepare("a")
+    engine.prepare("b")
+    engine.commit("first", "a")
+    driver.pause["sync"] = lambda: engine.commit("second", "b")
+    engine.sync()
+    assert engine.backlog() == {("sync", 2)}
+
+
+def test_failed_sync_clears_nothing(engine: Engine, driver: FileDriver) -> None:
+    engine.prepare("a")
+    engine.commit("b", "a")
+    driver.fail["sync"] = OSError(errno.EIO, "broken")
+    with pytest.raises(Internal):
+        engine.sync()
+    assert engine.pending()
+
+
+def test_whoever_leaves_work_wakes(driver: FileDriver, tmp_path: Path) -> None:
+    woken: list[int] = []
+    with Engine("file", driver, tmp_path, wake=lambda: woken.append(1)) as engine:
+        engine.prepare("a")
+        assert len(woken) == 0
+        engine.commit("b", "a")
+        assert len(woken) == 1
+        engine.remove("b")
+        assert len(woken) == 2
+    with Engine("file", FileDriver(tmp_path), tmp_path, wake=lambda: woken.append(1)):
+        assert len(woken) == 3
+
+
+def test_reboot_drops_unsynced_commits(tmp_path: Path) -> None:
+    with Engine("file", FileDriver(tmp_path), tmp_path, boot="one") as engine:
+        engine.prepare("a")
+        engine.commit("synced", "a")
+        engine.sync()
+        engine.prepare("b", "synced")
+        engine.commit("unsynced", "b")
+    with Engine("file", FileDriver(tmp_path), tmp_path, boot="one") as engine:
+        assert engine.stat("unsynced").kind == Kind.COMMITTED
+    with Engine("file", FileDriver(tmp_path), tmp_path, boot="two") as engine:
+        assert [info.name for info in engine.walk()] == ["synced"]
+        engine.cleanup()
+        assert engine.fsck() == []
+        assert len(list((tmp_path / "files").iterdir())) == 1
+
+
+def test_failed_open_lets_go_of_everything(tmp_path: Path) -> None:
+    (tmp_path / "snapshots.sqlite").write_bytes(b"no database" * 100)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(LaminaError):
+        Engine("file", FileDriver(tmp_path), tmp_path)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_use_after_close(engine: Engine) -> None:
+    engine.close()
+    with pytest.raises(LaminaError, match="closed"):
+        engine.stat("a")
