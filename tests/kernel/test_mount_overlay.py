@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -273,3 +276,40 @@ def test_fuse_program_that_fails_says_why(tmp_path: Path) -> None:
     with pytest.raises(LaminaError, match="nonexistent"):
         mount_all(mounts, tmp_path / "target")
     assert not mounts_at_or_below(tmp_path)
+
+
+@pytest.fixture
+def fuse_for_everybody(tmp_path: Path) -> Iterator[None]:
+    """Open the device to all users, as distributions do, in this session's mounts alone."""
+    device, real = tmp_path / "fuse", Path("/dev/fuse")
+    os.mknod(device, 0o600 | stat.S_IFCHR, real.stat().st_rdev)
+    device.chmod(0o666)
+    mounts = [Mount("bind", str(device), "", ("bind",))]
+    mount_all(mounts, real)
+    yield
+    unmount_all(mounts, real)
+
+
+@pytest.mark.fuse
+@pytest.mark.usefixtures("fuse_for_everybody")
+def test_a_fuse_mount_of_ones_own_comes_off_without_root(tmp_path: Path) -> None:
+    user = 65534
+    stack = Stack(tmp_path, 1)
+    for path in (*tmp_path.parents, tmp_path):
+        if path.is_relative_to(os.environ["TMPDIR"]):
+            path.chmod(0o711)
+    for path in tmp_path.rglob("*"):
+        os.chown(path, user, user)
+    options = ",".join(stack.mounts()[0].options)
+    argv = ["fuse-overlayfs", "-o", options, str(stack.target)]
+    subprocess.run(argv, user=user, group=user, check=True)
+    assert mounts_at_or_below(stack.target)
+    # Gives up root only after the imports, because the user may lack access to the program.
+    code = (
+        "import os, sys, lamina.tools.fuse; from lamina.mount import unmount;"
+        f"os.setgroups([]); os.setgid({user}); os.setuid({user}); unmount(sys.argv[1])"
+    )
+    argv = [sys.executable, "-c", code, str(stack.target)]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not mounts_at_or_below(stack.target)

@@ -174,6 +174,13 @@ def test_failures_keep_the_operation_and_the_kernels_words(
     assert "bind /a on /b: the kernel's words" in str(error)
 
 
+def test_dmesg_is_only_named_where_the_kernel_said_nothing_itself() -> None:
+    silent = failure(OSError(22, "Invalid argument"), "mount ext4 /a on /b")
+    outspoken = failure(OSError(22, "Invalid argument (ext4: bad)"), "mount ext4 /a on /b")
+    assert "dmesg" in silent.hint
+    assert outspoken.hint == ""
+
+
 def test_a_missing_layer_is_named() -> None:
     error = failure(FileNotFoundError(2, "gone", "/s/7/fs"), "mount overlay on /t")
     assert "mount overlay on /t: /s/7/fs: gone" in str(error)

@@ -53,6 +53,8 @@ def failure(error: OSError, tried: str, *, hint: str = "") -> LaminaError:
     """
     kind, usual_hint = _KINDS.get(error.errno or 0, (LaminaError, ""))
     said = error.strerror or str(error)
+    if error.errno == errno.EINVAL and said != os.strerror(errno.EINVAL):
+        usual_hint = ""  # the kernel has said what is wrong
     name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
     if name and name not in tried and not name.startswith("/proc/self/fd/"):
         said = f"{name}: {said}"
