@@ -5,14 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from lamina.core.driver import Ability, Driver, Snapshot
-from lamina.core.mount import Mount
-from lamina.core.snapshot import EMPTY_LABELS, Kind, Usage
+from lamina.core.driver import Driver
+from lamina.core.snapshot import Kind
 from lamina.errors import (
     FailedPrecondition,
     Internal,
@@ -23,58 +22,7 @@ from lamina.errors import (
     ResourceExhausted,
 )
 from lamina.snapshotters.engine import Engine
-
-
-class FileDriver:
-    """Storage is an empty file per snapshot; `fail` and `pause` interfere with a method by name."""
-
-    abilities: frozenset[Ability] = frozenset()
-
-    def __init__(self, root: Path) -> None:
-        self.directory = root / "files"
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self.fail: dict[str, BaseException] = {}
-        self.pause: dict[str, Callable[[], object]] = {}
-        self.synced = 0
-
-    def _step(self, name: str) -> None:
-        if name in self.pause:
-            self.pause[name]()
-        if name in self.fail:
-            raise self.fail[name]
-
-    def create(self, snapshot: Snapshot) -> None:
-        (self.directory / str(snapshot.id)).touch(exist_ok=False)
-        self._step("create")
-
-    def mounts(self, snapshot: Snapshot) -> list[Mount]:
-        self._step("mounts")
-        return [Mount("file", str(self.directory / str(snapshot.id)))]
-
-    def seal(self, snapshot: Snapshot) -> Usage:
-        self._step("seal")
-        return Usage(1, 10)
-
-    def usage(self, snapshot: Snapshot) -> Usage:
-        self._step("usage")
-        return Usage(1, 5)
-
-    def destroy(self, id: int) -> None:
-        self._step("destroy")
-        (self.directory / str(id)).unlink(missing_ok=True)
-
-    def ids(self) -> list[int]:
-        return [int(path.name) for path in self.directory.iterdir()]
-
-    def sync(self) -> None:
-        self._step("sync")
-        self.synced += 1
-
-    def info_labels(self, id: int) -> Mapping[str, str]:
-        return EMPTY_LABELS
-
-    def close(self) -> None:
-        self.fail.clear()
+from tests.file_driver import FileDriver
 
 
 @pytest.fixture
