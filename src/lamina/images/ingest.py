@@ -76,6 +76,11 @@ class Writer:
         """Bytes that are there: where a download goes on."""
         return self._offset
 
+    @property
+    def digest(self) -> Digest:
+        """The digest of what is there."""
+        return parse_digest(f"{self._algorithm}:{self._hash.hexdigest()}")
+
     def write(self, data: bytes | memoryview) -> None:
         """Append and hash.
 
@@ -100,7 +105,7 @@ class Writer:
         Raises:
             DigestMismatch: the bytes are not what was expected; the ingest is kept: `abort` it.
         """
-        digest = parse_digest(f"{self._algorithm}:{self._hash.hexdigest()}")
+        digest = self.digest
         if self._expected and self._offset != self._expected.size:
             raise self._wrong_size(str(self._offset))
         if self._expected and digest != self._expected.digest:

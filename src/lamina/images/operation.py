@@ -18,14 +18,14 @@ from dataclasses import dataclass, field
 from lamina.errors import LaminaError
 from lamina.images.catalogue import Image
 from lamina.images.fetch import DEFAULT_DOWNLOADS, Fetcher
-from lamina.images.manifest import CONFIG_TYPES, Descriptor, Platform
+from lamina.images.manifest import CONFIG_TYPES, INDEX_TYPES, MANIFEST_TYPES, Descriptor, Platform
 from lamina.images.platform import default_platform
 from lamina.images.progress import Progress, Silent, StageClock
 from lamina.images.reference import Reference
 from lamina.images.registry.cancel import Cancel
 from lamina.images.registry.client import Registry
 from lamina.images.store import ImageStore
-from lamina.images.tree import PlatformImage, leaves, select
+from lamina.images.tree import PlatformImage, descendants, select
 from lamina.images.unpack import Destination, Unpacker
 from lamina.layer.limits import LayerLimits
 from lamina.layer.process import LayerWorkers
@@ -148,12 +148,14 @@ class Operation:
                 unpacker.unpack(image)
 
     def _fetch_others(self, target: Descriptor) -> None:
-        found = list(leaves(target, self.fetcher.read))
-        for descriptor in found:
+        blobs: list[Descriptor] = []
+        for descriptor in descendants(target, self.fetcher.read):
             if descriptor.media_type in CONFIG_TYPES:
                 self.fetcher.read(descriptor)
+            elif descriptor.media_type not in INDEX_TYPES | MANIFEST_TYPES:
+                blobs.append(descriptor)
         if self._options.all_platforms:
-            self._fetch([d for d in found if d.media_type not in CONFIG_TYPES])
+            self._fetch(blobs)
 
     def _fetch(self, descriptors: Sequence[Descriptor]) -> None:
         self.fetcher.hold(descriptors)

@@ -122,19 +122,20 @@ def images(target: Descriptor, read: Reader) -> Iterator[Descriptor]:
     yield from _images(target, read, MAX_DEPTH)
 
 
-def leaves(target: Descriptor, read: Reader) -> Iterator[Descriptor]:
-    """Yield all content below `target` that is neither index nor manifest, attestations included.
+def descendants(target: Descriptor, read: Reader) -> Iterator[Descriptor]:
+    """Yield all content below `target`, attestations included, each before what is below it.
 
     Raises:
         FormatError: indexes are nested too deep.
     """
-    yield from _leaves(target, read, MAX_DEPTH)
+    yield from _descendants(target, read, MAX_DEPTH)
 
 
-def _leaves(descriptor: Descriptor, read: Reader, depth: int) -> Iterator[Descriptor]:
+def _descendants(descriptor: Descriptor, read: Reader, depth: int) -> Iterator[Descriptor]:
     if descriptor.media_type in INDEX_TYPES:
         for entry in _entries(descriptor, read, depth):
-            yield from _leaves(entry, read, depth - 1)
+            yield entry
+            yield from _descendants(entry, read, depth - 1)
     elif descriptor.media_type in MANIFEST_TYPES:
         yield from children(descriptor, read)
 

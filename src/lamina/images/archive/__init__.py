@@ -1,0 +1,1 @@
+"""Images as archives: OCI layouts (directory or tar) and what `docker save` writes."""
