@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -189,7 +188,7 @@ def test_limits() -> None:
     limits = _spec(SpecOptions(resources=resources))["linux"]["resources"]
     assert limits["cpu"] == {"quota": 5000, "period": 10_000}
     with pytest.raises(InvalidArgument, match="not both"):
-        _spec(SpecOptions(resources=replace(resources, cpus=1.0)))
+        _spec(SpecOptions(resources=resources._replace(cpus=1.0)))
 
 
 def test_capabilities_are_added_and_dropped() -> None:

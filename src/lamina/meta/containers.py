@@ -11,7 +11,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from lamina.core.snapshot import EMPTY_LABELS
 from lamina.errors import AlreadyExists, NotFound
@@ -33,8 +33,7 @@ CREATE TABLE containers (
 """SQL script of the table; one of the migrations of `metadata.sqlite`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Container:
+class Container(NamedTuple):
     """What is recorded of one container.
 
     Attributes:
@@ -55,7 +54,7 @@ class Container:
     snapshotter: str = ""
     snapshot_key: str = ""
     throw_away: bool = False
-    labels: Mapping[str, str] = field(default_factory=lambda: EMPTY_LABELS)
+    labels: Mapping[str, str] = EMPTY_LABELS
     created_ns: int = 0
     updated_ns: int = 0
 
@@ -73,7 +72,7 @@ class ContainerStore:
             AlreadyExists: the id is taken.
         """
         now = time.time_ns()
-        stored = replace(container, created_ns=now, updated_ns=now)
+        stored = container._replace(created_ns=now, updated_ns=now)
         row = (
             stored.id,
             stored.image,

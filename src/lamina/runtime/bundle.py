@@ -20,9 +20,8 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lamina.errors import DataLoss, FailedPrecondition, InvalidArgument
 
@@ -35,8 +34,7 @@ class Busy(FailedPrecondition):
     """Another process holds the container's lock."""
 
 
-@dataclass(frozen=True, slots=True)
-class Exit:
+class Exit(NamedTuple):
     """How a container's first process ended.
 
     Attributes:

@@ -8,9 +8,8 @@ import secrets
 import select
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lamina.errors import AlreadyExists, InvalidArgument, NotFound
 from lamina.meta.containers import Container
@@ -22,8 +21,7 @@ from lamina.runtime.tasks import Tasks
 from lamina.runtime.user import account_files, resolve
 
 
-@dataclass(frozen=True, slots=True)
-class ExecRequest:
+class ExecRequest(NamedTuple):
     """One more process in a running container.
 
     Attributes:

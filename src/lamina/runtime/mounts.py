@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from lamina.errors import InvalidArgument
 
@@ -17,8 +17,7 @@ _KEYS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class ContainerMount:
+class ContainerMount(NamedTuple):
     """One entry of `mounts` in the OCI runtime specification (`config.md`, Mounts)."""
 
     destination: str

@@ -11,9 +11,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lamina.errors import FailedPrecondition, Internal, InvalidArgument, NotFound
 
@@ -42,8 +41,7 @@ class StartFailed(FailedPrecondition):
         self.shown = shown
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(NamedTuple):
     """What the runtime says of a container: `created`, `running`, `paused` or `stopped`."""
 
     status: str

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from lamina.core.snapshot import EMPTY_LABELS
 from lamina.runtime.spec import Spec, SpecOptions
@@ -14,8 +13,7 @@ if TYPE_CHECKING:
     from lamina.images.manifest import ProcessConfig
 
 
-@dataclass(frozen=True, slots=True)
-class RunRequest:
+class RunRequest(NamedTuple):
     """A container to be made and started.
 
     Its root file system is a new snapshot of `parent` in `snapshotter`, or the directory `rootfs`,
@@ -49,11 +47,11 @@ class RunRequest:
     process: ProcessConfig | None = None
     snapshotter: str = ""
     parent: str = ""
-    snapshot_labels: Mapping[str, str] = field(default_factory=lambda: EMPTY_LABELS)
+    snapshot_labels: Mapping[str, str] = EMPTY_LABELS
     rootfs: Path | None = None
     spec: Spec | None = None
-    options: SpecOptions = field(default_factory=SpecOptions)
-    labels: Mapping[str, str] = field(default_factory=lambda: EMPTY_LABELS)
+    options: SpecOptions = SpecOptions()
+    labels: Mapping[str, str] = EMPTY_LABELS
     cgroup: str = ""
     throw_away: bool = False
     detach: bool = False

@@ -11,8 +11,7 @@ Source: OCI runtime specification 1.0.2, `config.md` and `config-linux.md`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lamina.core.snapshot import EMPTY_LABELS
 from lamina.errors import InvalidArgument
@@ -48,8 +47,7 @@ _MASKED_PATHS = (
 _READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 
-@dataclass(frozen=True, slots=True)
-class Resources:
+class Resources(NamedTuple):
     """Limits of the container's cgroup; 0 means none.
 
     Attributes:
@@ -67,8 +65,7 @@ class Resources:
     cpu_period: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class SpecOptions:
+class SpecOptions(NamedTuple):
     """What a user can ask for; the defaults are those of `ctr run`.
 
     Attributes:
@@ -103,10 +100,10 @@ class SpecOptions:
     devices: Sequence[str] = ()
     host_network: bool = False
     host_name: str = ""
-    joined_namespaces: Mapping[str, str] = field(default_factory=lambda: EMPTY_LABELS)
+    joined_namespaces: Mapping[str, str] = EMPTY_LABELS
     uid_maps: Sequence[IdRange] = ()
     gid_maps: Sequence[IdRange] = ()
-    annotations: Mapping[str, str] = field(default_factory=lambda: EMPTY_LABELS)
+    annotations: Mapping[str, str] = EMPTY_LABELS
     resources: Resources = Resources()
     cgroup_namespace: bool = False
     rootfs_propagation: str = ""

@@ -8,8 +8,8 @@ import os
 import stat
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from lamina.core.mount import Mount
 from lamina.errors import FailedPrecondition, InvalidArgument, LaminaError, NotFound
@@ -26,8 +26,7 @@ from lamina.runtime.user import account_files
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(NamedTuple):
     """One start of one container.
 
     Attributes:

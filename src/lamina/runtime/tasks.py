@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from lamina.errors import FailedPrecondition, InvalidArgument, NotFound
 from lamina.meta.containers import Container
@@ -32,8 +32,7 @@ class TaskStatus(enum.StrEnum):
     STOPPED = "STOPPED"
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
+class Task(NamedTuple):
     """What is so of a container's task; `exit_code` is None until it has stopped."""
 
     id: str

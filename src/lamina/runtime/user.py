@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from lamina.errors import InvalidArgument, NotFound
 from lamina.linux.openat2 import RESOLVE_IN_ROOT, openat2
@@ -22,8 +22,7 @@ Accounts = Callable[[str], str]
 """Returns the text of a file of accounts, given its path in the container; "" where absent."""
 
 
-@dataclass(frozen=True, slots=True)
-class User:
+class User(NamedTuple):
     """Numbers for the kernel; the additional groups include `gid`, as containerd gives them."""
 
     uid: int = 0
