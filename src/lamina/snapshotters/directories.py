@@ -23,7 +23,7 @@ class SnapshotDirectories:
     """
 
     def __init__(self, root: Path) -> None:
-        self.path = root / "snapshots"
+        self.path = root.absolute() / "snapshots"  # mounts are made in other directories
         root.mkdir(0o700, parents=True, exist_ok=True)
         self.path.mkdir(0o700, exist_ok=True)
         self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

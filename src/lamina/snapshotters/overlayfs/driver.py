@@ -75,29 +75,33 @@ class OverlayDriver:
         mapping: tuple[str, ...] = ()
         if Ability.REMAP_IDS in self._abilities:
             mapping = mapping_options(snapshot.labels)
-        lower = [self._fs(id) for id in snapshot.parents]
         if snapshot.kind == Kind.ACTIVE:
-            if not lower:
+            if not snapshot.parents:
                 return [_bind(self._fs(snapshot.id), (*mapping, "rw", "rbind"))]
-            return [self._writable(snapshot, lower, mapping)]
-        if len(lower) < 2:
-            source = lower[0] if lower else self._fs(snapshot.id)
+            return [self._writable(snapshot, mapping)]
+        if len(snapshot.parents) < 2:
+            source = self._fs((*snapshot.parents, snapshot.id)[0])
             return [_bind(source, (*mapping, "ro", "rbind"))]
-        return [_overlay((*mapping, _lowerdir(lower), *self._mount_options))]
+        return [_overlay((*mapping, self._lowerdir(snapshot.parents), *self._mount_options))]
 
-    def _writable(self, snapshot: Snapshot, lower: list[Path], mapping: tuple[str, ...]) -> Mount:
+    def _writable(self, snapshot: Snapshot, mapping: tuple[str, ...]) -> Mount:
         directory = self._directories.of(snapshot.id)
         options = (
             *mapping,
             f"workdir={escape_option(directory / 'work')}",
             f"upperdir={escape_option(directory / 'fs')}",
-            _lowerdir(lower),
+            self._lowerdir(snapshot.parents),
             *self._mount_options,
         )
         if snapshot.labels.get(OVERLAY_VOLATILE) != "true":
             return _overlay(options)
         prepare_volatile(directory, self._boot)
         return _overlay((*options, "volatile"))
+
+    def _lowerdir(self, parents: tuple[int, ...]) -> str:
+        # Made of strings, because up to 500 layers as Paths would take longer than all the rest.
+        directory = escape_option(self._directories.path)
+        return "lowerdir=" + ":".join(f"{directory}/{id}/fs" for id in parents)
 
     def seal(self, snapshot: Snapshot) -> Usage:
         """Measure; the upper directory becomes a lower one as it is."""
@@ -140,7 +144,3 @@ def _bind(source: Path, options: tuple[str, ...]) -> Mount:
 
 def _overlay(options: tuple[str, ...]) -> Mount:
     return Mount("overlay", "overlay", options=options)
-
-
-def _lowerdir(lower: list[Path]) -> str:
-    return "lowerdir=" + ":".join(map(escape_option, lower))
