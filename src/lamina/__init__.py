@@ -15,12 +15,12 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lamina.version import VERSION as __version__
+
 if TYPE_CHECKING:
     from lamina.store import Store
 
 __all__ = ["__version__", "open"]
-
-__version__ = "0.1.0"
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 

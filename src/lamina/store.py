@@ -160,9 +160,20 @@ class Store:
             )
 
     def unpack(
-        self, ref: str, snapshotter: str | None = None, *, options: Options | None = None
+        self,
+        ref: str,
+        snapshotter: str | None = None,
+        *,
+        options: Options | None = None,
+        lease: str = "",
     ) -> Digest | None:
         """Make sure that an image that was pulled is in a snapshotter; return its chain id.
+
+        Args:
+            ref: the image.
+            snapshotter: where to unpack; None for the default.
+            options: for which platform, and within which limits.
+            lease: id of a lease of the caller's that is to hold the layers.
 
         Raises:
             NotFound: there is no such image, or its content is gone.
@@ -175,6 +186,7 @@ class Store:
                 store=self.images,
                 destination=self._destination(snapshotter or self.default_snapshotter),
                 options=options,
+                lease=lease,
             )
         return image.chain_id
 
@@ -250,7 +262,10 @@ class Store:
             self.snapshotter(name).sync()
 
     def cleanup(self) -> None:
-        """Collect, and free now what removed or abandoned snapshots still occupy."""
+        """Collect, and free now what removed or abandoned snapshots and checkouts still occupy."""
+        from lamina.checkout import sweep
+
+        sweep(self)
         self.collect()
         for name in self._existing_snapshotters():
             self.snapshotter(name).cleanup()

@@ -12,9 +12,9 @@ from typing import NoReturn
 
 import click
 
-from lamina import __version__
 from lamina.cli.app import App, Group
 from lamina.errors import Internal, LaminaError
+from lamina.version import VERSION
 
 # Name -> (module, attribute, what `--help` says). Only the module of the verb typed is imported.
 _VERBS = {
@@ -63,7 +63,7 @@ class _Verbs(Group):
 
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="lamina")
+@click.version_option(VERSION, prog_name="lamina")
 def cli() -> None:
     """Every containerd snapshotter, without the daemon: ctr's verbs on a directory."""
 

@@ -13,15 +13,15 @@ import urllib3
 from urllib3 import exceptions
 from urllib3.connection import HTTPSConnection
 
-import lamina
 from lamina.errors import ConfigError, Unavailable
 from lamina.images.registry.failure import Failure
 from lamina.images.registry.hosts import TLS, Endpoint
 from lamina.images.registry.proxies import Proxies
+from lamina.version import VERSION
 
 log = logging.getLogger(__name__)
 
-USER_AGENT = f"lamina/{lamina.__version__}"
+USER_AGENT = f"lamina/{VERSION}"
 _HOSTS = 16
 
 
@@ -63,13 +63,15 @@ class Connections:
         if endpoint.host in self._plain and endpoint.plain_fallback and url.startswith(origin):
             url = f"http{url.removeprefix('https')}"
         manager = self._manager(endpoint, url)
+        sent = urllib3.HTTPHeaderDict({"User-Agent": USER_AGENT, "Accept-Encoding": "identity"})
+        sent.update(headers)
         log.debug("%s %s", method, url.partition("?")[0])
         try:
             answer = manager.urlopen(
                 method,
                 url,
                 body=body,
-                headers={**headers, "User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
+                headers=sent,
                 redirect=False,
                 retries=False,
                 preload_content=False,
@@ -134,9 +136,10 @@ class Connections:
                     hint="name its authority with --tlscacert FILE or in hosts.toml",
                 )
             )
+        refusal = error.original_error if isinstance(error, exceptions.ProxyError) else error
         transient = True
-        if isinstance(error, exceptions.NewConnectionError):
-            asleep = getattr(error.__cause__, "errno", None) == socket.EAI_AGAIN
+        if isinstance(refusal, exceptions.NewConnectionError | exceptions.ConnectTimeoutError):
+            asleep = getattr(refusal.__cause__, "errno", None) == socket.EAI_AGAIN
             transient = asleep or host in self._answered
         elif isinstance(error, exceptions.LocationValueError | exceptions.ProxySchemeUnknown):
             transient = False
