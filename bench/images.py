@@ -13,7 +13,7 @@ import json
 import random
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,9 @@ LAYERS = (
     Layer("opt/runtime", 21_000, 640_000_000),
     Layer("srv/app", 3_500, 520_000_000),
 )
+
+SMALL_LAYER = Layer("srv/app", 1_000, 80_000_000)
+LARGE_LAYER = Layer("srv/app", 10_000, 800_000_000)
 
 
 class Content:
@@ -145,15 +148,15 @@ def write_layer(layer: Layer, seed: int, write: Callable[[bytes], object]) -> di
     }
 
 
-def build(directory: Path) -> Path:
-    """Make the image in `directory` unless it is there, and return that path."""
+def build(directory: Path, wanted: Sequence[Layer] = LAYERS) -> Path:
+    """Make an image of these layers in `directory` unless it is there, and return that path."""
     index = directory / "index.json"
     if index.exists():
         return directory
     blobs = directory / "blobs" / "sha256"
     blobs.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(2) as pool:
-        layers = list(pool.map(lambda item: _layer_blob(blobs, *item), enumerate(LAYERS)))
+        layers = list(pool.map(lambda item: _layer_blob(blobs, *item), enumerate(wanted)))
     config = {
         "architecture": "amd64",
         "os": "linux",

@@ -5,17 +5,17 @@ from __future__ import annotations
 import itertools
 import os
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 from bench.figures import Figure, paired
-from bench.images import busybox_image
 from bench.process import timed
 from bench.startup import LAMINA
 from tests.fixtures_containerd import running_containerd
 from tests.fixtures_registry import running_registry
 
-REPOSITORY = "bench/busybox"
+DEMO_IMAGE = Path(__file__).parents[1] / "script" / "demo_image.py"
 
 
 def measure() -> tuple[list[Figure], dict[str, str]]:
@@ -25,9 +25,8 @@ def measure() -> tuple[list[Figure], dict[str, str]]:
         running_registry(Path(name, "registry")) as registry,
         running_containerd(Path(name, "containerd")) as containerd,
     ):
-        image = busybox_image()
-        registry.push(image.manifest, image.blobs, REPOSITORY, "latest")
-        reference = f"{registry.host}/{REPOSITORY}:latest"
+        reference = f"{registry.host}/bench/busybox:latest"
+        subprocess.run([sys.executable, DEMO_IMAGE, reference], check=True)
         lamina = [LAMINA, "--root", str(Path(name, "root"))]
         subprocess.run([*lamina, "images", "pull", "--plain-http", reference], check=True)
         containerd.ctr("images", "pull", "--plain-http", reference)
