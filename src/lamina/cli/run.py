@@ -15,6 +15,7 @@ from lamina.core.units import parse_size
 from lamina.errors import LaminaError, NotFound
 
 if TYPE_CHECKING:
+    from lamina.images.operation import Options
     from lamina.runtime.containers import Containers
     from lamina.runtime.request import RunRequest
     from lamina.runtime.spec import SpecOptions
@@ -199,8 +200,17 @@ def _image(app: App, reference: str, platform: str | None) -> tuple[Any, str, st
         try:
             app.store.snapshotter(name).stat(parent)
         except NotFound:
-            app.store.unpack(reference, name)
+            app.store.unpack(reference, name, options=_unpack_options(platform))
     return image, name, parent
+
+
+def _unpack_options(platform: str | None) -> Options | None:
+    if platform is None:
+        return None
+    from lamina.images.operation import Options
+    from lamina.images.platform import parse_platform
+
+    return Options(platforms=(parse_platform(platform),))
 
 
 def _spec_options(given: dict[str, Any], args: list[str]) -> SpecOptions:
