@@ -47,6 +47,10 @@ class Layer:
     diff_id: str
     media_type: str = OCI_LAYER_GZIP
 
+    @property
+    def digest(self) -> str:
+        return digest(self.blob)
+
     @classmethod
     def of(cls, files: Mapping[str, bytes | None], *, compress: bool = True) -> Layer:
         plain = tar(files)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,96 +12,19 @@ from pathlib import Path
 import pytest
 
 from lamina.core.digest import Digest
-from lamina.core.driver import Ability
 from lamina.core.snapshot import Kind
 from lamina.errors import Cancelled, DigestMismatch, FormatError, LaminaError, NotFound
-from lamina.images.gc import Collected, collect
 from lamina.images.operation import Options
 from lamina.images.platform import parse_platform
 from lamina.images.progress import Event, Stage
-from lamina.images.pull import Pulled, pull, unpack
+from lamina.images.pull import unpack
 from lamina.images.registry.cancel import Cancel
-from lamina.images.registry.client import Registry
-from lamina.images.registry.credentials import CredentialStore
-from lamina.images.registry.hosts import HostsConfig
-from lamina.images.store import ImageStore
-from lamina.images.unpack import Destination
-from lamina.mount import temp_mount
-from lamina.snapshotters.engine import Engine
-from lamina.snapshotters.native.driver import NativeDriver
-from lamina.snapshotters.overlayfs.driver import OverlayDriver
 from tests.fixtures_registry import LocalRegistry
 from tests.images import OCI_INDEX, ImageFiles, Layer, image, index
+from tests.roots import SMALL, SNAPSHOTTERS, Root, small_files, three_layers
 
 pytest_plugins = ["tests.fixtures_registry"]
 pytestmark = [pytest.mark.root, pytest.mark.overlay, pytest.mark.registry]
-
-SNAPSHOTTERS = ("overlayfs", "native")
-
-
-class Root:
-    """A root directory with everything open, as one process has it."""
-
-    def __init__(self, root: Path) -> None:
-        root.mkdir(mode=0o700, exist_ok=True)
-        self.root = root
-        self.store = ImageStore(root)
-        self.engines = {name: self._engine(name) for name in SNAPSHOTTERS}
-        self.registry = Registry(HostsConfig(plain_http=True), CredentialStore())
-        self.events: list[Event] = []
-
-    def _engine(self, name: str) -> Engine:
-        directory = self.root / f"io.containerd.snapshotter.v1.{name}"
-        directory.mkdir(mode=0o700, exist_ok=True)
-        driver = OverlayDriver(directory) if name == "overlayfs" else NativeDriver(directory)
-        return Engine(name, driver, directory, sync_remove=True)
-
-    def update(self, event: Event) -> None:
-        self.events.append(event)
-
-    def destination(self, name: str) -> Destination:
-        engine = self.engines[name]
-        return Destination(name, engine, Ability.REBASE in engine.abilities)
-
-    def collect(self) -> Collected:
-        return collect(self.store, self.engines)
-
-    def pull(self, ref: str, name: str = "overlayfs", **more: object) -> Pulled:
-        arguments = {"destination": self.destination(name), "progress": self, **more}
-        return pull(
-            ref,
-            store=self.store,
-            registry=self.registry,
-            collect=self.collect,
-            **arguments,  # type: ignore[arg-type]  # the tests' own arguments
-        )
-
-    def files(self, pulled: Pulled, name: str) -> dict[str, bytes]:
-        """Return path and content of every file of the image."""
-        engine = self.engines[name]
-        [unpacked] = pulled.unpacked
-        mounts = engine.view("look", unpacked.chain_id or "")
-        try:
-            with temp_mount(mounts, dir=self.store.mounts, read_only=True) as path:
-                found = (p for p in path.rglob("*") if p.is_file())
-                return {str(p.relative_to(path)): p.read_bytes() for p in found}
-        finally:
-            engine.remove("look")
-
-    def assert_clean(self, name: str, layers: int) -> None:
-        """Nothing but so many committed layers is there."""
-        infos = list(self.engines[name].walk())
-        assert [i.kind for i in infos] == [Kind.COMMITTED] * layers, infos
-        assert self.engines[name].fsck() == []
-        assert self.store.content.ingests() == []
-        assert self.store.leases.all() == []
-        assert list(self.store.locks.iterdir()) == []
-
-    def close(self) -> None:
-        for engine in self.engines.values():
-            engine.close()
-        self.store.close()
-        self.registry.close()
 
 
 @pytest.fixture
@@ -123,26 +45,9 @@ def root(open_root: Callable[[], Root]) -> Root:
     return open_root()
 
 
-def three_layers(size: int = 200_000, seed: int = 1) -> ImageFiles:
-    """An image in which each layer changes the one below."""
-    noise = random.Random(seed)
-    return image(
-        Layer.of({"etc/": None, "etc/a": b"old a", "etc/b": b"b", "big0": noise.randbytes(size)}),
-        Layer.of({"etc/a": b"new a", "etc/.wh.b": b"", "big1": noise.randbytes(size)}),
-        Layer.of({"etc/c": b"c", "big2": noise.randbytes(size)}),
-    )
-
-
-SMALL = {"etc/a": b"new a", "etc/c": b"c"}
-
-
 def push(registry: LocalRegistry, files: ImageFiles, name: str = "test", tag: str = "1") -> str:
     registry.push(files.manifest, files.blobs, name, tag)
     return f"{registry.host}/{name}:{tag}"
-
-
-def small_files(files: dict[str, bytes]) -> dict[str, bytes]:
-    return {name: content for name, content in files.items() if len(content) < 100}
 
 
 @pytest.mark.parametrize("name", SNAPSHOTTERS)
