@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, BinaryIO, Self
 
 from lamina import plugins
 from lamina.config import Config
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from lamina.checkout import Checkout
     from lamina.core.digest import Digest
     from lamina.core.snapshot import Snapshotter
+    from lamina.images.archive.exporting import ExportOptions
+    from lamina.images.archive.importing import ImportOptions
     from lamina.images.catalogue import Image
     from lamina.images.gc import Collected
     from lamina.images.manifest import ImageConfig
@@ -158,6 +160,58 @@ class Store:
                 sync=(lambda: self.sync([name])) if sync else None,
                 collect=self.collect,
             )
+
+    def import_images(
+        self,
+        source: Path | BinaryIO,
+        *,
+        snapshotter: str | None = None,
+        unpack: bool = True,
+        options: ImportOptions | None = None,
+        progress: Progress | None = None,
+        sync: bool = False,
+    ) -> list[Image]:
+        """Import the images of an OCI layout (directory or tar) or of a `docker save` archive.
+
+        Args:
+            source: a directory, a tar file, or a stream of one; compressed or not.
+            snapshotter: where to unpack; None for the default.
+            unpack: false keeps the content only.
+            options: how images are named, and which platforms are unpacked.
+            progress: told of the unpacking.
+            sync: make it survive power loss before returning.
+
+        Raises:
+            FormatError: it is no such archive, or damaged.
+            DigestMismatch: a blob is not what its name says.
+            NotFound: no image in it gets a name, or content is missing.
+        """
+        from lamina.images.archive.importing import import_images
+
+        name = snapshotter or self.default_snapshotter
+        with self._janitor_held():
+            return import_images(
+                source,
+                store=self.images,
+                destination=self._destination(name) if unpack else None,
+                options=options,
+                progress=progress,
+                sync=(lambda: self.sync([name])) if sync else None,
+                collect=self.collect,
+            )
+
+    def export_images(
+        self, refs: Iterable[str], out: BinaryIO, *, options: ExportOptions | None = None
+    ) -> None:
+        """Write images as one tar that is an OCI layout and that `docker load` takes as well.
+
+        Raises:
+            NotFound: there is no such image, or some of its content is not here.
+        """
+        from lamina.images.archive.exporting import export_images
+
+        found = [self.image(ref) for ref in refs]
+        export_images(found, out, store=self.images, options=options)
 
     def unpack(
         self,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,20 +17,25 @@ from lamina.core.units import format_size
 from lamina.errors import LaminaError, NotFound
 
 if TYPE_CHECKING:
+    from lamina.images.archive.exporting import ExportOptions
+    from lamina.images.archive.importing import ImportOptions
     from lamina.images.catalogue import Image
     from lamina.images.listing import Listing
+    from lamina.images.manifest import Platform
     from lamina.images.operation import Options
     from lamina.images.pull import Pulled
 
 _ALIASES = {"list": "ls", "delete": "rm", "del": "rm", "remove": "rm"}
 
-platform_option = click.option(
+_Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+platform_option: _Decorator = click.option(
     "--platform", "platforms", multiple=True, metavar="OS/ARCH", help="Take this platform."
 )
-all_platforms_option = click.option(
+all_platforms_option: _Decorator = click.option(
     "--all-platforms", is_flag=True, help="Take the content for all platforms."
 )
-label_option = click.option(
+label_option: _Decorator = click.option(
     "--label", "labels", multiple=True, metavar="KEY=VALUE", help="Label the image."
 )
 
@@ -75,6 +83,64 @@ def pull(app: App, /, ref: str, quiet: bool, print_chainid: bool, **given: Any) 
         click.echo(_summary(pulled, time.monotonic() - started))
 
 
+@images.command("import")
+@snapshotter_option
+@label_option
+@platform_option
+@all_platforms_option
+@click.option("--base-name", default="", help="Take images of this name, and name mere tags so.")
+@click.option("--digests", is_flag=True, help="Name images by digest too.")
+@click.option("--skip-digest-for-named", is_flag=True, help="... those that have no other name.")
+@click.option("--index-name", default="", help="Name the whole index of the archive.")
+@click.option("--compress-blobs", is_flag=True, help="Compress the layers of a docker archive.")
+@click.option("--no-unpack", is_flag=True, help="Keep the content only.")
+@click.option("--sync-fs", is_flag=True, help="Return when the images survive power loss.")
+@click.option("--local", is_flag=True, hidden=True, help="Accepted for ctr's sake: it always is.")
+@click.argument("source", metavar="FILE|DIRECTORY|-")
+@pass_app
+def import_(app: App, /, source: str, **given: Any) -> None:
+    """Import images from an OCI layout or a docker archive."""
+    from lamina.cli.progress import shown_progress
+
+    opened = click.get_binary_stream("stdin") if source == "-" else Path(source)
+    with shown_progress() as progress:
+        imported = app.store.import_images(
+            opened,
+            snapshotter=given["snapshotter"],
+            unpack=not given["no_unpack"],
+            options=_import_options(given),
+            progress=progress,
+            sync=given["sync_fs"],
+        )
+    for image in imported:
+        click.echo(image.name)
+
+
+@images.command()
+@platform_option
+@all_platforms_option
+@click.option("--skip-manifest-json", is_flag=True, help="Leave out what docker needs.")
+@click.option("--skip-non-distributable", is_flag=True, help="Leave out foreign layers.")
+@click.option("--local", is_flag=True, hidden=True, help="Accepted for ctr's sake: it always is.")
+@click.argument("out", metavar="FILE|-")
+@click.argument("refs", nargs=-1, required=True)
+@pass_app
+def export(app: App, /, out: str, refs: tuple[str, ...], **given: Any) -> None:
+    """Export images as an OCI layout in a tar file; nothing is left of one that fails."""
+    options = _export_options(given)
+    if out == "-":
+        app.store.export_images(refs, click.get_binary_stream("stdout"), options=options)
+        return
+    partial = Path(f"{out}.{os.getpid()}.partial")
+    try:
+        with open(partial, "xb") as file:
+            app.store.export_images(refs, file, options=options)
+        partial.replace(out)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
 @images.command("ls")
 @click.option("-q", "--quiet", is_flag=True, help="Print only the names.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -113,12 +179,48 @@ def rm(app: App, sync: bool, refs: tuple[str, ...]) -> None:
         raise failures[0]
 
 
-def _options(given: dict[str, Any]) -> Options:
+def _import_options(given: dict[str, Any]) -> ImportOptions:
+    from lamina.images.archive.importing import ImportOptions, Names
     from lamina.images.operation import Options
+
+    return ImportOptions(
+        names=Names(
+            base=given["base_name"],
+            digests=given["digests"],
+            skip_digest_for_named=given["skip_digest_for_named"],
+            index=given["index_name"],
+        ),
+        compress=given["compress_blobs"],
+        unpacking=Options(
+            platforms=_platforms(given),
+            all_platforms=given["all_platforms"],
+            labels=parse_labels(given["labels"]),
+        ),
+    )
+
+
+def _export_options(given: dict[str, Any]) -> ExportOptions:
+    from lamina.images.archive.exporting import ExportOptions
+
+    return ExportOptions(
+        platforms=_platforms(given),
+        all_platforms=given["all_platforms"],
+        manifest_json=not given["skip_manifest_json"],
+        non_distributable=not given["skip_non_distributable"],
+    )
+
+
+def _platforms(given: dict[str, Any]) -> tuple[Platform, ...]:
     from lamina.images.platform import parse_platform
 
+    return tuple(parse_platform(text) for text in given["platforms"])
+
+
+def _options(given: dict[str, Any]) -> Options:
+    from lamina.images.operation import Options
+
     return Options(
-        platforms=tuple(parse_platform(text) for text in given["platforms"]),
+        platforms=_platforms(given),
         all_platforms=given["all_platforms"],
         all_metadata=not given["skip_metadata"],
         labels=parse_labels(given["labels"]),
