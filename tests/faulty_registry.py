@@ -163,6 +163,16 @@ def send(data: bytes, code: int = 200, **headers: str) -> Fault:
     return lambda handler: handler.answer(code, data, named)
 
 
+def raw(data: bytes) -> Fault:
+    """Send `data` as it is, and hang up."""
+
+    def fault(handler: Handler) -> None:
+        handler.wfile.write(data)
+        handler.close_connection = True
+
+    return fault
+
+
 def html() -> Fault:
     page = b"<html>Please log in to the guest network</html>"
     return send(page, Content_Type="text/html; charset=utf-8")
@@ -215,11 +225,7 @@ def dribble(pause: float) -> Fault:
 
 def hang_up() -> Fault:
     """Close the connection without any answer."""
-
-    def fault(handler: Handler) -> None:
-        handler.close_connection = True
-
-    return fault
+    return raw(b"")
 
 
 def ignore_range() -> Fault:

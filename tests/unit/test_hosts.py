@@ -89,7 +89,7 @@ def test_a_hosts_file_in_the_order_it_is_written(tmp_path: Path) -> None:
     assert z.proxy == "http://proxy:3128"
     assert z.mirror
     assert a.url == "http://a.example:8080/own/root"
-    assert a.headers == (("X-One", "1"), ("X-Two", "2"), ("X-Two", "3"))
+    assert a.headers == (("X-One", "1"), ("X-Two", "2, 3"))
     assert a.tls.skip_verify
     assert b.url == "https://b.example/v2"
     assert b.capabilities == ALL_CAPABILITIES
@@ -174,6 +174,8 @@ def test_all_problems_are_told_at_once_with_their_keys(tmp_path: Path) -> None:
           capabilities = "pull"
           header = 1
           proxy = "socks5://p"
+        [host."https://[bad"]
+        [host."https://port.example:0"]
         """,
     )
     with pytest.raises(ConfigError, match=str(tmp_path / "a.example" / "hosts.toml")) as caught:
@@ -198,9 +200,11 @@ def test_all_problems_are_told_at_once_with_their_keys(tmp_path: Path) -> None:
         'o.example".capabilities: expected a list',
         'o.example".header: expected a table',
         'o.example".proxy: expected',
+        'host."https://[bad": expected',
+        'host."https://port.example:0": expected',
     ]:
         assert expected in problems
-    assert len(caught.value.problems) == 18
+    assert len(caught.value.problems) == 20
 
 
 @pytest.mark.parametrize("text", ["= nonsense", "host = 3", 'host = {"https://a" = 1}', "server=1"])

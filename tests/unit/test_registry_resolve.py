@@ -19,6 +19,7 @@ from lamina.errors import (
     LaminaError,
     NotFound,
     NotImplementedHere,
+    Unauthenticated,
     Unavailable,
 )
 from lamina.images.manifest import (
@@ -40,6 +41,7 @@ from tests.faulty_registry import (
     faulty_registry,
     hang_up,
     html,
+    raw,
     send,
     sha256,
     status,
@@ -293,3 +295,33 @@ def test_headers_of_a_host_go_to_that_host_only(mirrored: Mirrored) -> None:
     mirrored.resolve()
     assert mirrored.mirror.seen[0].headers["X-Key"] == "a"
     assert "X-Key" not in mirrored.upstream.seen[0].headers
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        b"",
+        b"\x00\xff" * 40 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}",
+        b"HTTP/1.1 999 \xc3\x28\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: http://[bad\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: http://a:99999/\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: http://" + b"a" * 70 + b".example/\r\n"
+        b"Content-Length: 0\r\n\r\n",
+        b'HTTP/1.1 401 No\r\nWWW-Authenticate: Bearer realm="http://[x"\r\n'
+        b"Content-Length: 0\r\n\r\n",
+        b"HTTP/1.1 404 No\r\nContent-Type: application/json\r\nContent-Length: 15\r\n\r\n"
+        b'{"errors": [1]}',
+    ],
+)
+def test_junk_on_the_wire_is_an_error_of_the_tree(
+    faulty: FaultyRegistry, registry: Registry, junk: bytes
+) -> None:
+    faulty.fault("/manifests/", *[raw(junk)] * POLICY.attempts)
+    with pytest.raises((Unavailable, Unauthenticated, NotFound, FormatError)) as caught:
+        registry.resolve(reference(faulty))
+    assert faulty.host in str(caught.value) or "connect to aaaa" in str(caught.value)
+    assert "object at 0x" not in str(caught.value)

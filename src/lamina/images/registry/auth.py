@@ -23,6 +23,7 @@ from lamina.images.registry.credentials import Credential, CredentialStore
 from lamina.images.registry.failure import Failure
 from lamina.images.registry.hosts import Endpoint
 from lamina.images.registry.proxies import is_loopback
+from lamina.images.registry.urls import split_url
 
 CLIENT_ID = "lamina"
 DEFAULT_TOKEN_SECONDS = 60.0
@@ -206,8 +207,8 @@ def _parse(value: str) -> list[Challenge]:
 
 
 def _check_realm(endpoint: Endpoint, realm: str, credential: Credential | None) -> None:
-    parts = urlsplit(realm)
-    if parts.scheme not in {"https", "http"} or not parts.netloc:
+    parts = split_url(realm)
+    if parts is None:
         raise _denied(endpoint, f"{endpoint.host} names {realm!r} as its token server")
     plain = endpoint.scheme == "http" or is_loopback(parts.hostname or "")
     if parts.scheme == "http" and credential is not None and not plain:

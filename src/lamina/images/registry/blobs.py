@@ -18,7 +18,7 @@ from lamina.images.registry.hosts import Endpoint
 from lamina.images.registry.requests import Requests
 from lamina.images.registry.retry import RetryPolicy
 
-_CONTENT_RANGE = re.compile(r"bytes ([0-9]+)-([0-9]+)/([0-9]+|\*)", re.ASCII)
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-[0-9]+/([0-9]+|\*)", re.ASCII)
 
 
 class Sink(Protocol):
@@ -109,26 +109,25 @@ class BlobDownload:
                     hint="see whether a proxy or a login page answers for the registry",
                 )
             )
-        start = self._range_start(answer, endpoint, there) if answer.status == 206 else 0
-        length = answer.headers.get("Content-Length", "")
-        end, size = start + int(length) if length.isdecimal() else 0, self._descriptor.size
-        if length.isdecimal() and end != size:
-            text = f"{self._from(endpoint)}: its size is {end} there, {size} in the manifest"
+        if answer.status == 206:
+            self._check_range(answer, endpoint, there)
+            return there
+        length, size = answer.headers.get("Content-Length", ""), self._descriptor.size
+        if length.isdecimal() and int(length) != size:
+            text = f"{self._from(endpoint)}: its size is {length} there, {size} in the manifest"
             raise Failure(DataLoss(text))
-        return start
+        return 0
 
-    def _range_start(self, answer: urllib3.BaseHTTPResponse, endpoint: Endpoint, there: int) -> int:
-        """Check that a partial answer is the part that was asked for."""
+    def _check_range(
+        self, answer: urllib3.BaseHTTPResponse, endpoint: Endpoint, there: int
+    ) -> None:
+        """Check that a partial answer starts where it was asked to; it may end early."""
         said = answer.headers.get("Content-Range", "")
+        sizes = {"*", str(self._descriptor.size)}
         match = _CONTENT_RANGE.fullmatch(said.strip())
-        if (
-            match is None
-            or int(match[1]) != there
-            or match[3] not in {"*", str(self._descriptor.size)}
-        ):
+        if match is None or int(match[1]) != there or match[2] not in sizes:
             text = f"{self._from(endpoint)}: asked from byte {there} on, it sent {said[:80]!r}"
             raise Failure(Unavailable(text))
-        return there
 
     def _from(self, endpoint: Endpoint) -> str:
         return f"{self._what} from {endpoint.host}"

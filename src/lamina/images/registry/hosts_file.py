@@ -7,10 +7,10 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from urllib.parse import SplitResult, urlsplit
 
 from lamina.errors import ConfigError
 from lamina.images.registry.hosts import ALL_CAPABILITIES, Capability, Endpoint
+from lamina.images.registry.urls import split_url
 
 _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|\u00b5s|ms|s|m|h)")
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "\u00b5s": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -99,12 +99,13 @@ class _Reader:
     def _endpoint(
         self, prefix: str, key: str, url: str, table: Mapping[str, object], *, mirror: bool
     ) -> Endpoint:
-        parts = urlsplit(url if "://" in url else f"https://{url}")
-        if parts.scheme not in {"http", "https"} or not _has_host(parts):
-            self._expect(key, "an http:// or https:// URL with a host and without a user")
         override = table.get("override_path", False)
         if not isinstance(override, bool):
             self._expect(f"{prefix}override_path", "true or false")
+        parts = split_url(url if "://" in url else f"https://{url}")
+        if parts is None or "@" in parts.netloc:
+            self._expect(key, "an http:// or https:// URL with a host and without a user")
+            return self._settings(prefix, table, self._default)
         path = str(PurePosixPath(parts.path)) if parts.path.strip("/") else ""
         if not override and not path.endswith("/v2"):
             path += "/v2"
@@ -175,7 +176,7 @@ class _Reader:
             if values is None or bad or _HEADER_NAME.fullmatch(name) is None:
                 self._expect(f"{key}.{name}", "a header's name, and a string or a list of them")
                 continue
-            headers += [(name, text) for text in values]
+            headers.append((name, ", ".join(values)))
         return replace(endpoint, headers=tuple(headers))
 
     def _dial_timeout(self, key: str, value: object, endpoint: Endpoint) -> Endpoint:
@@ -186,9 +187,8 @@ class _Reader:
         return replace(endpoint, dial_timeout=seconds)
 
     def _proxy(self, key: str, value: object, endpoint: Endpoint) -> Endpoint:
-        parts = urlsplit(value) if isinstance(value, str) else None
-        simple = parts is not None and parts.path in {"", "/"} and not parts.query
-        if parts is None or not simple or parts.scheme not in {"http", "https"} or not parts.netloc:
+        parts = split_url(value) if isinstance(value, str) else None
+        if parts is None or parts.path not in {"", "/"} or parts.query:
             self._expect(key, "an http:// or https:// URL without a path")
             return endpoint
         return replace(endpoint, proxy=parts.geturl())
@@ -201,13 +201,6 @@ class _Reader:
 
     def _expect(self, key: str, what: str) -> None:
         self.problems.append(f"{key}: expected {what}")
-
-
-def _has_host(parts: SplitResult) -> bool:
-    try:
-        return bool(parts.hostname) and parts.port != 0 and "@" not in parts.netloc
-    except ValueError:
-        return False
 
 
 def _strings(value: object) -> list[str] | None:

@@ -91,7 +91,7 @@ class Manifests:
             data.extend(piece)
             if len(data) > MAX_MANIFEST_BYTES:
                 expected = f"at most {MAX_MANIFEST_BYTES} bytes"
-                error = FormatError(what, MAX_MANIFEST_BYTES, expected=expected, got="more")
+                error = FormatError(_name(what), MAX_MANIFEST_BYTES, expected=expected, got="more")
                 raise Failure(error)
 
         copy_body(answer, collect, self._policy, cancel, what)
@@ -141,15 +141,22 @@ def _media_type(answer: urllib3.BaseHTTPResponse, data: bytes, what: str) -> str
     try:
         head = msgspec.json.decode(data, type=_Head)
     except (msgspec.MsgspecError, RecursionError) as error:
-        raise Failure(FormatError(what, 0, expected="a JSON manifest", got=str(error))) from error
+        raise Failure(
+            FormatError(_name(what), 0, expected="a JSON manifest", got=str(error))
+        ) from error
     if head.schema_version == 1 or head.media_type.startswith(_SCHEMA_1):
         raise Failure(_schema_1(what))
     said = _content_type(answer)
     media_type = said if said in _TYPES else head.media_type
     if media_type not in _TYPES:
         got = f"mediaType {media_type[:100]!r}"
-        raise Failure(FormatError(what, 0, expected="a manifest's media type", got=got))
+        raise Failure(FormatError(_name(what), 0, expected="a manifest's media type", got=got))
     return media_type
+
+
+def _name(what: str) -> str:
+    """Return `manifest of REF`: a FormatError itself says that it was being read."""
+    return what.removeprefix("fetch ")
 
 
 def _schema_1(what: str) -> LaminaError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 import msgspec
 import urllib3
@@ -18,11 +18,12 @@ from lamina.images.registry.credentials import CredentialStore
 from lamina.images.registry.failure import Failure
 from lamina.images.registry.hosts import Endpoint
 from lamina.images.registry.retry import parse_retry_after
+from lamina.images.registry.urls import join_url
 
 MAX_REDIRECTS = 8
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAY_PASS = frozenset({408, 425, 429, 500, 502, 503, 504})
-_FOR_ANY_HOST = frozenset({"accept", "range"})
+_FOR_ANY_HOST = ("Accept", "Range")
 """Request headers that are sent along to a host that a redirect leads to."""
 _SMALL = 64 << 10
 """Bytes read of an error page, so that its connection can be used again."""
@@ -87,7 +88,8 @@ class Requests:
 
         Once a redirect leaves the host, nothing that is meant for it alone is sent any more.
         """
-        sent = {**dict(endpoint.headers), **headers}
+        sent = urllib3.HTTPHeaderDict(endpoint.headers)
+        sent.update(headers)
         if authorization:
             sent["Authorization"] = authorization
         origin = _origin(url)
@@ -98,12 +100,14 @@ class Requests:
             if answer.status not in _REDIRECTS or not location:
                 return answer, own
             _drop(answer)
-            url = urljoin(url, location)
-            if urlsplit(url).scheme not in {"http", "https"}:
-                raise _unusable(endpoint, f"redirects to {url[:200]!r}")
+            url = join_url(url, location)
+            if not url:
+                raise _unusable(endpoint, f"redirects to {location[:200]!r}")
             if _origin(url) != origin:
                 own = False
-                sent = {n: value for n, value in sent.items() if n.lower() in _FOR_ANY_HOST}
+                sent = urllib3.HTTPHeaderDict(
+                    (name, sent[name]) for name in _FOR_ANY_HOST if name in sent
+                )
         raise _unusable(endpoint, f"redirects more than {MAX_REDIRECTS} times")
 
     def _fetch_token(
