@@ -16,6 +16,9 @@ from pathlib import Path
 import pytest
 
 from lamina.core.snapshot import Kind
+from lamina.images.store import ImageStore
+from lamina.meta.boot import boot_id
+from lamina.meta.content import ContentTable
 from lamina.snapshotters import find
 from lamina.snapshotters.engine import Engine
 from lamina.snapshotters.janitor import run as be_janitor
@@ -162,6 +165,17 @@ def test_janitor_does_all_there_is_to_do(root: Root) -> None:
         be_janitor(root.path)
         assert not engine.pending()
         assert root.stored() == {"1", "3"}
+
+
+def test_janitor_syncs_content(root: Root) -> None:
+    with ImageStore(root.path) as store:
+        with store.content.open_writer("some-blob") as writer:
+            writer.write(b"content")
+            digest = writer.commit()
+        table = ContentTable(store.database, boot=boot_id())
+        assert table.unsynced() == [digest]
+        be_janitor(root.path)
+        assert table.unsynced() == []
 
 
 def test_woken_janitor_works_in_a_process_of_its_own(root: Root) -> None:
