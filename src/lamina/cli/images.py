@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,15 +27,13 @@ if TYPE_CHECKING:
 
 _ALIASES = {"list": "ls", "delete": "rm", "del": "rm", "remove": "rm"}
 
-_Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-platform_option: _Decorator = click.option(
+platform_option = click.option(
     "--platform", "platforms", multiple=True, metavar="OS/ARCH", help="Take this platform."
 )
-all_platforms_option: _Decorator = click.option(
+all_platforms_option = click.option(
     "--all-platforms", is_flag=True, help="Take the content for all platforms."
 )
-label_option: _Decorator = click.option(
+label_option = click.option(
     "--label", "labels", multiple=True, metavar="KEY=VALUE", help="Label the image."
 )
 
@@ -102,7 +100,7 @@ def import_(app: App, /, source: str, **given: Any) -> None:
     """Import images from an OCI layout or a docker archive."""
     from lamina.cli.progress import shown_progress
 
-    opened = click.get_binary_stream("stdin") if source == "-" else Path(source)
+    opened = sys.stdin.buffer if source == "-" else Path(source)
     with shown_progress() as progress:
         imported = app.store.import_images(
             opened,
@@ -129,7 +127,7 @@ def export(app: App, /, out: str, refs: tuple[str, ...], **given: Any) -> None:
     """Export images as an OCI layout in a tar file; nothing is left of one that fails."""
     options = _export_options(given)
     if out == "-":
-        app.store.export_images(refs, click.get_binary_stream("stdout"), options=options)
+        app.store.export_images(refs, sys.stdout.buffer, options=options)
         return
     partial = Path(f"{out}.{os.getpid()}.partial")
     try:
