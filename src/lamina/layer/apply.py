@@ -40,7 +40,8 @@ log = logging.getLogger(__name__)
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DEVICES = {Type.CHAR: stat.S_IFCHR, Type.BLOCK: stat.S_IFBLK}
-_MAX_DEVICE = (1 << 32) - 1
+_MAJOR_BITS, _MINOR_BITS = 12, 20
+"""Of device numbers in Linux (<linux/kdev_t.h>)."""
 _MAX_WARNINGS = 8
 _TIMES = struct.Struct("=qqH")
 """Access and modification time in nanoseconds and the length of the path that follows."""
@@ -274,9 +275,9 @@ class _Applier:
     def _node(self, entry: Entry, directory: Directory, base: bytes) -> None:
         kind = _DEVICES.get(entry.type, stat.S_IFIFO)
         numbers = (entry.devmajor, entry.devminor) if entry.type in _DEVICES else (0, 0)
-        if not all(0 <= number <= _MAX_DEVICE for number in numbers):
+        if not (0 <= numbers[0] < 1 << _MAJOR_BITS and 0 <= numbers[1] < 1 << _MINOR_BITS):
             got = f"{numbers[0]}:{numbers[1]}"
-            raise FormatError("tar", self._at, expected="device numbers of 32 bits", got=got)
+            raise FormatError("tar", self._at, expected="device numbers of Linux", got=got)
         device = os.makedev(*numbers)
         try:
             os.mknod(base, kind, device, dir_fd=directory.fd)

@@ -1,0 +1,34 @@
+"""A real Debian root file system, made once by mmdebstrap and kept."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def debian_rootfs_tar() -> Path:
+    """Return the archive of a minimal Debian 12; LAMINA_TEST_CACHE says where it is kept.
+
+    It is as mmdebstrap writes it: pax, with capabilities, device nodes and hard links.
+    """
+    directory = Path(os.environ.get("LAMINA_TEST_CACHE", "~/.cache/lamina-tests")).expanduser()
+    path = directory / "debian-bookworm.tar"
+    if path.exists():
+        return path
+    directory.mkdir(parents=True, exist_ok=True)
+    unfinished = directory / f"unfinished-{os.getpid()}.tar"
+    packages = "iputils-ping,attr,acl"
+    argv = ["mmdebstrap", "--variant=apt", f"--include={packages}", "bookworm", str(unfinished)]
+    try:
+        subprocess.run(argv, check=True, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("mmdebstrap is not installed")
+    except subprocess.CalledProcessError as error:
+        unfinished.unlink(missing_ok=True)
+        pytest.skip(f"mmdebstrap failed: {error.stderr.strip().splitlines()[-1:]}")
+    unfinished.rename(path)
+    return path
