@@ -284,8 +284,8 @@ def test_without_a_host_that_may_pull_nothing_is_asked(mirrored: Mirrored) -> No
 
 
 def test_a_wrong_hosts_file_is_an_error_and_not_ignored(mirrored: Mirrored) -> None:
-    mirrored.configure('capabilties = ["pull"]')
-    with pytest.raises(ConfigError, match="capabilties: unknown key"):
+    mirrored.configure('capability = ["pull"]')
+    with pytest.raises(ConfigError, match="capability: unknown key"):
         mirrored.resolve()
 
 
