@@ -14,6 +14,7 @@ from typing import Any
 from lamina.cli.app import App
 from lamina.cli.main import _run
 from lamina.core.digest import Digest
+from lamina.core.driver import Ability
 from lamina.core.snapshot import Snapshotter
 from lamina.images.manifest import ImageConfig, parse_config
 from lamina.meta.containers import ContainerStore
@@ -39,7 +40,8 @@ class OneImageStore:
     def overlayfs(self) -> Engine:
         directory = self.root / "io.containerd.snapshotter.v1.overlayfs"
         directory.mkdir(exist_ok=True)
-        return Engine("overlayfs", OverlayDriver(directory), directory, sync_remove=True)
+        driver = OverlayDriver(directory, abilities=frozenset(Ability))
+        return Engine("overlayfs", driver, directory, sync_remove=True)
 
     def snapshotter(self, name: str | None = None) -> Snapshotter:
         assert name in {None, "", "overlayfs"}

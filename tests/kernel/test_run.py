@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def test_environment(machine: Machine, tmp_path: Path) -> None:
         ([], "ls /dev/fuse 2>/dev/null || echo none", "none"),
         ([], "grep NoNewPrivs /proc/self/status", "NoNewPrivs:\t1"),
         (["--allow-new-privs"], "grep NoNewPrivs /proc/self/status", "NoNewPrivs:\t0"),
-        (["--privileged"], "mount -t tmpfs none /tmp; grep -c tmpfs./tmp /proc/mounts", "1"),
+        (["--privileged"], "mount -t tmpfs none /tmp; grep -c /tmp.tmpfs /proc/mounts", "1"),
         (["--null-io"], "echo lost", ""),
     ],
 )
@@ -112,6 +113,23 @@ def test_host_network_has_the_hosts_name_and_files(machine: Machine) -> None:
     assert str(Path("/proc/self/ns/net").readlink()) in said
     assert Path("/etc/hosts").read_text() in said
     assert "HOSTNAME=" in said
+
+
+@pytest.mark.idmap
+def test_user_namespace(machine: Machine, tmp_path: Path) -> None:
+    maps = ["--uidmap", "0:100000:65536", "--gidmap", "0:100000:65536"]
+    command = ["sh", "-c", "touch /new; ls -ln /new /bin/busybox; cat /proc/self/uid_map"]
+    refused = machine.lamina("run", "--rm", *maps, "busybox", machine.id, *command, code=7)
+    assert "chmod o+x" in refused.stderr
+    assert machine.leftovers() == []
+    session = Path(os.environ["TMPDIR"])
+    for directory in (tmp_path, *tmp_path.parents):
+        if directory.is_relative_to(session):
+            directory.chmod(0o711)
+    said = machine.lamina("run", "--rm", *maps, "busybox", machine.id, *command).stdout.split()
+    assert said[2:4] == ["0", "0"]
+    assert said[-3:] == ["0", "100000", "65536"]
+    assert machine.leftovers() == []
 
 
 def test_directory_as_root(machine: Machine, tmp_path: Path) -> None:

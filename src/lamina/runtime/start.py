@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 import stat
@@ -118,9 +117,8 @@ class Start(NamedTuple):
                 accounts=account_files(rootfs),
             )
         else:
-            spec = copy.deepcopy(self.request.spec)
-        spec.setdefault("linux", {}).setdefault("cgroupsPath", self.cgroup)
-        return spec
+            spec = self.request.spec
+        return {**spec, "linux": {"cgroupsPath": self.cgroup, **spec.get("linux", {})}}
 
     def _open_to_mapped_root(self) -> None:
         """Let the container's root, a nobody on the host, reach the root file system."""
