@@ -21,6 +21,7 @@ from lamina.errors import (
     PermissionDenied,
     ResourceExhausted,
 )
+from lamina.meta.snapshots import SnapshotStore
 from lamina.snapshotters.engine import Engine
 from tests.file_driver import FileDriver
 
@@ -100,6 +101,31 @@ def test_failed_commit_leaves_the_snapshot_active(
         engine.stat("b")
     driver.fail.clear()
     engine.commit("b", "a")
+
+
+@pytest.mark.parametrize(("method", "undo"), [("create", "abandon"), ("seal", "abort_commit")])
+def test_undo_that_failed_is_tried_again(
+    engine: Engine, driver: FileDriver, monkeypatch: pytest.MonkeyPatch, method: str, undo: str
+) -> None:
+    """A full disk may stop the undoing as well; the key must not stay taken for that."""
+
+    def full(store: SnapshotStore, id: int) -> None:
+        raise ResourceExhausted("use database")
+
+    engine.prepare("a")
+    driver.fail[method] = OSError(errno.ENOSPC, "full")
+    monkeypatch.setattr(SnapshotStore, undo, full)
+    with pytest.raises(ResourceExhausted, match="full"):
+        engine.prepare("b") if method == "create" else engine.commit("b", "a")
+    with pytest.raises(ResourceExhausted, match="database"):
+        engine.prepare("b")
+    monkeypatch.undo()
+    driver.fail.clear()
+    engine.prepare("b")
+    engine.commit("c", "a")
+    engine.cleanup()
+    assert engine.fsck() == []
+    assert len(driver.ids()) == 2
 
 
 def test_rebase_needs_the_ability(engine: Engine) -> None:

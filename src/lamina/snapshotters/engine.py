@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -62,6 +63,7 @@ class Engine(Snapshotter):
         self._sync_remove = sync_remove
         self._wake = wake or _nothing
         self._closed = False
+        self._undos: deque[Callable[[], object]] = deque()
         with contextlib.ExitStack() as undo:
             undo.callback(driver.close)
             self._owners = Owners(root / OWNERS)
@@ -128,6 +130,7 @@ class Engine(Snapshotter):
         self, name: str, key: str, *, labels: Mapping[str, str] | None = None, parent: str = ""
     ) -> None:
         """Commit an Active snapshot; see `Snapshotter.commit`."""
+        self._undo_late()
         can_rebase = Ability.REBASE in self.abilities
         snapshot = self._store.begin_commit(name, key, parent, can_rebase=can_rebase)
         try:
@@ -141,6 +144,7 @@ class Engine(Snapshotter):
 
     def remove(self, key: str) -> None:
         """Remove the snapshot: one transaction, and with `sync_remove` its storage as well."""
+        self._undo_late()
         id, _ = self._store.remove(key)
         if self._sync_remove:
             self._reaper.free(id)  # a failure is logged: the snapshot is removed in any case
@@ -184,6 +188,7 @@ class Engine(Snapshotter):
         Raises:
             LaminaError: some of it cannot be freed; the rest is.
         """
+        self._undo_late()
         self._store.recover()
         with _translated("clean up snapshotter", self.name):
             self._store.trash.adopt_orphans(self._driver.ids())
@@ -212,6 +217,7 @@ class Engine(Snapshotter):
     def _create(
         self, kind: Kind, key: str, parent: str, labels: Mapping[str, str] | None
     ) -> list[Mount]:
+        self._undo_late()
         snapshot = self._store.begin_create(kind, key, parent, labels)
         try:
             with _translated(f"create {str(kind).lower()} snapshot", key):
@@ -227,13 +233,23 @@ class Engine(Snapshotter):
         if self._store.abandon(snapshot.id):
             self._reaper.destroy([snapshot.id])
 
-    @staticmethod
-    def _undo(what: str, key: str, undo: Callable[[], object]) -> None:
-        """Undo a change that failed; what cannot be undone now is the next opener's."""
+    def _undo(self, what: str, key: str, undo: Callable[[], object]) -> None:
+        """Undo a change that failed; what cannot be undone now (a full disk) is tried again."""
         try:
             undo()
         except Exception as error:  # the first failure is the one to report
             log.warning("cannot undo %s of a snapshot: %s", what, error, extra={"key": key})
+            self._undos.append(undo)
+
+    def _undo_late(self) -> None:
+        """Undo what could not be undone before; after this process's end, others would."""
+        while self._undos:
+            undo = self._undos.popleft()
+            try:
+                undo()
+            except Exception:
+                self._undos.append(undo)
+                raise
 
     def _measure(self, key: str) -> Usage:
         try:
