@@ -25,6 +25,7 @@ from lamina.core.digest import Digest
 from lamina.core.labels import GC_REF_CONTENT, GC_REF_SNAPSHOT, GC_ROOT, SNAPSHOT_REF
 from lamina.core.snapshot import Info, Kind, Snapshotter
 from lamina.errors import FailedPrecondition, NotFound
+from lamina.images.layer_lock import sweep_locks
 from lamina.images.store import ImageStore
 from lamina.meta.content import ContentInfo
 from lamina.meta.leases import Resource
@@ -76,6 +77,7 @@ def collect(store: ImageStore, snapshotters: Mapping[str, Snapshotter]) -> Colle
         orphans = remove.orphans()
         ingests = store.content.remove_ingests({r.id for r in held if r.type == "content"})
     store.owners.sweep()
+    sweep_locks(store.locks)
     return Collected(
         (*(info.digest for info in dead), *orphans),
         tuple(snapshots),

@@ -35,6 +35,20 @@ def layer_lock(
         os.close(fd)
 
 
+def sweep_locks(directory: Path) -> None:
+    """Remove the lock files that killed processes left."""
+    for path in directory.iterdir():
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            continue
+        try:
+            if try_lock(fd):
+                path.unlink(missing_ok=True)
+        finally:
+            os.close(fd)
+
+
 def _lock(path: Path, cancel: Cancel) -> int:
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
