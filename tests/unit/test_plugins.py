@@ -169,7 +169,7 @@ def test_what_is_first_on_the_path_wins(third_party: Path, tmp_path: Path) -> No
 
 
 def lamina(*arguments: str, root: Path) -> str:
-    command = (Path(sys.executable).with_name("lamina"), "--root", root, *arguments)
+    command = [str(Path(sys.executable).with_name("lamina")), "--root", str(root), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
