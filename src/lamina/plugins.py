@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from lamina import snapshotters
 from lamina.errors import FailedPrecondition, LaminaError, NotFound, SnapshotterSkipped
@@ -43,8 +42,7 @@ NOTHING: Mapping[str, str] = MappingProxyType({})
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm/v7", "i686": "386"}
 
 
-@dataclass(frozen=True, slots=True)
-class PluginStatus:
+class PluginStatus(NamedTuple):
     """What `plugins ls` shows of one snapshotter.
 
     Attributes:
@@ -60,7 +58,7 @@ class PluginStatus:
     id: str
     status: Literal["ok", "skip", "error"]
     platforms: tuple[str, ...] = ()
-    exports: Mapping[str, str] = field(default_factory=lambda: NOTHING)
+    exports: Mapping[str, str] = NOTHING
     capabilities: tuple[str, ...] = ()
     error: LaminaError | None = None
     type: str = PLUGIN_TYPE

@@ -7,10 +7,9 @@ for is passed over, what it uses is checked completely, and all faults are repor
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from lamina.config.section import fill, key_faults
 from lamina.errors import ConfigError, NotFound, SnapshotterSkipped
@@ -25,8 +24,7 @@ __all__ = ["Config", "load"]
 Section = Mapping[str, object]
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
+class Config(NamedTuple):
     """What a configuration file says; an instance without arguments is all defaults.
 
     Attributes:
@@ -39,7 +37,7 @@ class Config:
     path: Path | None = None
     root: Path | None = None
     disabled: frozenset[str] = frozenset()
-    sections: Mapping[str, Section] = field(default_factory=lambda: MappingProxyType({}))
+    sections: Mapping[str, Section] = MappingProxyType({})
 
     def snapshotter(self, plugin: SnapshotterPlugin[ConfigT]) -> ConfigT:
         """Return a snapshotter's configuration, defaults filled in.

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lamina.core.mount import escape_option
-from lamina.linux import loop as loop_device
 from lamina.linux import mountapi as api
 from lamina.linux.libc import function
 from lamina.linux.reflink import clone_file
@@ -114,6 +113,8 @@ def directory_types(directory: Path) -> None:
 @_probe
 def loop(directory: Path) -> None:
     """Bind a file there to a loop device."""
+    from lamina.linux import loop as loop_device  # defines structures that others do without
+
     file = directory / "image"
     file.touch()
     os.truncate(file, 1 << 20)
