@@ -119,12 +119,14 @@ def test_a_live_lease_holds_everything(store: ImageStore, engine: Engine) -> Non
     assert keys(engine) == ["base", "extract-2 next", "top"]
 
 
-def test_a_dead_owner_holds_content_only(tmp_path: Path, engine: Engine) -> None:
+def test_a_dead_owner_holds_what_is_complete(tmp_path: Path, engine: Engine) -> None:
     with ImageStore(tmp_path) as dead:
         blob = put(dead, b"data")
-        engine.prepare("extract-2 next", labels={SNAPSHOT_REF: "next"})
+        committed(engine, "base")
+        engine.prepare("extract-2 next", "base", labels={SNAPSHOT_REF: "next"})
         resources = [
             Resource.content(blob.digest),
+            Resource.snapshot("native", "base"),
             Resource.snapshot("native", "extract-2 next"),
         ]
         dead.leases.create("pull", owned=True, resources=resources)
@@ -135,6 +137,7 @@ def test_a_dead_owner_holds_content_only(tmp_path: Path, engine: Engine) -> None
         collected = collect(store, {"native": engine})
         assert collected.snapshots == (("native", "extract-2 next"),)
         assert blobs(store) == {blob.digest}
+        assert keys(engine) == ["base"]
         assert not store.leases.abandoned()
         assert collected.ingests == (f"layer-{blob.digest}x",)
 

@@ -15,14 +15,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import sqlite3
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from lamina.core.digest import Digest, algorithm, encoded, parse_digest
+from lamina.core.digest import Digest, algorithm, encoded
 from lamina.core.filters import FieldPath, Fields, label_field, parse
 from lamina.core.units import format_size
 from lamina.errors import (
@@ -36,6 +35,7 @@ from lamina.errors import (
 from lamina.images.ingest import Writer, lock_ingest, remove_ingest, try_lock
 from lamina.images.manifest import MAX_CONFIG_BYTES, Descriptor, check_blob, content_ref
 from lamina.images.registry.cancel import Cancel
+from lamina.images.remover import Remover, blob_path
 from lamina.linux.sync import syncfs
 from lamina.meta.boot import boot_id
 from lamina.meta.content import ContentInfo, ContentTable
@@ -104,7 +104,7 @@ class ContentStore:
             NotFound: it is not there.
         """
         self.info(digest)
-        return self._path(digest)
+        return blob_path(self.root, digest)
 
     def open(self, digest: Digest) -> BinaryIO:
         """Open the blob for reading; the caller closes it.
@@ -125,12 +125,12 @@ class ContentStore:
         info = self.info(digest)
         if info.size > MAX_CONFIG_BYTES:
             raise InvalidArgument(f"read {info.size} bytes into memory", digest)
-        data = self._path(digest).read_bytes()
+        data = blob_path(self.root, digest).read_bytes()
         try:
             check_blob(data, Descriptor(media_type="", digest=digest, size=info.size))
         except DigestMismatch as error:
             hint = f"remove it (lamina content rm {digest}) and pull the image again"
-            raise DataLoss("read damaged blob", self._path(digest), hint=hint) from error
+            raise DataLoss("read damaged blob", blob_path(self.root, digest), hint=hint) from error
         return data
 
     def walk(self, filters: Sequence[str] = ()) -> Iterator[ContentInfo]:
@@ -252,7 +252,7 @@ class ContentStore:
 
         Their space is freed after the transaction, so a large blob keeps no one waiting.
         """
-        remover = Remover(self)
+        remover = Remover(self.root, self._table)
         try:
             with self._database.write() as connection:
                 remover.connection = connection
@@ -274,18 +274,15 @@ class ContentStore:
                 removed.append(found.ref if found else directory.name)
         return removed
 
-    def _path(self, digest: Digest) -> Path:
-        return self.root / "blobs" / algorithm(digest) / encoded(digest)
-
     def _has_file(self, info: ContentInfo) -> bool:
         try:
-            return self._path(info.digest).stat().st_size == info.size
+            return blob_path(self.root, info.digest).stat().st_size == info.size
         except FileNotFoundError:
             return False
 
     def _publish(self, data: Path, digest: Digest, size: int, labels: Mapping[str, str]) -> None:
         """Put a finished file into place and record it."""
-        target = self._path(digest)
+        target = blob_path(self.root, digest)
         target.parent.mkdir(mode=0o755, exist_ok=True)
         with self._database.write() as connection:
             data.rename(target)
@@ -293,7 +290,7 @@ class ContentStore:
 
     def _recheck(self, info: ContentInfo) -> None:
         """Hash a blob that an earlier boot left unsynced; drop it where it is damaged."""
-        with open(self._path(info.digest), "rb") as file:
+        with open(blob_path(self.root, info.digest), "rb") as file:
             found = hashlib.file_digest(file, algorithm(info.digest)).hexdigest()
         if found == encoded(info.digest):
             self._table.mark_synced([info.digest])
@@ -302,59 +299,6 @@ class ContentStore:
         with self.removing() as remove:
             remove(info.digest)
         raise NotFound("content", info.digest)
-
-
-class Remover:
-    """Removes blobs inside one write transaction; made by `ContentStore.removing`.
-
-    A file is opened before its name goes, so the kernel frees its blocks when the descriptor is
-    closed and not while the transaction keeps other writers waiting.
-    """
-
-    connection: sqlite3.Connection
-    MAX_OPEN = 256
-
-    def __init__(self, content: ContentStore) -> None:
-        self._content = content
-        self._open: list[int] = []
-
-    def __call__(self, digest: Digest) -> None:
-        """Remove record and file; what is not there is no error."""
-        self._content._table.delete(self.connection, digest)
-        self._unlink(self._content._path(digest))
-
-    def orphans(self) -> list[Digest]:
-        """Remove blob files that no record names, and return their digests."""
-        known = {i.digest for i in self._content._table.all()}
-        removed: list[Digest] = []
-        for path in (self._content.root / "blobs").glob("*/*"):
-            digest = _digest_of(path)
-            if digest is not None and digest not in known:
-                self._unlink(path)
-                removed.append(digest)
-        return removed
-
-    def free(self) -> None:
-        """Let go of the removed files."""
-        while self._open:
-            os.close(self._open.pop())
-
-    def _unlink(self, path: Path) -> None:
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            return
-        self._open.append(fd)
-        path.unlink()
-        if len(self._open) > self.MAX_OPEN:
-            os.close(self._open.pop(0))
-
-
-def _digest_of(path: Path) -> Digest | None:
-    try:
-        return parse_digest(f"{path.parent.name}:{path.name}")
-    except InvalidArgument:
-        return None
 
 
 def _fields(info: ContentInfo) -> Fields:

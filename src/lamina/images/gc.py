@@ -28,11 +28,9 @@ from lamina.errors import FailedPrecondition, NotFound
 from lamina.images.layer_lock import sweep_locks
 from lamina.images.store import ImageStore
 from lamina.meta.content import ContentInfo
-from lamina.meta.leases import Resource
+from lamina.meta.leases import EXTRACT_PREFIX, Resource
 
 log = logging.getLogger(__name__)
-
-EXTRACT_PREFIX = "extract-"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,9 @@
 
 The whole operation is under one lease. Content and snapshots are put under it before they are
 looked for; the record of the image, which holds them from then on, is made in the transaction that
-drops the lease. An operation that fails, or is killed, leaves its lease behind without owner: the
-finished blobs and the unfinished ones stay for a day, so that the next try goes on where this one
-stopped; half made snapshots are removed at once, or by the next pull.
+drops the lease. An operation that fails, or is killed, leaves its lease behind without owner: its
+blobs, finished or not, and the layers that it committed stay for a day, so that the next try goes
+on where this one stopped; half made snapshots are removed at once, or by the next pull.
 """
 
 from __future__ import annotations

@@ -45,7 +45,6 @@ from lamina.errors import (
 )
 from lamina.images.download import Download, event
 from lamina.images.fetch import Fetcher
-from lamina.images.gc import EXTRACT_PREFIX
 from lamina.images.layer_lock import layer_lock
 from lamina.images.manifest import Descriptor
 from lamina.images.progress import Progress, Stage, StageClock
@@ -54,7 +53,7 @@ from lamina.images.store import ImageStore
 from lamina.images.tree import PlatformImage
 from lamina.layer.limits import Applied, LayerLimits
 from lamina.layer.target import LayerTarget, layer_target
-from lamina.meta.leases import Resource
+from lamina.meta.leases import EXTRACT_PREFIX, Resource
 from lamina.mount import temp_mount
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ A pull takes its lease before it looks anything up and writes down what it is ab
 collection either sees the lease, or ran before and the pull finds the thing gone.
 
 A lease without an owner holds all its resources until it expires. One with an owner holds them as
-long as that process lives; after that, until it expires, it still holds the *content*, so that
-the next pull resumes where the dead one stopped, while half made snapshots may be collected.
+long as that process lives; after that, until it expires, it still holds all but the extraction
+snapshots: the next pull goes on where the dead one stopped, and what was half made is collected.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from lamina.meta.database import Database
 from lamina.meta.owners import NOBODY, Owners
 
 DEFAULT_SECONDS = 24 * 60 * 60
+EXTRACT_PREFIX = "extract-"
+"""With this begin the keys of extraction snapshots: layers that are being unpacked."""
 
 
 class Resource(NamedTuple):
@@ -113,7 +115,7 @@ class Leases:
         """Give an owned lease up as if this process had died; see the module's description."""
         with self._database.write() as connection:
             connection.execute("UPDATE leases SET owner=? WHERE id=?", (NOBODY, id))
-            _drop_snapshots(connection, id)
+            _drop_extractions(connection, id)
 
     def delete(self, id: str) -> None:
         """Drop the lease.
@@ -145,10 +147,10 @@ class Leases:
         """Tell whether a dead owner may have left half made snapshots."""
         query = (
             "SELECT * FROM leases WHERE owner<>'' AND EXISTS (SELECT 1 FROM lease_resources"
-            " WHERE lease=leases.id AND type LIKE 'snapshots/%')"
+            " WHERE lease=leases.id AND type LIKE 'snapshots/%' AND id LIKE ?)"
         )
         with self._database.read() as connection:
-            rows = connection.execute(query).fetchall()
+            rows = connection.execute(query, (f"{EXTRACT_PREFIX}%",)).fetchall()
         return any(not self._alive(_from_row(row)) for row in rows)
 
     def drop_abandoned(self, connection: sqlite3.Connection, label: str, value: str) -> int:
@@ -168,7 +170,7 @@ class Leases:
     def held(self, connection: sqlite3.Connection) -> set[Resource]:
         """Drop expired leases and return what the others hold; inside a write transaction.
 
-        What dead owners held of snapshots is dropped from their leases.
+        The extraction snapshots of dead owners are dropped from their leases.
         """
         now = time.time_ns()
         held: set[Resource] = set()
@@ -178,7 +180,7 @@ class Leases:
                 self.drop(connection, lease.id)
                 continue
             if not alive:
-                _drop_snapshots(connection, lease.id)
+                _drop_extractions(connection, lease.id)
             query = "SELECT type, id FROM lease_resources WHERE lease=?"
             held.update(Resource(*row) for row in connection.execute(query, (lease.id,)))
         return held
@@ -197,9 +199,10 @@ def _insert(connection: sqlite3.Connection, id: str, resources: Iterable[Resourc
     )
 
 
-def _drop_snapshots(connection: sqlite3.Connection, id: str) -> None:
+def _drop_extractions(connection: sqlite3.Connection, id: str) -> None:
     connection.execute(
-        "DELETE FROM lease_resources WHERE lease=? AND type LIKE 'snapshots/%'", (id,)
+        "DELETE FROM lease_resources WHERE lease=? AND type LIKE 'snapshots/%' AND id LIKE ?",
+        (id, f"{EXTRACT_PREFIX}%"),
     )
 
 

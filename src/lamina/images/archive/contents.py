@@ -72,6 +72,7 @@ def take_in(members: Iterator[Member], content: ContentStore, running: Operation
 def _take_blob(member: Member, blob: Descriptor, content: ContentStore, running: Operation) -> None:
     """Store a member whose digest its name tells; one that is there already is passed over."""
     running.fetcher.hold([blob])
+    content.require_space(member.size)
     try:
         writer = content.open_writer(f"import-{blob.digest}", expected=blob, cancel=running.cancel)
     except AlreadyExists:
@@ -92,6 +93,7 @@ def _take_file(
     member: Member, number: int, content: ContentStore, running: Operation
 ) -> Descriptor:
     """Store a member of unknown digest."""
+    content.require_space(member.size)
     with content.open_writer(f"import-{running.lease}-{number}", cancel=running.cancel) as writer:
         try:
             for chunk in member.chunks:
