@@ -68,11 +68,15 @@ def in_chunks(data: bytes, size: int = 1000) -> Iterator[bytes]:
 
 
 def apply(
-    archive: Archive | bytes, target: Path | LayerTarget, *, limits: LayerLimits | None = None
+    archive: Archive | bytes,
+    target: Path | LayerTarget,
+    *,
+    limits: LayerLimits | None = None,
+    chunk: int = 1000,
 ) -> Applied:
     """Apply an archive; a path means plain whiteouts."""
     data = archive if isinstance(archive, bytes) else archive.data()
     if isinstance(target, Path):
         target.mkdir(exist_ok=True)
         target = LayerTarget(target)
-    return apply_layer(in_chunks(data), target, limits=limits or LayerLimits())
+    return apply_layer(in_chunks(data, chunk), target, limits=limits or LayerLimits())

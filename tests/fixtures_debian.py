@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import subprocess
 from pathlib import Path
 
@@ -11,11 +12,11 @@ import pytest
 
 @pytest.fixture(scope="session")
 def debian_rootfs_tar() -> Path:
-    """Return the archive of a minimal Debian 12; LAMINA_TEST_CACHE says where it is kept.
+    """Return the archive of a minimal Debian 12, kept in `~/.cache/lamina-tests` of the user.
 
-    It is as mmdebstrap writes it: pax, with capabilities, device nodes and hard links.
+    The session has another HOME, so the user database is asked. The archive is as mmdebstrap writes it: pax, with capabilities, device nodes and hard links.
     """
-    directory = Path(os.environ.get("LAMINA_TEST_CACHE", "~/.cache/lamina-tests")).expanduser()
+    directory = Path(pwd.getpwuid(os.getuid()).pw_dir, ".cache/lamina-tests")
     path = directory / "debian-bookworm.tar"
     if path.exists():
         return path

@@ -191,7 +191,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
         with (full / "filler").open("wb") as filler:
             os.posix_fallocate(filler.fileno(), 0, (status.f_bavail - 1000) * status.f_bsize)
         with pytest.raises(ResourceExhausted, match="disk is full"):
-            apply(root_archive().file("big", bytes(8 << 20)), full)
+            apply(root_archive().file("big", bytes(80 << 20)), full)
         archive = root_archive()
         for number in range(100):
             archive.file(str(number))

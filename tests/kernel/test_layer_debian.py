@@ -63,10 +63,10 @@ def test_like_gnu_tar(tmp_path: Path, debian_rootfs_tar: Path) -> None:
 def test_there_and_back(tmp_path: Path, debian_rootfs_tar: Path) -> None:
     """A layer made of the tree, applied again, is the tree."""
     first = tmp_path / "first"
-    apply(debian_rootfs_tar.read_bytes(), first)
+    apply(debian_rootfs_tar.read_bytes(), first, chunk=1 << 18)
     with (tmp_path / "layer").open("wb") as file:
         diff = write_diff(None, first, file.write, compression=Compression.NONE)
-    applied = apply((tmp_path / "layer").read_bytes(), tmp_path / "second")
+    applied = apply((tmp_path / "layer").read_bytes(), tmp_path / "second", chunk=1 << 18)
     assert applied.diff_id == diff.diff_id
     expected, found = (without_root(describe(tmp_path / name)) for name in ("first", "second"))
     assert found.keys() == expected.keys()

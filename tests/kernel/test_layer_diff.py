@@ -87,7 +87,7 @@ ORDER = {
             "usr/local/",
             "usr/local/bin/",
             "usr/local/bin/sh=etc/sub/sh",
-        ],  # fmt: skip
+        ],
     ),
     "directory permission": ("chmod 700 usr/local", ["usr/", "usr/local/"]),
     "hard link updated": (
