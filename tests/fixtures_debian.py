@@ -14,7 +14,8 @@ import pytest
 def debian_rootfs_tar() -> Path:
     """Return the archive of a minimal Debian 12, kept in `~/.cache/lamina-tests` of the user.
 
-    The session has another HOME, so the user database is asked. The archive is as mmdebstrap writes it: pax, with capabilities, device nodes and hard links.
+    The session has another HOME, so the user database is asked. The archive is as mmdebstrap
+    writes it: pax, with capabilities, device nodes and hard links.
     """
     directory = Path(pwd.getpwuid(os.getuid()).pw_dir, ".cache/lamina-tests")
     path = directory / "debian-bookworm.tar"

@@ -248,7 +248,7 @@ def test_memory_stays_flat(tmp_path: Path) -> None:
     noise = random.Random(2).randbytes(8 << 20)
     for number in range(20_000):
         archive.dir(f"d{number:05}") if number % 4 == 0 else archive.file(f"f{number:05}")
-    for number in range(24):
+    for number in range(12):
         archive.file(f"big{number}", noise)
     data = gzip.compress(archive.data(), 1)
     with LayerWorkers(1) as workers:
