@@ -228,6 +228,7 @@ class Unpacker:
         self._fill(layer, mounts, rebase=layer.below is not None)
 
     def _lock(self, layer: _Layer) -> None:
+        self._cancel.check("unpack layer", layer.descriptor.digest)
         lock = layer_lock(self._store.locks, self._name, layer.chain_id, self._cancel)
         layer.held.enter_context(lock)
 
