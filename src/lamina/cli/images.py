@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _ALIASES = {"list": "ls", "delete": "rm", "del": "rm", "remove": "rm"}
 
+_directory = click.Path(exists=True, file_okay=False, path_type=Path)
+
 platform_option = click.option(
     "--platform", "platforms", multiple=True, metavar="OS/ARCH", help="Take this platform."
 )
@@ -175,6 +177,46 @@ def rm(app: App, sync: bool, refs: tuple[str, ...]) -> None:
         app.store.cleanup()
     if failures:
         raise failures[0]
+
+
+@images.command()
+@snapshotter_option
+@platform_option
+@click.option("--rw", "writable", is_flag=True, help="Make changes possible.")
+@click.argument("ref")
+@click.argument("target", type=_directory)
+@pass_app
+def mount(
+    app: App,
+    ref: str,
+    target: Path,
+    snapshotter: str | None,
+    platforms: tuple[str, ...],
+    writable: bool,
+) -> None:
+    """Mount an image's root file system on the directory TARGET."""
+    from lamina.image_mount import mount_image
+    from lamina.images.operation import Options
+
+    options = Options(platforms=_platforms({"platforms": platforms}))
+    chain_id = mount_image(
+        app.store, ref, target, writable=writable, snapshotter=snapshotter, options=options
+    )
+    click.echo(chain_id or "")
+    click.echo(target)
+
+
+@images.command()
+@snapshotter_option
+@click.option("--rm", "remove", is_flag=True, help="Remove the snapshot too, changes included.")
+@click.argument("target", type=_directory)
+@pass_app
+def unmount(app: App, target: Path, snapshotter: str | None, remove: bool) -> None:
+    """Unmount the image mounted on TARGET."""
+    from lamina.image_mount import unmount_image
+
+    unmount_image(app.store, target, remove=remove, snapshotter=snapshotter)
+    click.echo(target)
 
 
 def _import_options(given: dict[str, Any]) -> ImportOptions:
