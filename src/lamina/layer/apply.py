@@ -186,7 +186,7 @@ class _Applier:
 
     def _regular(self, entry: Entry, directory: Directory, base: bytes) -> None:
         exact = self._is_exact(entry, directory)
-        mode = entry.mode if exact else 0
+        mode = entry.mode if exact else 0o600
         try:
             fd = os.open(base, _NEW_FILE, mode, dir_fd=directory.fd)
         except FileExistsError:
@@ -197,7 +197,8 @@ class _Applier:
                 self._write_sparse(fd, entry)
             elif entry.size:
                 self._write(fd)
-            self._finish(fd, entry, exact=exact)
+            if not exact:
+                self._finish(fd, entry)
             os.utime(fd, ns=times(entry))
         finally:
             os.close(fd)
@@ -226,10 +227,10 @@ class _Applier:
             os.mkdir(base, entry.mode if exact else 0o700, dir_fd=directory.fd)
         except FileExistsError:
             directory, exact = self._merge(entry, directory, base)
-        if not exact or entry.xattrs:
+        if not exact:
             fd = os.open(base, DIRECTORY, dir_fd=directory.fd)
             try:
-                self._finish(fd, entry, exact=exact)
+                self._finish(fd, entry)
             finally:
                 os.close(fd)
         self._remember_times(self._path, *times(entry))
@@ -246,7 +247,10 @@ class _Applier:
             self._deletions.replaced(status, directory, base)
             return directory, False
         wanted = (entry.uid, entry.gid, entry.mode)
-        if (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == wanted:
+        if (
+            not entry.xattrs
+            and (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == wanted
+        ):
             return directory, True
         self._tree.forget()
         return self._tree.make(self._parent), False
@@ -287,18 +291,15 @@ class _Applier:
         self._finish_name(directory, base, entry, is_link=False)
 
     def _is_exact(self, entry: Entry, directory: Directory) -> bool:
-        """Tell whether a new inode has the right owner and mode without being told again."""
+        """Tell whether a new inode needs nothing but the mode that it is made with."""
         owner_fits = (entry.uid, entry.gid) == self._owner
-        return owner_fits and directory.plain and not entry.mode & 0o7000
+        return owner_fits and directory.plain and not (entry.mode & 0o7000 or entry.xattrs)
 
-    def _finish(self, fd: int, entry: Entry, *, exact: bool) -> None:
+    def _finish(self, fd: int, entry: Entry) -> None:
         """Set owner, attributes and mode, in the order in which none undoes another."""
-        if not exact:
-            os.fchown(fd, entry.uid, entry.gid)
-        if entry.xattrs:
-            self._warn_xattrs(entry, set_xattrs(fd, entry, hidden=self._hidden))
-        if not exact or entry.xattrs:
-            os.fchmod(fd, entry.mode)
+        os.fchown(fd, entry.uid, entry.gid)
+        self._warn_xattrs(entry, set_xattrs(fd, entry, hidden=self._hidden))
+        os.fchmod(fd, entry.mode)
 
     def _finish_name(
         self, directory: Directory, base: bytes, entry: Entry, *, is_link: bool
