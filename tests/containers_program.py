@@ -16,9 +16,10 @@ from lamina.cli.main import _run
 from lamina.core.digest import Digest
 from lamina.core.driver import Ability
 from lamina.core.snapshot import Snapshotter
-from lamina.images.manifest import ImageConfig, parse_config
+from lamina.images.manifest import parse_config
 from lamina.meta.containers import ContainerStore
 from lamina.meta.database import Database
+from lamina.meta.launches import Launch
 from lamina.meta.schema import MIGRATIONS
 from lamina.snapshotters.engine import Engine
 from lamina.snapshotters.overlayfs.driver import OverlayDriver
@@ -47,8 +48,9 @@ class OneImageStore:
         assert name in {None, "", "overlayfs"}
         return self.overlayfs
 
-    def image_config(self, _: str, __: str | None = None) -> tuple[ImageConfig, list[Digest]]:
-        return parse_config((self.root / "image.json").read_bytes()), [CHAIN_ID]
+    def launch(self, _: str, __: str | None = None) -> Launch:
+        config = parse_config((self.root / "image.json").read_bytes())
+        return Launch(CHAIN_ID, config.config.process)
 
     def close(self) -> None:
         self.overlayfs.close()

@@ -1,6 +1,6 @@
 """One root directory and everything in it: what `lamina.open` returns and the CLI works on.
 
-metadata.sqlite                     images, leases, content labels, containers
+metadata.sqlite                     images, leases, content labels, containers, launches
 io.containerd.content.v1.content/   blobs, in containerd's layout
 io.containerd.snapshotter.v1.NAME/  a snapshotter's store and storage
 containers/ID/                      bundles
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from lamina.images.archive.importing import ImportOptions
     from lamina.images.catalogue import Image
     from lamina.images.gc import Collected
-    from lamina.images.manifest import ImageConfig
     from lamina.images.operation import Options
     from lamina.images.progress import Progress
     from lamina.images.pull import Pulled
@@ -43,6 +42,8 @@ if TYPE_CHECKING:
     from lamina.images.store import ImageStore
     from lamina.images.unpack import Destination
     from lamina.meta.containers import ContainerStore
+    from lamina.meta.database import Database
+    from lamina.meta.launches import Launch
     from lamina.snapshotters.engine import Engine
 
 log = logging.getLogger(__name__)
@@ -107,14 +108,20 @@ class Store:
         """Image records, content and leases."""
         from lamina.images.store import ImageStore
 
-        return ImageStore(self.root)
+        return ImageStore(self.root, self._database)
 
     @cached_property
     def containers(self) -> ContainerStore:
         """Records of containers."""
         from lamina.meta.containers import ContainerStore
 
-        return ContainerStore(self.images.database)
+        return ContainerStore(self._database)
+
+    @cached_property
+    def _database(self) -> Database:
+        from lamina.meta.schema import open_metadata
+
+        return open_metadata(self.root)
 
     def pull(
         self,
@@ -250,21 +257,14 @@ class Store:
         Raises:
             NotFound: there is none.
         """
-        from lamina.errors import InvalidArgument
-        from lamina.images.reference import parse
+        for name in _names(ref):
+            found = self.images.catalogue.find(name)
+            if found is not None:
+                return found
+        return self.images.catalogue.get(name)
 
-        found = self.images.catalogue.find(ref)
-        if found is not None:
-            return found
-        try:
-            return self.images.catalogue.get(str(parse(ref)))
-        except InvalidArgument:
-            return self.images.catalogue.get(ref)
-
-    def image_config(
-        self, ref: str, platform: str | None = None
-    ) -> tuple[ImageConfig, list[Digest]]:
-        """Return an image's configuration and the chain ids of its layers, base first.
+    def launch(self, ref: str, platform: str | None = None) -> Launch:
+        """Return how to run an image: the name of its top layer's snapshot, and its process.
 
         Args:
             ref: a reference, full or short.
@@ -274,11 +274,21 @@ class Store:
             NotFound: there is no such image, or not for that platform.
             InvalidArgument: that is no platform.
         """
+        from lamina.meta.launches import Launch, Launches
+
+        launches = Launches(self._database)
+        found = None if platform else launches.find(_names(ref))
+        if found is not None:
+            return found
         from lamina.images.platform import default_platform, parse_platform
 
+        record = self.image(ref)
         wanted = parse_platform(platform) if platform else default_platform()
-        image = self.images.select(self.image(ref), wanted)
-        return image.config, list(image.chain)
+        image = self.images.select(record, wanted)
+        found = Launch(image.chain_id or "", image.config.config.process)
+        if not platform:
+            launches.remember(record.target.digest, found)
+        return found
 
     def remove_image(self, ref: str) -> None:
         """Remove an image's record; `collect` then removes what only it has named.
@@ -333,6 +343,9 @@ class Store:
         if images is not None:
             images.close()
         self.__dict__.pop("containers", None)
+        database: Database | None = self.__dict__.pop("_database", None)
+        if database is not None:
+            database.close()
 
     def __enter__(self) -> Self:
         return self
@@ -385,6 +398,18 @@ class Store:
             except LaminaError as error:
                 log.warning("leaving snapshotter %s alone: %s", name, error)
         return existing
+
+
+def _names(ref: str) -> Iterator[str]:
+    """Yield the names that an image meant by `ref` may have: as it stands, then in full."""
+    yield ref
+    from lamina.errors import InvalidArgument
+    from lamina.images.reference import parse
+
+    try:
+        yield str(parse(ref))
+    except InvalidArgument:
+        return
 
 
 def _anonymous(plain_http: bool) -> Registry:

@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
+from lamina.core.process import ImageProcess
 from lamina.errors import InvalidArgument, LaminaError, NotFound
-from lamina.images.manifest import ProcessConfig
 from lamina.mount.idmap import parse_idmap
 from lamina.runtime import capabilities
 from lamina.runtime.mounts import parse_mount
 from lamina.runtime.spec import Resources, SpecOptions, build_spec
 
-_IMAGE = ProcessConfig(env=("PATH=/bin",), cmd=("sh",))
+_IMAGE = ImageProcess(env=("PATH=/bin",), cmd=("sh",))
 
 
-def _spec(options: SpecOptions | None = None, image: ProcessConfig | None = _IMAGE) -> Any:
+def _spec(options: SpecOptions | None = None, image: ImageProcess | None = _IMAGE) -> Any:
     options = SpecOptions() if options is None else options
     return build_spec(image, options, rootfs="rootfs", accounts=lambda _: "")
 
@@ -94,32 +94,32 @@ def test_specification_is_json() -> None:
 @pytest.mark.parametrize(
     ("image", "options", "expected"),
     [
-        (ProcessConfig(cmd=("a", "b")), SpecOptions(), "a b"),
-        (ProcessConfig(entrypoint=("e",), cmd=("a",)), SpecOptions(), "e a"),
-        (ProcessConfig(entrypoint=("e",), cmd=("a",)), SpecOptions(args=("x",)), "e x"),
-        (ProcessConfig(cmd=("a",)), SpecOptions(args=("x", "y")), "x y"),
-        (ProcessConfig(entrypoint=("e",), cmd=("a",)), SpecOptions(entrypoint=("n",)), "n"),
-        (ProcessConfig(cmd=("a",)), SpecOptions(entrypoint=("n",), args=("x",)), "n x"),
+        (ImageProcess(cmd=("a", "b")), SpecOptions(), "a b"),
+        (ImageProcess(entrypoint=("e",), cmd=("a",)), SpecOptions(), "e a"),
+        (ImageProcess(entrypoint=("e",), cmd=("a",)), SpecOptions(args=("x",)), "e x"),
+        (ImageProcess(cmd=("a",)), SpecOptions(args=("x", "y")), "x y"),
+        (ImageProcess(entrypoint=("e",), cmd=("a",)), SpecOptions(entrypoint=("n",)), "n"),
+        (ImageProcess(cmd=("a",)), SpecOptions(entrypoint=("n",), args=("x",)), "n x"),
         (None, SpecOptions(args=("x",)), "x"),
     ],
 )
-def test_command_line(image: ProcessConfig | None, options: SpecOptions, expected: str) -> None:
+def test_command_line(image: ImageProcess | None, options: SpecOptions, expected: str) -> None:
     assert _spec(options, image)["process"]["args"] == expected.split()
 
 
-@pytest.mark.parametrize("image", [None, ProcessConfig()])
-def test_nothing_to_run(image: ProcessConfig | None) -> None:
+@pytest.mark.parametrize("image", [None, ImageProcess()])
+def test_nothing_to_run(image: ImageProcess | None) -> None:
     with pytest.raises(InvalidArgument, match="no command"):
         _spec(SpecOptions(), image)
 
 
 def test_environment_without_path_gets_one() -> None:
-    env = _spec(image=ProcessConfig(env=("A=1",), cmd=("sh",)))["process"]["env"]
+    env = _spec(image=ImageProcess(env=("A=1",), cmd=("sh",)))["process"]["env"]
     assert env == ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "A=1"]
 
 
 def test_environment_changes_in_order() -> None:
-    image = ProcessConfig(env=("PATH=/bin", "A=1", "B=2"), cmd=("sh",))
+    image = ImageProcess(env=("PATH=/bin", "A=1", "B=2"), cmd=("sh",))
     options = SpecOptions(env=("A=3", "B", "C=x=y", "C=z", "D="))
     assert _spec(options, image)["process"]["env"] == ["PATH=/bin", "A=3", "C=z", "D="]
 
@@ -135,7 +135,7 @@ def test_terminal() -> None:
 
 
 def test_image_decides_user_and_directory_unless_told() -> None:
-    image = ProcessConfig(user="5:6", working_dir="/work", cmd=("sh",))
+    image = ImageProcess(user="5:6", working_dir="/work", cmd=("sh",))
     process = _spec(image=image)["process"]
     assert process["user"] == {"uid": 5, "gid": 6, "additionalGids": [6]}
     assert process["cwd"] == "/work"

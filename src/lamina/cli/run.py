@@ -16,6 +16,7 @@ from lamina.errors import LaminaError, NotFound
 
 if TYPE_CHECKING:
     from lamina.images.operation import Options
+    from lamina.meta.launches import Launch
     from lamina.runtime.containers import Containers
     from lamina.runtime.request import RunRequest
     from lamina.runtime.spec import SpecOptions
@@ -179,29 +180,28 @@ def _request(app: App, words: tuple[str, ...], given: dict[str, Any]) -> RunRequ
     common["options"] = _spec_options(given, args)
     if given["rootfs"]:
         return RunRequest(id=id, rootfs=Path(source).absolute(), **common)
-    image, name, parent = _image(app, source, given["platform"])
+    name, launch = _launch(app, source, given["platform"])
     return RunRequest(
         id=id,
         image=source,
-        process=image.config,
+        process=launch.process,
         snapshotter=name,
-        parent=parent,
+        parent=launch.chain_id,
         snapshot_labels=parse_labels(given["snapshotter_label"]),
         **common,
     )
 
 
-def _image(app: App, reference: str, platform: str | None) -> tuple[Any, str, str]:
-    """Return the image's configuration, and snapshotter and name of its unpacked layers."""
+def _launch(app: App, reference: str, platform: str | None) -> tuple[str, Launch]:
+    """Return the snapshotter that has the image's layers, now at the latest, and how to run it."""
     name = app.snapshotter_option or app.store.default_snapshotter
-    image, chain = app.store.image_config(reference, platform)
-    parent = chain[-1] if chain else ""
-    if parent:
+    launch = app.store.launch(reference, platform)
+    if launch.chain_id:
         try:
-            app.store.snapshotter(name).stat(parent)
+            app.store.snapshotter(name).stat(launch.chain_id)
         except NotFound:
             app.store.unpack(reference, name, options=_unpack_options(platform))
-    return image, name, parent
+    return name, launch
 
 
 def _unpack_options(platform: str | None) -> Options | None:

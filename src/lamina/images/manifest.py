@@ -15,6 +15,7 @@ from typing import Annotated, TypeVar
 import msgspec
 
 from lamina.core.digest import Digest, algorithm
+from lamina.core.process import ImageProcess
 from lamina.errors import DigestMismatch, FormatError, InvalidArgument, NotImplementedHere
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -115,6 +116,19 @@ class ProcessConfig(msgspec.Struct, frozen=True, omit_defaults=True, rename="pas
     labels: dict[str, str] = {}
     stop_signal: str = ""
     args_escaped: bool = False
+
+    @property
+    def process(self) -> ImageProcess:
+        """What running the image needs of it."""
+        return ImageProcess(
+            user=self.user,
+            env=self.env,
+            entrypoint=self.entrypoint,
+            cmd=self.cmd,
+            working_dir=self.working_dir,
+            labels=self.labels,
+            stop_signal=self.stop_signal,
+        )
 
 
 class RootFS(msgspec.Struct, frozen=True):

@@ -12,7 +12,7 @@ from lamina.images.tree import PlatformImage, select
 from lamina.meta.database import Database
 from lamina.meta.leases import Leases
 from lamina.meta.owners import Owners
-from lamina.meta.schema import MIGRATIONS
+from lamina.meta.schema import open_metadata
 
 
 class ImageStore:
@@ -20,6 +20,7 @@ class ImageStore:
 
     Args:
         root: directory of everything; it must exist.
+        database: its metadata, if open already; closed with the store.
 
     Attributes:
         database: `metadata.sqlite`, shared with the records of containers.
@@ -27,13 +28,13 @@ class ImageStore:
         mounts: directory for temporary mounts.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, database: Database | None = None) -> None:
         self.root = root
         self.locks = root / "locks"
         self.mounts = root / "tmpmounts"
         for directory in (self.locks, self.mounts):
             directory.mkdir(mode=0o700, exist_ok=True)
-        self.database = Database(root / "metadata.sqlite", MIGRATIONS)
+        self.database = database or open_metadata(root)
         self.owners = Owners(root / "owners")
         self.content = ContentStore(root / DIRECTORY, self.database)
         self.catalogue = Catalogue(self.database)

@@ -1,11 +1,15 @@
-"""Schema of `ROOT/metadata.sqlite`: images, content, leases, containers.
+"""Schema of `ROOT/metadata.sqlite`: images, content, leases, containers, launches.
 
 Times are nanoseconds since the epoch; labels and annotations are JSON objects.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from lamina.meta.containers import CONTAINERS
+from lamina.meta.database import Database
+from lamina.meta.launches import LAUNCHES
 
 IMAGES = """
 CREATE TABLE images (
@@ -42,4 +46,10 @@ CREATE TABLE lease_resources (
 ) WITHOUT ROWID, STRICT
 """
 
-MIGRATIONS = (IMAGES, CONTAINERS)
+MIGRATIONS = (IMAGES, CONTAINERS, LAUNCHES)
+METADATA = "metadata.sqlite"
+
+
+def open_metadata(root: Path) -> Database:
+    """Open the database of a root directory, which exists; the caller closes it."""
+    return Database(root / METADATA, MIGRATIONS)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from lamina.core.process import ImageProcess
 from lamina.core.snapshot import EMPTY_LABELS
 from lamina.runtime.spec import Spec, SpecOptions
-
-if TYPE_CHECKING:
-    from lamina.images.manifest import ProcessConfig
 
 
 class RunRequest(NamedTuple):
@@ -44,7 +42,7 @@ class RunRequest(NamedTuple):
     id: str
     runtime: str
     image: str = ""
-    process: ProcessConfig | None = None
+    process: ImageProcess | None = None
     snapshotter: str = ""
     parent: str = ""
     snapshot_labels: Mapping[str, str] = EMPTY_LABELS

@@ -11,8 +11,9 @@ Source: OCI runtime specification 1.0.2, `config.md` and `config-linux.md`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from lamina.core.process import ImageProcess
 from lamina.core.snapshot import EMPTY_LABELS
 from lamina.errors import InvalidArgument
 from lamina.mount.idmap import IdRange
@@ -20,9 +21,6 @@ from lamina.runtime import capabilities, devices
 from lamina.runtime.mounts import HOST_NETWORK_MOUNTS, ContainerMount, default_mounts
 from lamina.runtime.namespaces import namespaces
 from lamina.runtime.user import Accounts, resolve
-
-if TYPE_CHECKING:
-    from lamina.images.manifest import ProcessConfig
 
 Spec = dict[str, Any]
 """`config.json` before it is written."""
@@ -112,7 +110,7 @@ class SpecOptions(NamedTuple):
 
 
 def build_spec(
-    image: ProcessConfig | None, options: SpecOptions, *, rootfs: str, accounts: Accounts
+    image: ImageProcess | None, options: SpecOptions, *, rootfs: str, accounts: Accounts
 ) -> Spec:
     """Return the specification of a container.
 
@@ -144,7 +142,7 @@ def build_spec(
     return spec
 
 
-def command_line(image: ProcessConfig | None, options: SpecOptions) -> list[str]:
+def command_line(image: ImageProcess | None, options: SpecOptions) -> list[str]:
     """Return what the container executes.
 
     Raises:
@@ -163,7 +161,7 @@ def command_line(image: ProcessConfig | None, options: SpecOptions) -> list[str]
     return args
 
 
-def environment(image: ProcessConfig | None, options: SpecOptions) -> list[str]:
+def environment(image: ImageProcess | None, options: SpecOptions) -> list[str]:
     """Return the environment: the image's, TERM for a terminal, then the user's changes."""
     changes = [DEFAULT_PATH, *(image.env if image else ())]
     if options.terminal:
@@ -188,7 +186,7 @@ def changed_environment(before: Sequence[str], changes: Sequence[str]) -> list[s
 
 
 def _process(
-    image: ProcessConfig | None, options: SpecOptions, accounts: Accounts
+    image: ImageProcess | None, options: SpecOptions, accounts: Accounts
 ) -> dict[str, Any]:
     cwd = options.cwd or (image.working_dir if image else "") or "/"
     if not cwd.startswith("/"):

@@ -27,14 +27,13 @@ from lamina.linux.priority import become_idle
 from lamina.meta.boot import boot_id
 from lamina.meta.content import ContentTable
 from lamina.meta.database import Database
-from lamina.meta.schema import MIGRATIONS
+from lamina.meta.schema import METADATA, open_metadata
 from lamina.snapshotters import find
 from lamina.snapshotters.engine import DATABASE, Engine
 from lamina.snapshotters.wakeup import REGISTRATIONS, janitor_lock
 
 log = logging.getLogger(__name__)
 
-METADATA = "metadata.sqlite"
 REST = 0.5
 """Seconds of pause for each second of removing, so that the disk's queue has room for others."""
 
@@ -130,7 +129,7 @@ def _chores(root: Path) -> Iterator[list[Chore]]:
             if engine is not None:
                 chores.append(SnapshotterChore(stack.enter_context(engine)))
         if (root / METADATA).exists() and (root / CONTENT_DIRECTORY).exists():
-            database = Database(root / METADATA, MIGRATIONS)
+            database = open_metadata(root)
             stack.callback(database.close)
             chores.append(ContentChore(root, database))
         yield chores
