@@ -71,7 +71,7 @@ def cli() -> None:
 def main() -> NoReturn:
     """Run the command line and exit with the error tree's code."""
     signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(_run(App()))
+    _leave(_run(App()))
 
 
 def _terminate(*_: object) -> NoReturn:
@@ -105,6 +105,19 @@ def _run(app: App) -> int:
         what = f"{type(error).__name__}: {error}"
         return _fail(f"internal error: {what}; --debug shows where", Internal.exit_code)
     return result if isinstance(result, int) else 0
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process at once: all is closed, and to take the interpreter apart costs time."""
+    # Python has None for a stream that was closed before it started.
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            code = 128 + signal.SIGPIPE
+        except OSError as error:
+            code = _fail(f"write output: {error.strerror}", LaminaError.exit_code)
+    os._exit(code)
 
 
 def _fail(message: str, code: int) -> int:
