@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 import threading
 from pathlib import Path
 
@@ -70,7 +69,7 @@ class Owners:
     def _held(self) -> tuple[str, int]:
         with self._lock:
             while self._own is None:
-                self._own = self._claim(secrets.token_hex(8))
+                self._own = self._claim(os.urandom(8).hex())
             return self._own
 
     def _claim(self, token: str) -> tuple[str, int] | None:

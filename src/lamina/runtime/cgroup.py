@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,8 +23,7 @@ def default_path(directory: Path, id: str) -> str:
     Containers of the same id in different stores have different ones, and no directory is shared
     that somebody would have to remove last.
     """
-    store = hashlib.sha256(bytes(directory)).hexdigest()[:8]
-    return f"/lamina-{store}-{id}"
+    return f"/lamina-{zlib.crc32(bytes(directory)):08x}-{id}"
 
 
 def remove(path: str) -> None:

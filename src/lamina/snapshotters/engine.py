@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lamina.core.driver import Ability, Driver, Snapshot
-from lamina.core.filters import FieldPath, label_field
-from lamina.core.filters import parse as parse_filters
 from lamina.core.mount import Mount
 from lamina.core.snapshot import Info, Kind, Snapshotter, Usage
 from lamina.errors import Internal, PermissionDenied, ResourceExhausted
@@ -26,8 +25,10 @@ from lamina.meta.boot import boot_id
 from lamina.meta.owners import Owners
 from lamina.meta.snapshot_rows import Record
 from lamina.meta.snapshots import SnapshotStore
-from lamina.snapshotters.fsck import Problem, check
 from lamina.snapshotters.reaper import Reaper
+
+if TYPE_CHECKING:
+    from lamina.snapshotters.fsck import Problem
 
 log = logging.getLogger(__name__)
 
@@ -102,9 +103,9 @@ class Engine(Snapshotter):
 
     def walk(self, filters: Sequence[str] = ()) -> Iterator[Info]:
         """Yield what a filter matches; the driver's own labels are shown, but not filtered by."""
-        matches = parse_filters(filters)
-        found = self._store.walk(lambda info: matches(lambda path: _field(info, path)))
-        return map(self._shown, found)
+        from lamina.snapshotters.listing import matcher  # to run a container, none are listed
+
+        return map(self._shown, self._store.walk(matcher(filters)))
 
     # Changing
 
@@ -200,6 +201,8 @@ class Engine(Snapshotter):
 
         What other processes are doing meanwhile is no problem, nor is work for the background.
         """
+        from lamina.snapshotters.fsck import check  # hardly ever called
+
         with _translated("check snapshotter", self.name):
             return check(self._store, self._driver)
 
@@ -280,20 +283,6 @@ class Engine(Snapshotter):
 
 def _nothing() -> None:
     pass
-
-
-def _field(info: Info, path: FieldPath) -> str | None:
-    """Return a field of a snapshot for the filter language; None where it has none."""
-    match path:
-        case ("name",):
-            return info.name
-        case ("parent",):
-            return info.parent
-        case ("kind",):
-            return str(info.kind).lower()
-        case ("labels", *rest):
-            return label_field(info.labels, tuple(rest))
-    return None
 
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})

@@ -14,7 +14,7 @@ import sys
 import threading
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lamina.snapshotters.plugin import AnyPlugin, SnapshotterConfig
 
@@ -76,11 +76,11 @@ class Janitor:
         with self._mutex:
             self._coming = None  # whoever wakes from now on may come too late for this one
         try:
-            process = None if janitor_runs(self._root) else _spawn(self._root)
+            child = None if janitor_runs(self._root) else _spawn(self._root)
         finally:
             started.set()
-        if process is not None:
-            process.wait()
+        if child is not None:
+            os.waitpid(child, 0)
 
 
 def janitor_runs(root: Path) -> bool:
@@ -107,10 +107,8 @@ def janitor_lock(root: Path, kind: int) -> Iterator[bool]:
         os.close(fd)
 
 
-def _spawn(root: Path) -> Any:
-    import subprocess  # only who leaves work behind pays for its import
-
-    null = subprocess.DEVNULL
+def _spawn(root: Path) -> int:
     # -P: a module in the current directory must not take the place of one of ours.
     argv = [sys.executable, "-P", "-m", "lamina.snapshotters.janitor", str(root)]
-    return subprocess.Popen(argv, stdin=null, stdout=null, stderr=null, start_new_session=True)
+    null = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in range(3)]
+    return os.posix_spawn(argv[0], argv, os.environ, file_actions=null, setsid=True, setsigmask=[])
