@@ -62,36 +62,47 @@ class App:
         return self.store.snapshotter(self.snapshotter_option)
 
     def close(self) -> None:
-        """Close the store where one was opened."""
+        """Close the store where one was opened; this process ends then."""
         store: Store | None = self.__dict__.pop("store", None)
         if store is not None:
+            from lamina.meta.database import Database
+
+            Database.process_ends = True
             store.close()
 
 
 pass_app = click.make_pass_decorator(App)
 
 
-def _set_root(context: click.Context, _: click.Parameter, value: Path | None) -> None:
+def _set_root(context: click.Context, option: click.Parameter, value: str | None) -> None:
     if value is not None:
-        context.ensure_object(App).root_option = value
+        context.ensure_object(App).root_option = _path(context, option, value)
 
 
-def _set_config(context: click.Context, _: click.Parameter, value: Path | None) -> None:
+def _set_config(context: click.Context, option: click.Parameter, value: str | None) -> None:
     if value is not None:
-        context.ensure_object(App).config_option = value
+        context.ensure_object(App).config_option = _path(context, option, value)
+
+
+def _path(context: click.Context, option: click.Parameter, value: str) -> Path:
+    """Return the path; an empty one, mostly an unset variable, is not the current directory."""
+    if not value:
+        raise click.BadParameter("it is empty", context, option)
+    return Path(value)
 
 
 def _set_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
     if value:
-        logging.basicConfig(level=logging.DEBUG, format="%(levelname)s %(name)s: %(message)s")
+        # What the HTTP library logs has whole URLs, with the signatures of storage providers.
+        logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+        logging.getLogger("lamina").setLevel(logging.DEBUG)
 
 
 def _global_options() -> list[click.Option]:
-    path = click.Path(path_type=Path)
     return [
         click.Option(
             ["--root"],
-            type=path,
+            metavar="DIR",
             envvar="LAMINA_ROOT",
             expose_value=False,
             callback=_set_root,
@@ -99,7 +110,7 @@ def _global_options() -> list[click.Option]:
         ),
         click.Option(
             ["--config"],
-            type=path,
+            metavar="FILE",
             envvar="LAMINA_CONFIG",
             expose_value=False,
             callback=_set_config,

@@ -4,6 +4,10 @@ WAL journal, `synchronous=NORMAL`: a transaction is atomic always and durable fr
 checkpoint on, so power loss can undo the last ones but never tear one. What must not be undone is
 written with `durable=True`, which makes all earlier transactions durable as well.
 
+The last connection that is closed copies the WAL into the file and deletes it: two waits for the
+disk, and two more for whoever writes next. A command that is about to end (`process_ends`) does not
+close, then. The WAL is worth as much as the file, and a later close, mostly the janitor's, does it.
+
 Writers of one process queue on a lock of our own, because SQLite's busy handler sleeps in steps of
 up to 100 ms; writers of other processes wait in that handler for at most `BUSY_SECONDS`.
 """
@@ -15,6 +19,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 from lamina.errors import DataLoss, LaminaError, PermissionDenied, ResourceExhausted, Unavailable
 
@@ -32,6 +37,9 @@ class Database:
     Raises:
         DataLoss: the file is not a database, or of a newer version than this code.
     """
+
+    process_ends: ClassVar[bool] = False
+    """Set by a program that has nothing left to do but to end: `close` leaves the rest to that."""
 
     def __init__(self, path: Path, migrations: Sequence[str]) -> None:
         self.path = path
@@ -79,7 +87,7 @@ class Database:
     def close(self) -> None:
         """Close every thread's connection; calling it again does nothing."""
         self._closed = True
-        while self._all:
+        while self._all and not Database.process_ends:
             self._all.pop().close()
 
     def _connection(self) -> sqlite3.Connection:
