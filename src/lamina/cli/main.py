@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import os
@@ -13,7 +14,8 @@ from typing import NoReturn
 import click
 
 from lamina.cli.app import App, Group
-from lamina.errors import Internal, LaminaError
+from lamina.cli.output import printable
+from lamina.errors import Internal, LaminaError, PermissionDenied, ResourceExhausted
 from lamina.version import VERSION
 
 # Name -> (module, attribute, what `--help` says). Only the module of the verb typed is imported.
@@ -34,6 +36,17 @@ _ALIASES = {
     "snapshot": "snapshots",
     "t": "tasks",
     "task": "tasks",
+}
+
+# What the operating system refuses, where nobody could say more about it than where it was.
+_REFUSALS: dict[int | None, type[LaminaError]] = {
+    errno.EACCES: PermissionDenied,
+    errno.EPERM: PermissionDenied,
+    errno.EROFS: PermissionDenied,
+    errno.EDQUOT: ResourceExhausted,
+    errno.EMFILE: ResourceExhausted,
+    errno.ENOMEM: ResourceExhausted,
+    errno.ENOSPC: ResourceExhausted,
 }
 
 
@@ -80,8 +93,10 @@ def _terminate(*_: object) -> NoReturn:
 
 def _run(app: App) -> int:
     try:
-        with closing(app):
-            result = cli.main(prog_name="lamina", obj=app, standalone_mode=False)
+        # Not click's own `main`: that takes SIGTERM for Ctrl-C, and a reader that is gone for a
+        # failure.
+        with closing(app), cli.make_context("lamina", sys.argv[1:], obj=app) as context:
+            result = cli.invoke(context)
     except click.exceptions.Exit as exit:
         return exit.exit_code
     except click.ClickException as error:
@@ -93,13 +108,10 @@ def _run(app: App) -> int:
         return 128 + signal.SIGINT
     except LaminaError as error:
         return _fail(str(error), error.exit_code)
-    except BrokenPipeError:
-        # The reader of our output is gone; what is still buffered has nowhere to go either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader of our output is gone
         return 128 + signal.SIGPIPE
     except OSError as error:
-        subject = f" {error.filename!r}" if error.filename is not None else ""
-        return _fail(f"{error.strerror or error}{subject}", LaminaError.exit_code)
+        return _fail_system(error)
     except Exception as error:
         logging.getLogger(__name__).debug("unexpected error", exc_info=True)
         what = f"{type(error).__name__}: {error}"
@@ -116,10 +128,20 @@ def _leave(code: int) -> NoReturn:
         except BrokenPipeError:
             code = 128 + signal.SIGPIPE
         except OSError as error:
-            code = _fail(f"write output: {error.strerror}", LaminaError.exit_code)
+            code = _fail_system(error)
     os._exit(code)
 
 
+def _fail_system(error: OSError) -> int:
+    kind = _REFUSALS.get(error.errno, LaminaError)
+    subject = f" {error.filename!r}" if error.filename is not None else ""
+    return _fail(f"{error.strerror or error}{subject}", kind.exit_code)
+
+
 def _fail(message: str, code: int) -> int:
-    print(f"lamina: {message}", file=sys.stderr)
+    """Print one line; a name in it may hold what would break the line or command the terminal."""
+    try:
+        click.echo(f"lamina: {printable(message)}", err=True)
+    except OSError:
+        pass  # nobody can be told
     return code

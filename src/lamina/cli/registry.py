@@ -77,9 +77,14 @@ def _credential(user: str) -> Credential:
     return Credential(name, secret)
 
 
-def _docker_config() -> Path:
+def _docker_config() -> Path | None:
     directory = os.environ.get("DOCKER_CONFIG")
-    return Path(directory or Path.home() / ".docker", "config.json")
+    if directory:
+        return Path(directory, "config.json")
+    try:
+        return Path.home() / ".docker/config.json"
+    except RuntimeError:  # neither HOME is set nor has the user an entry in the passwd file
+        return None
 
 
 def _proxies() -> Any:
