@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lamina.errors import Cancelled
 from lamina.images.manifest import Descriptor, content_ref
 from lamina.images.progress import Event, Progress, Stage, StageClock
 
@@ -68,6 +69,13 @@ class Download:
         with self._changed:
             self._changed.wait_for(lambda: self._done or self._error is not None)
         self.check()
+
+    def give_up(self) -> None:
+        """End all waiting for it: the thread that is to bring it may wait for a silent host."""
+        with self._changed:
+            if not self._done and self._error is None:
+                self._error = Cancelled("download", self.descriptor.digest)
+            self._changed.notify_all()
 
     def check(self) -> None:
         """Raise the error of the download if it has failed already."""

@@ -39,6 +39,7 @@ from lamina.errors import (
     Aborted,
     AlreadyExists,
     Cancelled,
+    DataLoss,
     DigestMismatch,
     LaminaError,
     NotFound,
@@ -164,7 +165,7 @@ class Unpacker:
     def _exists(self, chain_id: Digest) -> bool:
         try:
             self._snapshotter.stat(chain_id)
-        except NotFound:
+        except (NotFound, DataLoss):  # a layer that a power loss took is extracted anew
             return False
         return True
 
@@ -285,7 +286,11 @@ class Unpacker:
                 limits=self._limits,
             )
 
-        with download.feeding(start) as job, self._cancel.interrupting(job.cancel):
+        with (
+            self._cancel.interrupting(download.give_up),
+            download.feeding(start) as job,
+            self._cancel.interrupting(job.cancel),
+        ):
             self._progress.update(event(layer.descriptor, Stage.UNPACKING))
             try:
                 with self._clock.running("unpack"):
