@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from lamina.cli.output import printable
+from lamina.errors import LaminaError
 
 if TYPE_CHECKING:
     from lamina.config import Config
@@ -174,3 +177,21 @@ def parse_labels(pairs: tuple[str, ...]) -> dict[str, str]:
             raise click.BadParameter(f"label {pair!r} has no key; write KEY=VALUE")
         labels[key] = value if equals else "true"
     return labels
+
+
+def for_each(names: Iterable[str], function: Callable[[str], object]) -> None:
+    """Call the function for every name; one that fails does not keep the others.
+
+    Raises:
+        LaminaError: the last failure; those before it are printed.
+    """
+    failures: list[LaminaError] = []
+    for name in names:
+        try:
+            function(name)
+        except LaminaError as error:
+            failures.append(error)
+    for failure in failures[:-1]:
+        click.echo(f"lamina: {printable(str(failure))}", err=True)
+    if failures:
+        raise failures[-1]

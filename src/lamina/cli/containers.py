@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from lamina.cli.app import App, Group, parse_labels, pass_app
+from lamina.cli.app import App, Group, for_each, parse_labels, pass_app
 from lamina.cli.output import print_json, print_table, printable
-from lamina.cli.run import containers_of, for_each
+from lamina.cli.run import containers_of
 from lamina.meta.containers import Container
 
 _ALIASES = {"list": "ls", "delete": "rm", "del": "rm", "remove": "rm"}

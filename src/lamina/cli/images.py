@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lamina.cli.app import App, Group, parse_labels, pass_app, snapshotter_option
+from lamina.cli.app import App, Group, for_each, parse_labels, pass_app, snapshotter_option
 from lamina.cli.output import print_json, print_table
 from lamina.cli.registry import NAMES, make_registry, registry_options
 from lamina.core.units import format_size
-from lamina.errors import LaminaError, NotFound
 
 if TYPE_CHECKING:
     from lamina.images.archive.exporting import ExportOptions
@@ -131,11 +130,16 @@ def export(app: App, /, out: str, refs: tuple[str, ...], **given: Any) -> None:
     if out == "-":
         app.store.export_images(refs, sys.stdout.buffer, options=options)
         return
-    partial = Path(f"{out}.{os.getpid()}.partial")
+    if Path(out).exists() and not Path(out).is_file():  # a device or a pipe stays what it is
+        with open(out, "wb") as file:
+            app.store.export_images(refs, file, options=options)
+        return
+    target = Path(out).resolve()
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
         with open(partial, "xb") as file:
             app.store.export_images(refs, file, options=options)
-        partial.replace(out)
+        partial.replace(target)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -164,19 +168,18 @@ def list_(app: App, quiet: bool, as_json: bool, filters: tuple[str, ...]) -> Non
 @pass_app
 def rm(app: App, sync: bool, refs: tuple[str, ...]) -> None:
     """Remove images, and the content and layers that nothing else needs."""
-    failures: list[LaminaError] = []
-    for ref in refs:
-        try:
-            app.store.remove_image(ref)
-        except NotFound as error:
-            failures.append(error)
+
+    def remove(ref: str) -> None:
+        app.store.remove_image(ref)
+        click.echo(ref)
+
+    try:
+        for_each(refs, remove)
+    finally:
+        if sync:
+            app.store.cleanup()
         else:
-            click.echo(ref)
-    app.store.collect()
-    if sync:
-        app.store.cleanup()
-    if failures:
-        raise failures[0]
+            app.store.collect()
 
 
 @images.command()

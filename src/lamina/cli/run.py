@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import click
 
 from lamina.cli.app import App, Command, parse_labels, pass_app, snapshotter_option
 from lamina.core.units import parse_size
-from lamina.errors import LaminaError, NotFound
+from lamina.errors import NotFound
 
 if TYPE_CHECKING:
     from lamina.images.operation import Options
@@ -46,24 +46,6 @@ def exit_code_of(run: Callable[[], int]) -> int:
         if not error.shown:
             raise
         return error.exit_code
-
-
-def for_each(ids: Iterable[str], function: Callable[[str], object]) -> None:
-    """Call the function for every id; one that fails does not keep the others.
-
-    Raises:
-        LaminaError: the last failure; those before it are printed.
-    """
-    failures: list[LaminaError] = []
-    for id in ids:
-        try:
-            function(id)
-        except LaminaError as error:
-            failures.append(error)
-    for failure in failures[:-1]:
-        click.echo(f"lamina: {failure}", err=True)
-    if failures:
-        raise failures[-1]
 
 
 def _flag(*names: str, help: str) -> Callable[[Any], Any]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from lamina.cli.app import App, Command, Group, pass_app
+from lamina.cli.app import App, Command, Group, for_each, pass_app
 from lamina.cli.output import print_json, print_table
-from lamina.cli.run import containers_of, exit_code_of, for_each
+from lamina.cli.run import containers_of, exit_code_of
 from lamina.runtime.execs import ExecRequest, Execs
 from lamina.runtime.tasks import Tasks, parse_signal
 
