@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -136,20 +135,20 @@ def _update(sn: Snapshotter, key: str, before: datetime) -> None:
     assert before - timedelta(seconds=1) <= info.created == info.updated <= datetime.now(UTC)
 
     labels = {"l1": "v1", "l2": "v2", "l3": "v3"}
-    changed = sn.update(replace(info, labels=labels, parent="doesnotexist"))
-    assert changed == replace(info, labels={**labels, **shown}, updated=changed.updated)
+    changed = sn.update(info._replace(labels=labels, parent="doesnotexist"))
+    assert changed == info._replace(labels={**labels, **shown}, updated=changed.updated)
     assert changed.updated > info.updated
     assert sn.stat(key) == changed
 
-    some = replace(changed, labels={"l1": "updated", "l4": "ignored"})
+    some = changed._replace(labels={"l1": "updated", "l4": "ignored"})
     changed = sn.update(some, "labels.l1", "labels.l2")
     assert changed.labels == {"l1": "updated", "l3": "v3", **shown}
 
-    changed = sn.update(replace(changed, labels={"l4": "v4"}), "labels")
+    changed = sn.update(changed._replace(labels={"l4": "v4"}), "labels")
     assert changed.labels == {"l4": "v4", **shown}
 
     with pytest.raises(InvalidArgument, match='cannot update "parent" field'):
-        sn.update(replace(changed, labels={"l1": "x"}), "labels.l1", "parent")
+        sn.update(changed._replace(labels={"l1": "x"}), "labels.l1", "parent")
     assert sn.stat(key) == changed
 
 

@@ -7,7 +7,6 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -186,7 +185,7 @@ def test_commit(store: SnapshotStore) -> None:
     store.finish_create(snapshot.id)
     before = store.record("key").info
     begun = store.begin_commit("name", "key")
-    assert begun == replace(snapshot)
+    assert begun == snapshot
     store.finish_commit(begun.id, Usage(1, 2), {"new": "1", "empty": ""})
     record = store.record("name")
     assert (record.id, record.usage) == (snapshot.id, Usage(1, 2))
@@ -265,7 +264,7 @@ def test_update(store: SnapshotStore) -> None:
     before = store.record("a").info
     labels = {"one": "1", "two": "2", "dotted.key/x": "3"}
     changed = store.update(Info("a", parent="ignored", labels=labels), ()).info
-    assert changed == replace(before, labels=labels, updated=changed.updated)
+    assert changed == before._replace(labels=labels, updated=changed.updated)
     assert changed.updated > before.updated
     paths = ("labels.one", "labels.dotted.key/x", "labels.new")
     changed = store.update(Info("a", labels={"dotted.key/x": "4", "new": "5"}), paths).info
@@ -430,6 +429,69 @@ def test_reboot_keeps_but_refuses_what_others_stand_on(opener: Opener) -> None:
     committed(store, "base")
 
 
+CHAIN = {"containerd.io/snapshot.ref": "chain"}
+
+
+def lost_layer(opener: Opener, labels: dict[str, str]) -> SnapshotStore:
+    """Return a store in which `chain` is lost and `container` stands on it."""
+    store = opener("boot-1")
+    store.reboot([])
+    active(store, "extract")
+    store.finish_commit(store.begin_commit("chain", "extract").id, Usage(), labels)
+    active(store, "container", "chain")
+    on_disk = list(store.ids())
+    opener.kill(store)
+    store = opener("boot-2")
+    assert store.reboot(on_disk) == ["chain"]
+    return store
+
+
+def test_lost_layer_is_restored_by_a_commit_of_the_same_chain(opener: Opener) -> None:
+    store = lost_layer(opener, CHAIN)
+    lost = store.ids()
+    for call in (lambda: store.record("chain"), lambda: store.update(Info("chain"), ())):
+        with pytest.raises(DataLoss, match="pull its image again to restore it"):
+            call()
+    assert names(store) == ["chain", "container"]
+
+    for key in ("extract", "second"):
+        store.finish_create(store.begin_create(Kind.ACTIVE, key, labels=CHAIN).id)
+    new = store.begin_commit("chain", "extract")
+    with pytest.raises(AlreadyExists):
+        store.begin_commit("chain", "second")
+    assert store.lost() == ["chain"], "until the new one is whole"
+    store.finish_commit(new.id, Usage(), CHAIN)
+    assert store.snapshot("container").parents == (new.id,)
+    assert store.lost() == []
+    assert store.trash.ids() == {id for id, key in lost.items() if key == "chain"}
+    assert store.damage() == []
+    with pytest.raises(AlreadyExists):
+        store.begin_commit("chain", "second")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [({}, {}), ({}, CHAIN), (CHAIN, {}), (CHAIN, {**CHAIN, next(iter(CHAIN)): "x"})]
+)
+def test_lost_layer_gives_way_to_nothing_else(
+    opener: Opener, old: dict[str, str], new: dict[str, str]
+) -> None:
+    store = lost_layer(opener, old)
+    store.finish_create(store.begin_create(Kind.ACTIVE, "other", labels=new).id)
+    with pytest.raises(AlreadyExists):
+        store.begin_commit("chain", "other")
+
+
+def test_lost_layer_can_be_removed_while_it_is_being_restored(opener: Opener) -> None:
+    store = lost_layer(opener, CHAIN)
+    store.finish_create(store.begin_create(Kind.ACTIVE, "extract", labels=CHAIN).id)
+    new = store.begin_commit("chain", "extract")
+    store.remove("container")
+    store.remove("chain")
+    store.finish_commit(new.id, Usage())
+    assert names(store) == ["chain"]
+    assert store.record("chain").id == new.id
+
+
 def test_reboot_drops_snapshots_without_storage_and_passes_over_ids_on_disk(
     opener: Opener,
 ) -> None:
@@ -478,9 +540,11 @@ def test_threads_and_owners_get_unique_ids_and_one_winner_per_key(opener: Opener
         snapshots.WALK.replace("?", "'x'"),
         snapshot_rows.FIND.replace("?", "'x'"),
         snapshot_rows.HOLDER.replace("?1", "'x'"),
+        snapshot_rows.COMMITTING_TO.replace("?", "'x'"),
         snapshot_rows.CHILD.replace("?1", "1"),
         snapshot_rows.CHAIN.replace("?", "1"),
         snapshots.BACKLOG,
+        recovery.LOST.replace("?", "1"),
         recovery.OWNERS,
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -131,7 +130,7 @@ def label(app: App, key: str, labels: tuple[str, ...]) -> None:
     if labels:
         changed = parse_labels(labels)
         paths = [f"labels.{name}" for name in changed]
-        stored = app.snapshotter.update(replace(stored, labels=changed), *paths)
+        stored = app.snapshotter.update(stored._replace(labels=changed), *paths)
     click.echo(",".join(f"{name}={value}" for name, value in sorted(stored.labels.items())))
 
 

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from lamina.core.mount import Mount
 from lamina.core.snapshot import EMPTY_LABELS, Kind, Usage
@@ -32,8 +31,7 @@ class Ability(enum.StrEnum):
     """A user namespace needs idmapped mounts: ownership is never changed by copying."""
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """What a driver is told of a snapshot.
 
     Attributes:
@@ -46,7 +44,7 @@ class Snapshot:
     id: int
     kind: Kind
     parents: tuple[int, ...] = ()
-    labels: Mapping[str, str] = field(default_factory=lambda: EMPTY_LABELS)
+    labels: Mapping[str, str] = EMPTY_LABELS
 
 
 class Driver(Protocol):

@@ -10,10 +10,10 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Self
+from typing import NamedTuple, Self
 
 from lamina.core.mount import Mount
 
@@ -50,14 +50,13 @@ class Usage:
         return Usage(self.inodes + other.inodes, self.size + other.size)
 
 
-@dataclass(frozen=True, slots=True)
-class Info:
+class Info(NamedTuple):
     """Description of one snapshot, as Stat and Walk give it. Times are UTC."""
 
     name: str
     kind: Kind = Kind.UNKNOWN
     parent: str = ""
-    labels: Mapping[str, str] = field(default_factory=lambda: EMPTY_LABELS)
+    labels: Mapping[str, str] = EMPTY_LABELS
     created: datetime = EPOCH
     updated: datetime = EPOCH
 

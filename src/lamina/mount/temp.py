@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from lamina.core.mount import Mount, read_only_mounts
@@ -57,7 +56,7 @@ def temp_mount(mounts: Sequence[Mount], *, dir: Path, read_only: bool = False) -
 def without_volatile(mounts: Sequence[Mount]) -> list[Mount]:
     """Return the mounts without `volatile` on any overlay."""
     return [
-        replace(mount, options=tuple(o for o in split_options(mount.options) if o not in _VOLATILE))
+        mount._replace(options=tuple(o for o in split_options(mount.options) if o not in _VOLATILE))
         if mount.type == "overlay"
         else mount
         for mount in mounts

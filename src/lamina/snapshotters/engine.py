@@ -13,7 +13,6 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,7 +112,7 @@ class Engine(Snapshotter):
         """Change labels; those that the driver shows are never stored."""
         shown = self._driver.info_labels(self._store.record(info.name).id)
         kept = {key: value for key, value in info.labels.items() if key not in shown}
-        return self._shown(self._store.update(replace(info, labels=kept), fieldpaths))
+        return self._shown(self._store.update(info._replace(labels=kept), fieldpaths))
 
     def prepare(
         self, key: str, parent: str = "", *, labels: Mapping[str, str] | None = None
@@ -266,7 +265,7 @@ class Engine(Snapshotter):
         extra = self._driver.info_labels(record.id)
         if not extra:
             return record.info
-        return replace(record.info, labels={**record.info.labels, **extra})
+        return record.info._replace(labels={**record.info.labels, **extra})
 
     def _recover(self) -> None:
         self._store.recover()
