@@ -32,19 +32,19 @@ SNAPSHOTTERS = ("overlayfs", "native")
 class Root:
     """A root directory with everything open, as one process has it."""
 
-    def __init__(self, root: Path, *, retry: RetryPolicy | None = None) -> None:
+    def __init__(self, root: Path, *, retry: RetryPolicy | None = None, boot: str = "") -> None:
         root.mkdir(mode=0o700, exist_ok=True)
         self.root = root
         self.store = ImageStore(root)
-        self.engines = {name: self._engine(name) for name in SNAPSHOTTERS}
+        self.engines = {name: self._engine(name, boot) for name in SNAPSHOTTERS}
         self.registry = Registry(HostsConfig(plain_http=True), CredentialStore(), retry=retry)
         self.events: list[Event] = []
 
-    def _engine(self, name: str) -> Engine:
+    def _engine(self, name: str, boot: str) -> Engine:
         directory = self.root / f"io.containerd.snapshotter.v1.{name}"
         directory.mkdir(mode=0o700, exist_ok=True)
         driver = OverlayDriver(directory) if name == "overlayfs" else NativeDriver(directory)
-        return Engine(name, driver, directory, sync_remove=True)
+        return Engine(name, driver, directory, sync_remove=True, boot=boot)
 
     def update(self, event: Event) -> None:
         self.events.append(event)

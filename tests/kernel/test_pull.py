@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,12 +14,13 @@ import pytest
 
 from lamina.core.digest import Digest
 from lamina.core.snapshot import Kind
-from lamina.errors import Cancelled, DigestMismatch, FormatError, LaminaError, NotFound
+from lamina.errors import Cancelled, DataLoss, DigestMismatch, FormatError, LaminaError, NotFound
 from lamina.images.operation import Options
 from lamina.images.platform import parse_platform
 from lamina.images.progress import Event, Stage
 from lamina.images.pull import unpack
 from lamina.images.registry.cancel import Cancel
+from lamina.mount import temp_mount
 from tests.fixtures_registry import LocalRegistry
 from tests.images import OCI_INDEX, ImageFiles, Layer, image, index
 from tests.roots import SMALL, SNAPSHOTTERS, Root, small_files, three_layers
@@ -28,11 +30,11 @@ pytestmark = [pytest.mark.root, pytest.mark.overlay, pytest.mark.registry]
 
 
 @pytest.fixture
-def open_root(root_dir: Path) -> Iterator[Callable[[], Root]]:
+def open_root(root_dir: Path) -> Iterator[Callable[..., Root]]:
     opened: list[Root] = []
 
-    def make() -> Root:
-        opened.append(Root(root_dir))
+    def make(boot: str = "") -> Root:
+        opened.append(Root(root_dir, boot=boot))
         return opened[-1]
 
     yield make
@@ -41,7 +43,7 @@ def open_root(root_dir: Path) -> Iterator[Callable[[], Root]]:
 
 
 @pytest.fixture
-def root(open_root: Callable[[], Root]) -> Root:
+def root(open_root: Callable[..., Root]) -> Root:
     return open_root()
 
 
@@ -103,6 +105,34 @@ def test_pull_fetches_only_what_is_gone(root: Root, registry: LocalRegistry) -> 
         unpack(pulled.image, store=root.store, destination=root.destination("native"))
     assert root.pull(ref, "native").timings.downloaded == lost.size
     assert small_files(root.files(pulled, "native")) == SMALL
+
+
+@pytest.mark.parametrize("name", SNAPSHOTTERS)
+def test_pull_restores_layers_that_power_loss_took(
+    open_root: Callable[..., Root], registry: LocalRegistry, tmp_path: Path, name: str
+) -> None:
+    ref = push(registry, three_layers())
+    root = open_root(boot="one")
+    chain = root.pull(ref, name).unpacked[0].chain
+    with temp_mount(root.engines[name].prepare("mine", chain[2]), dir=tmp_path) as path:
+        (path / "etc/mine").write_text("kept")
+    root.close()
+    for layer in root.engines[name].root.glob("snapshots/[123]"):
+        shutil.rmtree(layer)
+        layer.mkdir()  # what was not yet on disk
+
+    root = open_root(boot="two")
+    engine = root.engines[name]
+    with pytest.raises(DataLoss, match="pull its image again to restore it"):
+        engine.view("look", chain[2])
+    pulled = root.pull(ref, name)
+    assert pulled.timings.downloaded == 0
+    assert small_files(root.files(pulled, name)) == SMALL
+    with temp_mount(engine.mounts("mine"), dir=tmp_path) as path:
+        assert (path / "etc/mine").read_text() == "kept"
+        assert (path / "etc/a").read_text() == "new a"
+    engine.remove("mine")
+    root.assert_clean(name, 3)
 
 
 def test_index_gives_the_image_for_the_platform(root: Root, registry: LocalRegistry) -> None:
@@ -195,7 +225,7 @@ def test_container_keeps_its_layers(root: Root, registry: LocalRegistry) -> None
 
 @pytest.mark.parametrize("name", SNAPSHOTTERS)
 def test_concurrent_pulls_download_once(
-    open_root: Callable[[], Root], registry: LocalRegistry, name: str
+    open_root: Callable[..., Root], registry: LocalRegistry, name: str
 ) -> None:
     files = three_layers(2_000_000)
     ref = push(registry, files)
@@ -206,7 +236,7 @@ def test_concurrent_pulls_download_once(
     roots[0].assert_clean(name, 3)
 
 
-def test_pulls_race_with_removal(open_root: Callable[[], Root], registry: LocalRegistry) -> None:
+def test_pulls_race_with_removal(open_root: Callable[..., Root], registry: LocalRegistry) -> None:
     ref = push(registry, three_layers())
     puller, remover = open_root(), open_root()
     done = threading.Event()

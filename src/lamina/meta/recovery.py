@@ -14,6 +14,9 @@ UPDATE snapshots SET state = 'ready', owner = NULL, commit_name = NULL, commit_p
 WHERE state = 'committing' AND owner = ?"""
 """Makes Active again what an owner is committing; may go on with a further condition."""
 
+LOST = """
+SELECT lost.id FROM snapshots new JOIN snapshots lost ON lost.key = new.commit_name
+WHERE new.id = ? AND lost.state = 'lost'"""
 OWNERS = "SELECT DISTINCT owner FROM snapshots WHERE owner IS NOT NULL"
 
 
@@ -74,6 +77,15 @@ def drop_unsynced(connection: sqlite3.Connection, boot: str) -> list[str]:
         (boot,),
     )
     return [*keys, *(row["key"] for row in kept.fetchall())]
+
+
+def replace_lost(connection: sqlite3.Connection, id: int) -> None:
+    """Let what is being committed take the place of the lost snapshot of its name, if one is."""
+    lost = connection.execute(LOST, (id,)).fetchone()
+    if lost is None:
+        return
+    connection.execute("UPDATE snapshots SET parent = ? WHERE parent = ?", (id, lost["id"]))
+    discard(connection, lost["id"])
 
 
 def damage(connection: sqlite3.Connection) -> list[str]:

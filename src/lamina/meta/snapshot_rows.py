@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
+from lamina.core.labels import SNAPSHOT_REF
 from lamina.core.snapshot import EPOCH, Info, Kind, Usage
 from lamina.errors import (
     AlreadyExists,
@@ -19,13 +20,14 @@ from lamina.errors import (
 
 INFO = """
 SELECT s.id, s.key, s.kind, coalesce(p.key, '') AS parent, s.labels, s.created, s.updated,
-       s.inodes, s.size
+       s.inodes, s.size, s.state
 FROM snapshots s LEFT JOIN snapshots p ON p.id = s.parent
 WHERE s.state <> 'preparing' AND s.key"""
 """Query for records; goes on with a condition on the key."""
 
 FIND = "SELECT id, kind, state, parent, labels FROM snapshots WHERE key = ?"
 HOLDER = "SELECT id FROM snapshots WHERE key = ?1 OR commit_name = ?1"
+COMMITTING_TO = "SELECT id FROM snapshots WHERE commit_name = ?"
 CHILD = """
 SELECT key FROM snapshots WHERE parent = ?1
 UNION ALL SELECT key FROM snapshots WHERE commit_parent = ?1 LIMIT 1"""
@@ -38,8 +40,7 @@ WITH RECURSIVE chain (id, parent, key, state, depth) AS (
 ) SELECT id, key, state FROM chain ORDER BY depth"""
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One snapshot as stored; `usage` is what was measured at commit, else nothing."""
 
     id: int
@@ -103,6 +104,20 @@ def require_free(connection: sqlite3.Connection, key: str) -> None:
         raise AlreadyExists("snapshot", key)
 
 
+def restores(connection: sqlite3.Connection, name: str, key: str) -> bool:
+    """Tell whether `key`, once committed as `name`, is again the layer that was lost there.
+
+    The label SNAPSHOT_REF of both must name the same chain of layers.
+    """
+    lost, new = find(connection, name), find(connection, key)
+    if lost is None or new is None or lost["state"] != "lost":
+        return False
+    if connection.execute(COMMITTING_TO, (name,)).fetchone() is not None:
+        return False  # someone else is restoring it
+    ref = json.loads(lost["labels"]).get(SNAPSHOT_REF)
+    return ref is not None and ref == json.loads(new["labels"]).get(SNAPSHOT_REF)
+
+
 def require_no_child(connection: sqlite3.Connection, row: sqlite3.Row, key: str) -> None:
     """Raise FailedPrecondition where another snapshot has this one as parent, or is to have it."""
     child = connection.execute(CHILD, (row["id"],)).fetchone()
@@ -110,6 +125,15 @@ def require_no_child(connection: sqlite3.Connection, row: sqlite3.Row, key: str)
         raise FailedPrecondition(
             f'remove snapshot "{key}": it is the parent of', child["key"],
             hint="remove that one first",
+        )  # fmt: skip
+
+
+def require_content(row: sqlite3.Row) -> None:
+    """Raise DataLoss where the snapshot did not survive a power loss."""
+    if row["state"] == "lost":
+        raise DataLoss(
+            "use a layer that was not yet on disk when the machine lost power:", row["key"],
+            hint="pull its image again to restore it, or remove it and what stands on it",
         )  # fmt: skip
 
 
@@ -121,11 +145,7 @@ def chain(connection: sqlite3.Connection, id: int) -> tuple[int, ...]:
     """
     rows = connection.execute(CHAIN, (id,)).fetchall()
     for row in rows:
-        if row["state"] == "lost":
-            raise DataLoss(
-                "use a layer that was not yet on disk when the machine lost power:", row["key"],
-                hint="remove what stands on it, then the layer, and pull its image again",
-            )  # fmt: skip
+        require_content(row)
     return tuple(row["id"] for row in rows)
 
 

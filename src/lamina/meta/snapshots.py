@@ -46,6 +46,9 @@ WALK = f"{snapshot_rows.INFO} > ? ORDER BY s.key LIMIT {PAGE}"
 INSERT = """
 INSERT INTO snapshots (key, kind, state, parent, labels, created, updated, owner)
 VALUES (?, ?, 'preparing', ?, ?, ?, ?, ?) RETURNING id"""
+CREATED = """
+UPDATE snapshots SET state = 'ready', owner = NULL
+WHERE id = ? AND state = 'preparing' AND owner = ?"""
 COMMIT = """
 UPDATE snapshots SET state = 'ready', kind = ?, key = commit_name, owner = NULL,
     parent = coalesce(commit_parent, parent), commit_name = NULL, commit_parent = NULL,
@@ -82,6 +85,7 @@ class SnapshotStore:
 
         Raises:
             NotFound: there is none.
+            DataLoss: it did not survive a power loss; it can only be listed, removed and restored.
         """
         with self._database.read() as connection:
             return _record(connection, key)
@@ -155,11 +159,8 @@ class SnapshotStore:
 
     def finish_create(self, id: int) -> None:
         """Make a preparing snapshot ready: its storage is complete."""
-        self._finish(
-            "UPDATE snapshots SET state = 'ready', owner = NULL"
-            " WHERE id = ? AND state = 'preparing' AND owner = ?",
-            (id, self._owners.token),
-        )
+        with self._database.write() as connection:
+            _change(connection, CREATED, (id, self._owners.token))
 
     def abandon(self, id: int) -> bool:
         """Undo `begin_create`: the key is free, the id in the trash and claimed by this process.
@@ -184,6 +185,8 @@ class SnapshotStore:
     ) -> Snapshot:
         """Take the name for what is to become Committed; the snapshot is committing then.
 
+        The name of a lost layer is free for the same layer, extracted anew.
+
         Raises:
             InvalidArgument: an empty name, or the parent would change from one to another.
             AlreadyExists: the name is taken.
@@ -193,7 +196,8 @@ class SnapshotStore:
             NotImplementedHere: a new parent is given where the driver cannot rebase.
         """
         with self._write() as connection:
-            snapshot_rows.require_free(connection, name)
+            if not snapshot_rows.restores(connection, name, key):
+                snapshot_rows.require_free(connection, name)
             row = snapshot_rows.require(connection, key)
             if row["kind"] != Kind.ACTIVE:
                 kind = Kind(row["kind"])
@@ -216,14 +220,19 @@ class SnapshotStore:
         return Snapshot(row["id"], Kind.ACTIVE, parents, json.loads(row["labels"]))
 
     def finish_commit(self, id: int, usage: Usage, labels: Mapping[str, str] | None = None) -> None:
-        """Make a committing snapshot Committed under its new name, with these labels only."""
+        """Make a committing snapshot Committed under its new name, with these labels only.
+
+        What stands on a lost layer of that name stands on this one then.
+        """
         stored = json.dumps(snapshot_rows.stored_labels(labels))
         now = time.time_ns()
-        self._finish(
-            COMMIT,
-            (Kind.COMMITTED, stored, now, now, usage.inodes, usage.size, self._boot, id,
-             self._owners.token),
+        values = (
+            Kind.COMMITTED, stored, now, now, usage.inodes, usage.size, self._boot, id,
+            self._owners.token,
         )  # fmt: skip
+        with self._database.write() as connection:
+            recovery.replace_lost(connection, id)
+            _change(connection, COMMIT, values)
 
     def abort_commit(self, id: int) -> None:
         """Undo `begin_commit`: the name is free, and the snapshot Active as before."""
@@ -348,10 +357,10 @@ class SnapshotStore:
             recovery.undo_dead(connection, self._owners)
             yield connection
 
-    def _finish(self, statement: str, values: tuple[object, ...]) -> None:
-        with self._database.write() as connection:
-            if connection.execute(statement, values).rowcount != 1:
-                raise Aborted("change a snapshot: another process took this one for dead")
+
+def _change(connection: sqlite3.Connection, statement: str, values: tuple[object, ...]) -> None:
+    if connection.execute(statement, values).rowcount != 1:
+        raise Aborted("change a snapshot: another process took this one for dead")
 
 
 def _record(connection: sqlite3.Connection, key: str) -> Record:
@@ -360,6 +369,7 @@ def _record(connection: sqlite3.Connection, key: str) -> Record:
     ).fetchone()
     if row is None:
         raise NotFound("snapshot", key)
+    snapshot_rows.require_content(row)
     return snapshot_rows.record(row)
 
 

@@ -61,4 +61,4 @@ def _half_done(key: str, state: str) -> Problem:
 
 def _lost(key: str) -> Problem:
     what = "it was not yet on disk when the machine lost power, and other snapshots stand on it"
-    return Problem(key, what, "remove it and what stands on it, then pull again")
+    return Problem(key, what, "pull its image again, or remove it and what stands on it")
