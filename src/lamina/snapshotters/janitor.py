@@ -21,8 +21,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lamina.errors import LaminaError
-from lamina.images.content import DIRECTORY as CONTENT_DIRECTORY
-from lamina.images.content import ContentStore
 from lamina.linux.priority import become_idle
 from lamina.meta.boot import boot_id
 from lamina.meta.content import ContentTable
@@ -72,7 +70,8 @@ class ContentChore:
     """Syncs blobs."""
 
     def __init__(self, root: Path, database: Database) -> None:
-        self._content = ContentStore(root / CONTENT_DIRECTORY, database)
+        self._root = root
+        self._database = database
         self._table = ContentTable(database, boot=boot_id())
 
     def backlog(self) -> Backlog:
@@ -81,7 +80,9 @@ class ContentChore:
 
     def work(self) -> None:
         """Sync them all at once."""
-        self._content.sync()
+        from lamina.images.content import DIRECTORY, ContentStore  # runs of containers leave none
+
+        ContentStore(self._root / DIRECTORY, self._database).sync()
 
 
 def run(root: Path) -> None:
@@ -128,7 +129,7 @@ def _chores(root: Path) -> Iterator[list[Chore]]:
                 continue
             if engine is not None:
                 chores.append(SnapshotterChore(stack.enter_context(engine)))
-        if (root / METADATA).exists() and (root / CONTENT_DIRECTORY).exists():
+        if (root / METADATA).exists():
             database = open_metadata(root)
             stack.callback(database.close)
             chores.append(ContentChore(root, database))

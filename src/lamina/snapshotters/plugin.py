@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from lamina.core.driver import Driver
@@ -49,8 +49,7 @@ def _loads_or_not(config: SnapshotterConfig, directory: Path) -> None:
     """Find nothing out beyond what `load` does."""
 
 
-@dataclass(frozen=True, slots=True)
-class SnapshotterPlugin(Generic[ConfigT]):
+class SnapshotterPlugin(NamedTuple, Generic[ConfigT]):
     """How to load one snapshotter.
 
     Attributes:
