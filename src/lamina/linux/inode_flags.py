@@ -10,6 +10,8 @@ FS_IOC_GETFLAGS = 0x80086601
 FS_IOC_SETFLAGS = 0x40086602
 FS_APPEND_FL = 0x20
 FS_IMMUTABLE_FL = 0x10
+FS_TOPDIR_FL = 0x20000
+"""On a directory: what is below one subdirectory has nothing to do with the others (ext2 to 4)."""
 
 _FLAGS = struct.Struct("=i")
 
