@@ -12,15 +12,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import cached_property
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 from lamina import plugins
 from lamina.config import Config
 from lamina.core.driver import Ability
-from lamina.errors import LaminaError, PermissionDenied
+from lamina.errors import LaminaError, NotFound, PermissionDenied
 from lamina.snapshotters import DRIVERS
 from lamina.snapshotters.plugin import PLUGIN_TYPE
 from lamina.snapshotters.wakeup import Janitor
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
     from lamina.checkout import Checkout
     from lamina.core.digest import Digest
-    from lamina.core.snapshot import Snapshotter
+    from lamina.core.problem import Problem
     from lamina.images.archive.exporting import ExportOptions
     from lamina.images.archive.importing import ImportOptions
     from lamina.images.catalogue import Image
@@ -49,6 +48,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEFAULT_SNAPSHOTTER = "overlayfs"
+CONTAINERD_METADATA = "io.containerd.metadata.v1.bolt"
+"""By which a directory is seen to be containerd's root, whose content is not ours to collect."""
 CERTS_D = Path("/etc/containerd/certs.d")
 """Where containerd's users describe registries and mirrors."""
 
@@ -65,6 +66,7 @@ class Store:
 
     Raises:
         PermissionDenied: the directory can be neither made nor written.
+        FailedPrecondition: it is containerd's own root.
     """
 
     def __init__(
@@ -76,19 +78,17 @@ class Store:
     ) -> None:
         self.root = root.absolute()
         self.default_snapshotter = default_snapshotter
+        if (self.root / CONTAINERD_METADATA).exists():
+            hint = "containerd keeps its images there; name another directory with --root"
+            raise FailedPrecondition("use as root", self.root, hint=hint)
         self._config = config or Config()
         self._engines: dict[str, Engine] = {}
         self._mutex = threading.RLock()
         self._janitor = Janitor(self.root)
         self._holding = 0
-        try:
-            # Not 0700: root of a user namespace has to pass on its way to its root file system.
-            self.root.mkdir(mode=0o711, exist_ok=True)
-        except OSError as error:
-            hint = "run as root, or name a directory of yours with --root"
-            what = f"open store: {error.strerror}"
-            kind = PermissionDenied if isinstance(error, PermissionError) else LaminaError
-            raise kind(what, self.root, hint=hint) from error
+        self._images: ImageStore | None = None
+        self._metadata: Database | None = None
+        _make_root(self.root)
 
     def snapshotter(self, name: str | None = None) -> Engine:
         """Return the snapshotter of that name, or the default one; closed with the store.
@@ -103,25 +103,31 @@ class Store:
                 self._engines[name] = self._load(name)
             return self._engines[name]
 
-    @cached_property
+    @property
     def images(self) -> ImageStore:
         """Image records, content and leases."""
-        from lamina.images.store import ImageStore
+        with self._mutex:
+            if self._images is None:
+                from lamina.images.store import ImageStore
 
-        return ImageStore(self.root, self._database)
+                self._images = ImageStore(self.root, self._database)
+            return self._images
 
-    @cached_property
+    @property
     def containers(self) -> ContainerStore:
         """Records of containers."""
         from lamina.meta.containers import ContainerStore
 
         return ContainerStore(self._database)
 
-    @cached_property
+    @property
     def _database(self) -> Database:
-        from lamina.meta.schema import open_metadata
+        with self._mutex:
+            if self._metadata is None:
+                from lamina.meta.schema import open_metadata
 
-        return open_metadata(self.root)
+                self._metadata = open_metadata(self.root)
+            return self._metadata
 
     def pull(
         self,
@@ -155,16 +161,19 @@ class Store:
         """
         from lamina.images.pull import pull
 
-        name = snapshotter or self.default_snapshotter
-        with self._janitor_held():
+        names = [snapshotter or self.default_snapshotter] if unpack else []
+        with self._janitor_held(), ExitStack() as stack:
+            if registry is None:
+                registry = _anonymous(plain_http)
+                stack.callback(registry.close)
             return pull(
                 ref,
                 store=self.images,
-                registry=registry or _anonymous(plain_http),
-                destination=self._destination(name) if unpack else None,
+                registry=registry,
+                destination=self._destination(*names) if unpack else None,
                 options=options,
                 progress=progress,
-                sync=(lambda: self.sync([name])) if sync else None,
+                sync=(lambda: self.sync(names)) if sync else None,
                 collect=self.collect,
             )
 
@@ -195,15 +204,15 @@ class Store:
         """
         from lamina.images.archive.importing import import_images
 
-        name = snapshotter or self.default_snapshotter
+        names = [snapshotter or self.default_snapshotter] if unpack else []
         with self._janitor_held():
             return import_images(
                 source,
                 store=self.images,
-                destination=self._destination(name) if unpack else None,
+                destination=self._destination(*names) if unpack else None,
                 options=options,
                 progress=progress,
-                sync=(lambda: self.sync([name])) if sync else None,
+                sync=(lambda: self.sync(names)) if sync else None,
                 collect=self.collect,
             )
 
@@ -282,7 +291,10 @@ class Store:
             return found
         from lamina.images.platform import default_platform, parse_platform
 
-        record = self.image(ref)
+        try:
+            record = self.image(ref)
+        except NotFound as error:
+            raise NotFound("image", ref, hint=f"get it: lamina images pull {ref}") from error
         wanted = parse_platform(platform) if platform else default_platform()
         image = self.images.select(record, wanted)
         found = Launch(image.chain_id or "", image.config.config.process)
@@ -293,9 +305,16 @@ class Store:
     def remove_image(self, ref: str) -> None:
         """Remove an image's record; `collect` then removes what only it has named.
 
+        What a failed or killed pull of it has kept, to go on from there, is named no more either.
+
         Raises:
             NotFound: there is no such image.
         """
+        from lamina.images.operation import IMAGE_LABEL
+
+        for name in _names(ref):
+            with self._database.write() as connection:
+                self.images.leases.drop_abandoned(connection, IMAGE_LABEL, name)
         self.images.catalogue.delete(self.image(ref).name)
 
     def collect(self) -> Collected:
@@ -334,18 +353,32 @@ class Store:
         for name in self._existing_snapshotters():
             self.snapshotter(name).cleanup()
 
+    def fsck(self) -> list[Problem]:
+        """Compare images, content, snapshots and mount points with the disk; change nothing.
+
+        What a dead process left half done is undone by opening the store, so it is no problem.
+        Blobs are not read: each is hashed when it is used.
+        """
+        from lamina.checkout import abandoned
+        from lamina.images.fsck import abandoned_mount, check
+
+        problems = check(self.images)
+        for name, engine in self._existing_snapshotters().items():
+            problems += (p._replace(subject=f"{name}: {p.subject}") for p in engine.fsck())
+        problems += (abandoned_mount(path) for path in abandoned(self))
+        return problems
+
     def close(self) -> None:
         """Close everything; calling it again does nothing."""
         self._janitor.close()
         while self._engines:
             self._engines.popitem()[1].close()
-        images: ImageStore | None = self.__dict__.pop("images", None)
-        if images is not None:
-            images.close()
-        self.__dict__.pop("containers", None)
-        database: Database | None = self.__dict__.pop("_database", None)
-        if database is not None:
-            database.close()
+        if self._images is not None:
+            self._images.close()
+            self._images = None
+        if self._metadata is not None:
+            self._metadata.close()
+            self._metadata = None
 
     def __enter__(self) -> Self:
         return self
@@ -383,11 +416,11 @@ class Store:
         engine = self.snapshotter(name)
         return Destination(name, engine, Ability.REBASE in engine.abilities)
 
-    def _existing_snapshotters(self) -> Mapping[str, Snapshotter]:
+    def _existing_snapshotters(self) -> Mapping[str, Engine]:
         """Return those that have a directory already; what cannot be loaded is left alone."""
         prefix = f"{PLUGIN_TYPE}."
         found = {path.name.removeprefix(prefix) for path in self.root.glob(f"{prefix}*")}
-        existing: dict[str, Snapshotter] = {}
+        existing: dict[str, Engine] = {}
         for name in sorted(found | DRIVERS.keys() | self._engines.keys()):
             try:
                 if (
@@ -398,6 +431,21 @@ class Store:
             except LaminaError as error:
                 log.warning("leaving snapshotter %s alone: %s", name, error)
         return existing
+
+
+def _make_root(root: Path) -> None:
+    if root.is_dir():
+        return
+    try:
+        root.mkdir(exist_ok=True)
+        # Not 0700: root of a user namespace has to pass on its way to its root file system.
+        root.chmod(0o711)
+    except FileNotFoundError as error:
+        raise NotFound("directory for the root", root.parent, hint="make it first") from error
+    except OSError as error:
+        hint = "run as root, or name a directory of yours with --root"
+        kind = PermissionDenied if isinstance(error, PermissionError) else LaminaError
+        raise kind(f"open store: {error.strerror}", root, hint=hint) from error
 
 
 def _names(ref: str) -> Iterator[str]:
