@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO, Self
 from lamina import plugins
 from lamina.config import Config
 from lamina.core.driver import Ability
-from lamina.errors import LaminaError, NotFound, PermissionDenied
+from lamina.errors import FailedPrecondition, LaminaError, NotFound, PermissionDenied
 from lamina.snapshotters import DRIVERS
 from lamina.snapshotters.plugin import PLUGIN_TYPE
 from lamina.snapshotters.wakeup import Janitor
