@@ -150,15 +150,22 @@ def checkout(store: Store, ref: str, snapshotter: str) -> Iterator[Checkout]:
         tree.discard()
 
 
-def sweep(store: Store) -> None:
-    """Unmount and remove the checkouts of processes that have died."""
+def abandoned(store: Store) -> list[Path]:
+    """Return the mount points of checkouts whose processes have died."""
     directory = store.root / DIRECTORY
     if not directory.is_dir():
-        return
-    for path in directory.iterdir():
-        snapshotter, _, owner = path.name.rpartition("@")
-        if store.images.owners.alive(owner.partition("-")[0]):
-            continue
+        return []
+    owners = store.images.owners
+    owner_of = {
+        path: path.name.rpartition("@")[2].partition("-")[0] for path in directory.iterdir()
+    }
+    return [path for path, owner in owner_of.items() if not owners.alive(owner)]
+
+
+def sweep(store: Store) -> None:
+    """Unmount and remove the checkouts of processes that have died."""
+    for path in abandoned(store):
+        snapshotter = path.name.rpartition("@")[0]
         try:
             unmount_recursive(path)
             _forget(path, store.snapshotter(snapshotter))

@@ -26,6 +26,7 @@ from lamina.core.labels import GC_REF_CONTENT, GC_REF_SNAPSHOT, GC_ROOT, SNAPSHO
 from lamina.core.snapshot import Info, Kind, Snapshotter
 from lamina.errors import FailedPrecondition, NotFound
 from lamina.images.layer_lock import sweep_locks
+from lamina.images.mounts import sweep_mounts
 from lamina.images.store import ImageStore
 from lamina.meta.content import ContentInfo
 from lamina.meta.leases import EXTRACT_PREFIX, Resource
@@ -58,6 +59,8 @@ def collect(store: ImageStore, snapshotters: Mapping[str, Snapshotter]) -> Colle
         store: whose images and leases are the roots.
         snapshotters: by name; those of the root that are not given are left alone.
     """
+    # Before the snapshots go that are mounted there.
+    sweep_mounts(store.temporary, store.owners)
     # Walked before the transaction: what appears meanwhile is no candidate, and a child that
     # appears meanwhile makes its parent's removal fail, which is tolerated.
     walked = {name: list(snapshotter.walk()) for name, snapshotter in snapshotters.items()}

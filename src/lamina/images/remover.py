@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 from lamina.core.digest import Digest, algorithm, encoded, parse_digest
@@ -17,6 +18,15 @@ MAX_OPEN = 256
 def blob_path(root: Path, digest: Digest) -> Path:
     """Return where a content store keeps the blob."""
     return root / "blobs" / algorithm(digest) / encoded(digest)
+
+
+def blob_files(root: Path) -> Iterator[tuple[Digest, Path]]:
+    """Yield the files of a content store that are named like blobs, with their digests."""
+    for path in (root / "blobs").glob("*/*"):
+        try:
+            yield parse_digest(f"{path.parent.name}:{path.name}"), path
+        except InvalidArgument:
+            continue
 
 
 class Remover:
@@ -45,9 +55,8 @@ class Remover:
         """Remove blob files that no record names, and return their digests."""
         known = {info.digest for info in self._table.all()}
         removed: list[Digest] = []
-        for path in (self._root / "blobs").glob("*/*"):
-            digest = _digest_of(path)
-            if digest is not None and digest not in known:
+        for digest, path in blob_files(self._root):
+            if digest not in known:
                 self._unlink(path)
                 removed.append(digest)
         return removed
@@ -66,10 +75,3 @@ class Remover:
         path.unlink()
         if len(self._open) > MAX_OPEN:
             os.close(self._open.pop(0))
-
-
-def _digest_of(path: Path) -> Digest | None:
-    try:
-        return parse_digest(f"{path.parent.name}:{path.name}")
-    except InvalidArgument:
-        return None

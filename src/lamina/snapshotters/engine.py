@@ -27,7 +27,7 @@ from lamina.meta.snapshots import SnapshotStore
 from lamina.snapshotters.reaper import Reaper
 
 if TYPE_CHECKING:
-    from lamina.snapshotters.fsck import Problem
+    from lamina.core.problem import Problem
 
 log = logging.getLogger(__name__)
 

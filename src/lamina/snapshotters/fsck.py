@@ -2,28 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from lamina.core.driver import Driver
+from lamina.core.problem import CLEAN_UP, Problem
 from lamina.meta.snapshots import SnapshotStore
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Something that is not as it should be.
-
-    Attributes:
-        subject: the snapshot's key, or the number of storage without one.
-        what: what is wrong.
-        fix: what helps.
-    """
-
-    subject: str
-    what: str
-    fix: str
-
-    def __str__(self) -> str:
-        return f"{self.subject}: {self.what}; {self.fix}"
 
 
 def check(store: SnapshotStore, driver: Driver) -> list[Problem]:
@@ -52,11 +33,11 @@ def _missing(key: str) -> Problem:
 
 
 def _orphan(id: int) -> Problem:
-    return Problem(str(id), "there is storage of this number but no snapshot", "clean up")
+    return Problem(str(id), "there is storage of this number but no snapshot", CLEAN_UP)
 
 
 def _half_done(key: str, state: str) -> Problem:
-    return Problem(key, f"the process that was {state} it has died", "clean up")
+    return Problem(key, f"the process that was {state} it has died", CLEAN_UP)
 
 
 def _lost(key: str) -> Problem:
