@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lamina.core.labels import GC_ROOT
+from lamina.core.labels import GC_ROOT, GID_MAPPING, UID_MAPPING
 from lamina.core.snapshot import Info, Kind, Snapshotter
 from lamina.errors import (
     AlreadyExists,
@@ -435,6 +437,34 @@ def odd_keys(sn: Snapshotter, work: Path) -> None:
         sn.remove(key)
 
 
+def remapped_ids(sn: Snapshotter, work: Path) -> None:
+    """With mapping labels a mount shows the owners that a user namespace has on the host."""
+    mapped = {UID_MAPPING: "0:100000:65536", GID_MAPPING: "0:200000:65536"}
+    commit_layer(sn, work, [write("file", "one"), chown("file", 1, 2)], "base")
+    commit_layer(sn, work, [write("more", "two"), chown("more", 3, 4)], "top", "base")
+    below = {"file": (100001, 200002)}
+    expected = {"": {}, "base": below, "top": {**below, "more": (100003, 200004)}}
+    for parent, owners in expected.items():
+        with temp_mount(sn.view(f"view {parent}", parent, labels=mapped), dir=work) as root:
+            assert _owners(root) == {".": (100000, 200000), **owners}
+        mounts = sn.prepare(f"active {parent}", parent, labels=mapped)
+        for _ in range(2):  # mounted anew, everything is as it was
+            with temp_mount(mounts, dir=work) as root:
+                subprocess.run(
+                    ["touch", "new"], cwd=root, user=100000, group=200000, extra_groups=[],
+                    check=True,
+                )  # fmt: skip
+                made = dict.fromkeys((".", "new"), (100000, 200000))
+                assert _owners(root) == made | owners
+    with temp_mount(sn.view("plain", "top"), dir=work) as root:
+        assert _owners(root) == {".": (0, 0), "file": (1, 2), "more": (3, 4)}
+
+
+def _owners(root: Path) -> dict[str, tuple[int, int]]:
+    found = {name: os.lstat(root / name) for name in (".", *os.listdir(root))}
+    return {name: (status.st_uid, status.st_gid) for name, status in found.items()}
+
+
 def cleanup(sn: Snapshotter, work: Path) -> None:
     """Cleaning up takes nothing that is in use, at any time and again."""
     sn.cleanup()
@@ -475,5 +505,6 @@ CHECKS: tuple[Check, ...] = (
     usage,
     labels,
     odd_keys,
+    remapped_ids,
     cleanup,
 )

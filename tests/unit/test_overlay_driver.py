@@ -114,21 +114,25 @@ def test_root_with_separators_is_escaped(tmp_path: Path, name: str) -> None:
     assert mount.option("lowerdir") == f"{escaped}/snapshots/1/fs"
 
 
+MAPPINGS = [
+    ("0:1000:100", "0:2000:100", (1000, 2000)),
+    ("100:5000:10,0:1000:100", "0:1:1,1:2000:5", (1000, 1)),
+    ("0:1000:100", None, (1000, 0)),
+    (None, "0:2000:1", (0, 2000)),
+]
+
+
+def mapping(uids: str | None, gids: str | None) -> dict[str, str]:
+    return {k: v for k, v in {UID_MAPPING: uids, GID_MAPPING: gids}.items() if v is not None}
+
+
 @pytest.mark.root
-@pytest.mark.parametrize(
-    ("uids", "gids", "owner"),
-    [
-        ("0:1000:100", "0:2000:100", (1000, 2000)),
-        ("100:5000:10,0:1000:100", "0:1:1,1:2000:5", (1000, 1)),
-        ("0:1000:100", None, (1000, 0)),
-        (None, "0:2000:1", (0, 2000)),
-    ],
-)
+@pytest.mark.parametrize(("uids", "gids", "owner"), MAPPINGS)
 def test_remapped_bind(
     make: Make, root: Path, uids: str | None, gids: str | None, owner: tuple[int, int]
 ) -> None:
     engine = make(remap=True)
-    labels = {k: v for k, v in {UID_MAPPING: uids, GID_MAPPING: gids}.items() if v is not None}
+    labels = mapping(uids, gids)
     options = tuple(
         f"{name}={text}" for name, text in (("uidmap", uids), ("gidmap", gids)) if text is not None
     )
@@ -138,10 +142,13 @@ def test_remapped_bind(
     assert mount.options == (*options, "ro", "rbind")
     for number in (1, 2):
         status = (root / f"snapshots/{number}/fs").stat()
-        assert (status.st_uid, status.st_gid) == owner
+        assert (status.st_uid, status.st_gid) == (0, 0), "the mount maps it"
     (mount,) = engine.prepare("sibling")
     assert mount.options == ("rw", "rbind")
-    assert (root / "snapshots/3/fs").stat().st_uid == 0
+    layers(engine, "base")
+    engine.prepare("upper", "base", labels=labels)
+    status = (root / "snapshots/5/fs").stat()
+    assert (status.st_uid, status.st_gid) == owner, "upper directories are not mapped"
 
 
 @pytest.mark.root

@@ -58,6 +58,8 @@ class OverlayDriver:
     def create(self, snapshot: Snapshot) -> None:
         """Make the directories; `fs` belongs to the mapped root, or to whom the parent's does."""
         owner = mapped_root(snapshot.labels)
+        if not snapshot.parents and Ability.REMAP_IDS in self._abilities:
+            owner = None  # the id-mapped bind mount of `fs` makes the mapped root of id 0
         directory = self._directories.of(snapshot.id)
         fs = directory / "fs"
         make_directory(directory, 0o700)
