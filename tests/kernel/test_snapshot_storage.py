@@ -18,6 +18,7 @@ from lamina.linux.inode_flags import FS_IMMUTABLE_FL, get_flags, set_flags
 from lamina.mount import mount_all, temp_mount, unmount, unmount_all
 from lamina.snapshotters.engine import Engine
 from lamina.snapshotters.native.copy import copy_tree
+from lamina.snapshotters.native.driver import NativeDriver
 from lamina.snapshotters.overlayfs.driver import OverlayDriver
 from lamina.snapshotters.tree import remove_tree
 
@@ -106,6 +107,32 @@ def test_copy_shares_nothing_with_its_source(tmp_path: Path) -> None:
     copy_tree(source, target)
     (target / "file").write_text("new")
     assert (source / "file").read_text() == "old"
+
+
+@pytest.mark.reflink
+def test_snapshots_share_blocks_where_the_filesystem_can(reflink_dir: Path) -> None:
+    content = os.urandom(64 << 20)
+    root = reflink_dir / "sn"
+    root.mkdir()
+    with Engine("native", NativeDriver(root), root) as engine:
+        engine.prepare("base")
+        (root / "snapshots/1/file").write_bytes(content)
+        engine.commit("name", "base")
+        engine.sync()
+        before = free(reflink_dir)
+        engine.prepare("copy", "name")
+        copy = root / "snapshots/2/file"
+        os.sync()
+        assert before - free(reflink_dir) < 4 << 20
+        assert copy.read_bytes() == content
+        with copy.open("r+b") as file:
+            file.write(b"changed")
+        assert (root / "snapshots/1/file").read_bytes() == content
+
+
+def free(path: Path) -> int:
+    status = os.statvfs(path)
+    return status.f_bfree * status.f_frsize
 
 
 def test_copy_of_a_deep_tree(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ class _Copy:
                 if stat.S_ISDIR(status.st_mode):
                     directories.append(entry.name)
                 elif not self._linked(status, entry.name, path):
-                    self._leaf(self._source, self._target, entry.name, status)
+                    self._leaf(entry.name, status)
         return directories
 
     def _linked(self, status: os.stat_result, name: str, path: str) -> bool:
@@ -109,24 +109,24 @@ class _Copy:
         os.link(first, name, src_dir_fd=self._top, dst_dir_fd=self._target, follow_symlinks=False)
         return True
 
-    def _leaf(self, source: int, target: int, name: str, status: os.stat_result) -> None:
+    def _leaf(self, name: str, status: os.stat_result) -> None:
         if stat.S_ISREG(status.st_mode):
-            self._file(source, target, name)
+            self._file(name, status)
             return
         if stat.S_ISLNK(status.st_mode):
-            os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
+            os.symlink(os.readlink(name, dir_fd=self._source), name, dir_fd=self._target)
         else:
             kind = stat.S_IFMT(status.st_mode)
-            os.mknod(name, kind | 0o600, status.st_rdev, dir_fd=target)
-        _copy_leaf_attributes(source, target, name, status)
+            os.mknod(name, kind | 0o600, status.st_rdev, dir_fd=self._target)
+        _copy_leaf_attributes(self._source, self._target, name, status)
 
-    def _file(self, source_directory: int, target_directory: int, name: str) -> None:
-        source = os.open(name, _SOURCE, dir_fd=source_directory)
+    def _file(self, name: str, status: os.stat_result) -> None:
+        source = os.open(name, _SOURCE, dir_fd=self._source)
         try:
-            target = os.open(name, _TARGET, 0o600, dir_fd=target_directory)
+            target = os.open(name, _TARGET, 0o600, dir_fd=self._target)
             try:
                 self._content(source, target)
-                _copy_attributes(source, target, os.fstat(source))
+                _copy_attributes(source, target, status)
             finally:
                 os.close(target)
         finally:
