@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 
+from lamina.core.idmap import IdRange, parse_idmap
 from lamina.core.mount import Mount
 from lamina.errors import InvalidArgument, LaminaError, NotImplementedHere, ResourceExhausted
 from lamina.linux.mountinfo import MountInfo, parse_mountinfo
 from lamina.mount.failure import failure
-from lamina.mount.idmap import IdRange, parse_idmap
 from lamina.mount.operations import Bind, Filesystem, Fuse, Remount
 from lamina.mount.options import parse_options
 from lamina.mount.overlay import MAX_LOWER_DIRECTORIES, Overlay
@@ -110,7 +110,8 @@ def test_idmap_with_several_ranges() -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "0", "0:1", "0:1:2:3", "-1:0:1", "0:-1:1", "0:0:-1", "0:0:0", "a:0:1", "0:1:1,", "0: 1:1",
-     "0:4294967295:1", "4294967295:0:1", "0:0:4294967296", "²:0:1"],
+     "0:4294967295:1", "4294967295:0:1", "0:0:4294967296", "²:0:1",
+     f"0:0:{'9' * 5000}"],
 )  # fmt: skip
 def test_bad_idmaps(text: str) -> None:
     with pytest.raises(InvalidArgument, match="parse id map"):

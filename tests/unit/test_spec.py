@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from lamina.core.idmap import parse_idmap
 from lamina.core.process import ImageProcess
 from lamina.errors import InvalidArgument, LaminaError, NotFound
-from lamina.mount.idmap import parse_idmap
 from lamina.runtime import capabilities
 from lamina.runtime.mounts import parse_mount
 from lamina.runtime.spec import Resources, SpecOptions, build_spec

@@ -196,7 +196,7 @@ def _unpack_options(platform: str | None) -> Options | None:
 
 
 def _spec_options(given: dict[str, Any], args: list[str]) -> SpecOptions:
-    from lamina.mount.idmap import parse_idmap
+    from lamina.core.idmap import parse_idmap
     from lamina.runtime import cgroup
     from lamina.runtime.mounts import parse_mount
     from lamina.runtime.namespaces import parse_namespace

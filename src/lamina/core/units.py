@@ -7,8 +7,10 @@ import re
 from lamina.errors import InvalidArgument
 
 _SIZE = re.compile(
-    r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+) ?(?:([kmgtp])(?:i?b)?|b)?", re.IGNORECASE | re.ASCII
+    r"([0-9]{1,19}(?:\.[0-9]{0,19})?|\.[0-9]{1,19}) ?(?:([kmgtp])(?:i?b)?|b)?",
+    re.IGNORECASE | re.ASCII,
 )
+_LARGEST = 2**63 - 1
 _POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 
 
@@ -16,12 +18,16 @@ def parse_size(text: str) -> int:
     """Return the bytes meant by `10GB`, `512 MiB`, `1.5g` or `4096`; units are powers of 1024.
 
     Raises:
-        InvalidArgument: anything else, such as "", "y" or "10xb".
+        InvalidArgument: anything else, such as "", "y" or "10xb"; or 8 EiB and more.
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise InvalidArgument("parse size", text, hint="write a number and a unit, such as 10GiB")
-    return int(float(match[1]) * 1024 ** _POWER[(match[2] or "").lower()])
+    number, unit = match[1], 1024 ** _POWER[(match[2] or "").lower()]
+    size = int(float(number) * unit) if "." in number else int(number) * unit
+    if size > _LARGEST:
+        raise InvalidArgument("parse size", text, hint="it is larger than any file can be")
+    return size
 
 
 def format_size(size: float) -> str:

@@ -1,32 +1,12 @@
-"""Id maps as text -> a user namespace that an idmapped mount can be given."""
+"""Id maps -> a user namespace that an idmapped mount can be given."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
-from lamina.errors import InvalidArgument
-
-_ID_MAX = 2**32 - 1
-
-
-class IdRange(NamedTuple):
-    """`size` ids from `container` on, as stored, appear as those from `host` on."""
-
-    container: int
-    host: int
-    size: int
-
-
-def parse_idmap(text: str) -> list[IdRange]:
-    """Parse `container:host:size[,container:host:size...]`.
-
-    Raises:
-        InvalidArgument: something else, negative or too large numbers, an empty range.
-    """
-    return [_parse_range(part, text) for part in text.split(",")]
+from lamina.core.idmap import IdRange, parse_idmap
 
 
 @contextmanager
@@ -45,16 +25,6 @@ def mapped_namespace(uidmap: str, gidmap: str) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
-
-
-def _parse_range(part: str, whole: str) -> IdRange:
-    fields = part.split(":")
-    if len(fields) != 3 or not all(field.isascii() and field.isdecimal() for field in fields):
-        raise InvalidArgument("parse id map", whole, hint="write container:host:size[,...]")
-    found = IdRange(*(int(field) for field in fields))
-    if found.size == 0 or max(found.container, found.host) + found.size > _ID_MAX:
-        raise InvalidArgument("parse id map", whole, hint="a range is empty or ends beyond 2^32")
-    return found
 
 
 def _lines(ranges: list[IdRange]) -> str:

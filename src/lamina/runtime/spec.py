@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from lamina.core.idmap import IdRange
 from lamina.core.process import ImageProcess
 from lamina.core.snapshot import EMPTY_LABELS
 from lamina.errors import InvalidArgument
-from lamina.mount.idmap import IdRange
 from lamina.runtime import capabilities, devices
 from lamina.runtime.mounts import HOST_NETWORK_MOUNTS, ContainerMount, default_mounts
 from lamina.runtime.namespaces import namespaces

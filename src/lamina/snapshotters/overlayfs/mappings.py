@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from lamina.core.idmap import parse_idmap
 from lamina.core.labels import GID_MAPPING, UID_MAPPING
 from lamina.errors import InvalidArgument
 
@@ -26,8 +27,6 @@ def _host_root(labels: Mapping[str, str], label: str) -> int:
     text = labels.get(label)
     if text is None:
         return 0
-    from lamina.mount.idmap import parse_idmap  # brings all of mount, which few snapshots need
-
     for mapping in parse_idmap(text):
         if mapping.container == 0:
             return mapping.host
