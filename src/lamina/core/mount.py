@@ -32,7 +32,7 @@ class Mount(NamedTuple):
         kind = self.type.rpartition("/")[2]
         if kind == "erofs":
             return True
-        options = [part for option in self.options for part in option.split(",")]
+        options = split_options(self.options)
         if "ro" in options:
             return True
         return kind == "overlay" and not any(o.startswith("upperdir=") for o in options)
@@ -72,6 +72,17 @@ def split_option(text: str, separator: str) -> list[str]:
     return parts
 
 
+def split_options(options: Iterable[str]) -> list[str]:
+    r"""Split options that are joined by commas; `\,` does not separate, maps keep their commas."""
+    parts: list[str] = []
+    for option in options:
+        if option.startswith(("uidmap=", "gidmap=")):
+            parts.append(option)
+        else:
+            parts.extend(part for part in split_option(option, ",") if part)
+    return parts
+
+
 def read_only_mounts(mounts: Iterable[Mount]) -> list[Mount]:
     """Return the same mounts with nothing writable in them.
 
@@ -82,16 +93,16 @@ def read_only_mounts(mounts: Iterable[Mount]) -> list[Mount]:
 
 
 def _read_only(mount: Mount) -> Mount:
+    given = split_options(mount.options)
     if mount.type.rpartition("/")[2] != "overlay":
-        options = (*(o for o in mount.options if o not in {"ro", "rw"}), "ro")
-        return Mount(mount.type, mount.source, mount.target, options)
-    upper = mount.option("upperdir")
+        return mount._replace(options=(*(o for o in given if o not in {"ro", "rw"}), "ro"))
+    upper = next((o.removeprefix("upperdir=") for o in given if o.startswith("upperdir=")), "")
     options = tuple(
         f"lowerdir={upper}:{o.removeprefix('lowerdir=')}"
         if upper and o.startswith("lowerdir=")
         else o
-        for o in mount.options
+        for o in given
         if not o.startswith(("upperdir=", "workdir=", "uidmap=", "gidmap="))
         and o not in {"volatile", "fsync=volatile"}
     )
-    return Mount(mount.type, mount.source, mount.target, options)
+    return mount._replace(options=options)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lamina.core.mount import Mount
+from lamina.core.mount import Mount, split_option, split_options, unescape_option
 from lamina.linux.userns import in_user_namespace
 
 
@@ -46,14 +45,14 @@ def layer_target(mounts: Sequence[Mount], *, rebase: bool) -> LayerTarget | None
     if len(mounts) != 1 or mounts[0].read_only or mounts[0].target:
         return None
     mount = mounts[0]
-    options = [part for option in mount.options for part in _split(option, ",")]
+    options = split_options(mount.options)
     if any(o.startswith(("uidmap=", "gidmap=")) for o in options):
         return None
     user_xattrs = "userxattr" in options or in_user_namespace()
     if mount.type == "overlay":
         upper = _value(options, "upperdir")
-        parents = tuple(Path(_unescape(p)) for p in _split(_value(options, "lowerdir"), ":") if p)
-        return LayerTarget(Path(_unescape(upper)), True, parents, user_xattrs)
+        parents = _paths(_value(options, "lowerdir"))
+        return LayerTarget(Path(unescape_option(upper)), True, parents, user_xattrs)
     if mount.type in {"bind", "rbind"} or {"bind", "rbind"} & set(options):
         return LayerTarget(Path(mount.source), rebase, (), rebase and user_xattrs)
     return None
@@ -64,10 +63,5 @@ def _value(options: Sequence[str], name: str) -> str:
     return next((o[len(prefix) :] for o in options if o.startswith(prefix)), "")
 
 
-def _split(text: str, separator: str) -> list[str]:
-    """Split at separators that no backslash precedes, as the kernel does with these options."""
-    return re.findall(rf"(?:\\.|[^\\{separator}])+", text, re.DOTALL)
-
-
-def _unescape(text: str) -> str:
-    return re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL)
+def _paths(text: str) -> tuple[Path, ...]:
+    return tuple(Path(unescape_option(path)) for path in split_option(text, ":") if path)

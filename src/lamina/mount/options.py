@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
-from lamina.core.mount import Mount, split_option
+from lamina.core.mount import Mount, split_options
 from lamina.errors import InvalidArgument
 from lamina.linux import mountapi as api
 
@@ -149,17 +148,6 @@ def parse_options(mount: Mount) -> MountOptions:
         propagation=propagation,
         propagation_recursive=recursive,
     )
-
-
-def split_options(options: Iterable[str]) -> list[str]:
-    r"""Split options that are joined by commas; `\,` does not separate, maps keep their commas."""
-    parts: list[str] = []
-    for option in options:
-        if option.startswith(("uidmap=", "gidmap=")):
-            parts.append(option)
-        else:
-            parts.extend(part for part in split_option(option, ",") if part)
-    return parts
 
 
 def _rivals(option: str) -> int:

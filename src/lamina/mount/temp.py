@@ -8,11 +8,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from lamina.core.mount import Mount, read_only_mounts
+from lamina.core.mount import Mount, read_only_mounts, split_options
 from lamina.errors import LaminaError
 from lamina.mount.execute import mount_all, unmount_all
 from lamina.mount.failure import failure
-from lamina.mount.options import split_options
 
 log = logging.getLogger(__name__)
 
