@@ -65,7 +65,6 @@ _FSOPEN_CLOEXEC = 1
 _FSMOUNT_CLOEXEC = 1
 _FSCONFIG_SET_FLAG = 0
 _FSCONFIG_SET_STRING = 1
-_FSCONFIG_SET_FD = 5
 _FSCONFIG_CMD_CREATE = 6
 
 DATA_MAX = os.sysconf("SC_PAGESIZE") - 1
@@ -182,22 +181,17 @@ def fsopen(type: str) -> int:
 
 def fsconfig_string(fs_fd: int, key: str, value: str) -> None:
     """Set `key=value`, the value being at most CONFIG_STRING_MAX bytes."""
-    _configure(fs_fd, _FSCONFIG_SET_STRING, key, encoded(value), 0)
+    _configure(fs_fd, _FSCONFIG_SET_STRING, key, encoded(value))
 
 
 def fsconfig_flag(fs_fd: int, key: str) -> None:
     """Set an option that has no value."""
-    _configure(fs_fd, _FSCONFIG_SET_FLAG, key, None, 0)
-
-
-def fsconfig_fd(fs_fd: int, key: str, fd: int) -> None:
-    """Set an option to an open file."""
-    _configure(fs_fd, _FSCONFIG_SET_FD, key, None, fd)
+    _configure(fs_fd, _FSCONFIG_SET_FLAG, key, None)
 
 
 def fsconfig_create(fs_fd: int) -> None:
     """Make the superblock from what was configured."""
-    _configure(fs_fd, _FSCONFIG_CMD_CREATE, None, None, 0)
+    _configure(fs_fd, _FSCONFIG_CMD_CREATE, None, None)
 
 
 def fsmount(fs_fd: int, attributes: int = 0) -> int:
@@ -210,10 +204,10 @@ def fsmount(fs_fd: int, attributes: int = 0) -> int:
     return _fsmount(fs_fd, _FSMOUNT_CLOEXEC, attributes)
 
 
-def _configure(fs_fd: int, command: int, key: str | None, value: bytes | None, aux: int) -> None:
+def _configure(fs_fd: int, command: int, key: str | None, value: bytes | None) -> None:
     raw = None if key is None else encoded(key)
     try:
-        _fsconfig(fs_fd, command, raw, value, aux)
+        _fsconfig(fs_fd, command, raw, value, 0)
     except OSError as error:
         said = _messages(fs_fd)
         if said:
