@@ -74,11 +74,15 @@ def unmount_image(
 
     Raises:
         FailedPrecondition: it is in use.
-        NotFound: `remove`, and there is no snapshot of it.
+        NotFound: there is no snapshot of it.
     """
+    engine = store.snapshotter(snapshotter)
+    key = str(target.absolute())
+    # First of all, so that nothing but what `mount_image` has mounted is ever unmounted.
+    engine.stat(key)
     unmount_recursive(target)
     if remove:
-        store.snapshotter(snapshotter).remove(str(target.absolute()))
+        engine.remove(key)
 
 
 def _earlier(snapshotter: Snapshotter, key: str, parent: str, *, writable: bool) -> list[Mount]:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lamina.cli.output import printable
-from lamina.errors import LaminaError
+from lamina.core.units import parse_size
+from lamina.errors import InvalidArgument, LaminaError
 
 if TYPE_CHECKING:
     from lamina.config import Config
@@ -156,6 +157,21 @@ class Group(click.Group):
 
 
 Group.group_class = Group
+
+
+class Size(click.ParamType[int]):
+    """An option's value such as `10GiB`, as bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse the text; a default is a number already."""
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_size(value)
+        except InvalidArgument as error:
+            self.fail(str(error), param, ctx)
 
 
 def snapshotter_option(function: Callable[..., Any]) -> Callable[..., Any]:

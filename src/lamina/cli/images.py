@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lamina.cli.app import App, Group, for_each, parse_labels, pass_app, snapshotter_option
+from lamina.cli.app import App, Group, Size, for_each, parse_labels, pass_app, snapshotter_option
 from lamina.cli.output import print_json, print_table
 from lamina.cli.registry import NAMES, make_registry, registry_options
 from lamina.core.units import format_size
+from lamina.layer.limits import LayerLimits
 
 if TYPE_CHECKING:
     from lamina.images.archive.exporting import ExportOptions
@@ -34,6 +35,13 @@ platform_option = click.option(
 all_platforms_option = click.option(
     "--all-platforms", is_flag=True, help="Take the content for all platforms."
 )
+max_layer_size_option = click.option(
+    "--max-layer-size",
+    type=Size(),
+    default=LayerLimits().max_bytes,
+    metavar="SIZE",
+    help="Refuse layers that are larger than this uncompressed.  [default: 1TiB]",
+)
 label_option = click.option(
     "--label", "labels", multiple=True, metavar="KEY=VALUE", help="Label the image."
 )
@@ -53,6 +61,7 @@ def images() -> None:
 @click.option("--skip-metadata", is_flag=True, help="Leave out what other platforms need.")
 @click.option("--print-chainid", is_flag=True, help="Print the chain id of what was unpacked.")
 @click.option("--max-concurrent-downloads", type=click.IntRange(1), default=3, show_default=True)
+@max_layer_size_option
 @click.option("--sync-fs", is_flag=True, help="Return when the image survives power loss.")
 @click.option("--no-unpack", is_flag=True, help="Fetch the content only.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
@@ -93,6 +102,7 @@ def pull(app: App, /, ref: str, quiet: bool, print_chainid: bool, **given: Any) 
 @click.option("--index-name", default="", help="Name the whole index of the archive.")
 @click.option("--compress-blobs", is_flag=True, help="Compress the layers of a docker archive.")
 @click.option("--no-unpack", is_flag=True, help="Keep the content only.")
+@max_layer_size_option
 @click.option("--sync-fs", is_flag=True, help="Return when the images survive power loss.")
 @click.option("--local", is_flag=True, hidden=True, help="Accepted for ctr's sake: it always is.")
 @click.argument("source", metavar="FILE|DIRECTORY|-")
@@ -238,6 +248,7 @@ def _import_options(given: dict[str, Any]) -> ImportOptions:
             platforms=_platforms(given),
             all_platforms=given["all_platforms"],
             labels=parse_labels(given["labels"]),
+            limits=LayerLimits(max_bytes=given["max_layer_size"]),
         ),
     )
 
@@ -268,6 +279,7 @@ def _options(given: dict[str, Any]) -> Options:
         all_metadata=not given["skip_metadata"],
         labels=parse_labels(given["labels"]),
         downloads=given["max_concurrent_downloads"],
+        limits=LayerLimits(max_bytes=given["max_layer_size"]),
     )
 
 

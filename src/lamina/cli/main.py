@@ -21,6 +21,8 @@ from lamina.version import VERSION
 # Name -> (module, attribute, what `--help` says). Only the module of the verb typed is imported.
 _VERBS = {
     "containers": ("lamina.cli.containers", "containers", "List, describe and remove containers."),
+    "content": ("lamina.cli.content", "content", "List, print and remove blobs."),
+    "fsck": ("lamina.cli.fsck", "fsck", "Check that the store and the disk agree."),
     "images": ("lamina.cli.images", "images", "Pull, import, export, list and remove images."),
     "plugins": ("lamina.cli.plugins", "plugins", "List snapshotters and whether they work here."),
     "run": ("lamina.cli.run", "run", "Run a container."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,10 +12,12 @@ import click
 
 from lamina.cli.app import App, Group, parse_labels, pass_app, snapshotter_option
 from lamina.cli.output import print_json, print_table, printable
+from lamina.core.digest import parse_digest
 from lamina.core.labels import GC_ROOT
 from lamina.core.mount import Mount
 from lamina.core.snapshot import Info
 from lamina.core.units import format_size
+from lamina.errors import NotFound
 
 _ALIASES = {
     "list": "ls",
@@ -23,6 +26,12 @@ _ALIASES = {
     "remove": "rm",
     "mount": "mounts",
     "m": "mounts",
+}
+
+_COMPRESSIONS = {
+    "application/vnd.oci.image.layer.v1.tar": "none",
+    "application/vnd.oci.image.layer.v1.tar+gzip": "gzip",
+    "application/vnd.oci.image.layer.v1.tar+zstd": "zstd",
 }
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -162,10 +171,54 @@ def rm(app: App, keys: tuple[str, ...]) -> None:
 
 
 @snapshots.command()
+@click.option(
+    "--media-type",
+    type=click.Choice(list(_COMPRESSIONS)),
+    default="application/vnd.oci.image.layer.v1.tar+gzip",
+    show_default=True,
+    help="Media type of the layer.",
+)
+@click.argument("key_a")
+@click.argument("key_b", default="")
+@pass_app
+def diff(app: App, key_a: str, key_b: str, media_type: str) -> None:
+    """Write a layer with what KEY_A changes in its parent, or what leads from KEY_A to KEY_B."""
+    from lamina.formats.compression import Compression
+    from lamina.layer.snapshot_diff import write_snapshot_diff
+
+    write_snapshot_diff(
+        app.snapshotter,
+        key_b or key_a,
+        sys.stdout.buffer.write,
+        mounts=app.store.images.mounts,
+        against=key_a if key_b else None,
+        compression=Compression(_COMPRESSIONS[media_type]),
+    )
+
+
+@snapshots.command()
+@click.option("--sync-fs", is_flag=True, help="Return when the snapshots survive power loss.")
+@click.argument("digest")
+@pass_app
+def unpack(app: App, digest: str, sync_fs: bool) -> None:
+    """Unpack the image whose manifest or index has that digest."""
+    found = list(app.store.images.catalogue.walk([f"target.digest=={parse_digest(digest)}"]))
+    if not found:
+        raise NotFound("image of", digest, hint="lamina images ls shows the digests there are")
+    app.store.unpack(found[0].name, app.snapshotter_option)
+    if sync_fs:
+        app.store.sync([app.snapshotter_option or app.store.default_snapshotter])
+    click.echo(f"unpacking {digest} ({found[0].target.media_type})...done")
+
+
+@snapshots.command()
 @pass_app
 def cleanup(app: App) -> None:
-    """Free now what removed or abandoned snapshots still occupy."""
-    app.snapshotter.cleanup()
+    """Free now what removed or abandoned snapshots, images and mounts still occupy."""
+    if app.snapshotter_option is None:
+        app.store.cleanup()
+    else:
+        app.snapshotter.cleanup()
 
 
 def _print_mounts(mounts: Iterable[Mount], target: str | None, as_json: bool) -> None:

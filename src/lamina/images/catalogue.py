@@ -83,8 +83,8 @@ class Catalogue:
         labels: Mapping[str, str],
     ) -> Image:
         """Do as `put` does, as part of the write transaction that `connection` is in."""
-        if not name:
-            raise InvalidArgument("name an image", '""')
+        if not name or not name.isprintable():  # an archive's name may try to command a terminal
+            raise InvalidArgument("name an image", repr(name), hint="use printable characters")
         validate(labels)
         row = connection.execute("SELECT * FROM images WHERE name=?", (name,)).fetchone()
         now = time.time_ns()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from lamina.core.snapshot import Snapshotter
+from lamina.core.snapshot import Kind, Snapshotter
 from lamina.formats.compression import Compression
 from lamina.layer.diff import Diff, write_diff, write_upper_diff
 from lamina.layer.target import layer_target
@@ -20,56 +20,59 @@ def write_snapshot_diff(
     write: Callable[[bytes], object],
     *,
     mounts: Path,
+    against: str | None = None,
     compression: Compression = Compression.GZIP,
     source_date_epoch: int | None = None,
 ) -> Diff:
-    """Write what an Active snapshot has changed as a layer; it may be mounted meanwhile.
+    """Write what a snapshot has changed as a layer; it may be mounted meanwhile.
 
     From an overlay's upper directory the cost is that of the changes. Other snapshots are compared
-    with a temporary View of their parent, at the cost of walking both.
+    with their parent, both mounted, at the cost of walking both.
 
     Args:
         snapshotter: where the snapshot is.
         key: the snapshot.
         write: takes the layer's bytes.
         mounts: directory for temporary mounts.
+        against: the snapshot to compare with; None for the parent.
         compression: of the layer.
         source_date_epoch: seconds since 1970 that no time in the layer is to exceed.
 
     Raises:
         NotFound: no such snapshot.
-        FailedPrecondition: it is Committed.
         Aborted: something wrote to it meanwhile.
     """
-    found = snapshotter.mounts(key)
-    target = layer_target(found, rebase=False)
-    if target is not None and target.overlay_whiteouts:
-        return write_upper_diff(
-            target.root,
-            target.parents,
-            write,
-            compression=compression,
-            source_date_epoch=source_date_epoch,
-        )
-    parent = snapshotter.stat(key).parent
-    with (
-        temp_mount(found, dir=mounts, read_only=True) as upper,
-        _mounted_parent(snapshotter, parent, mounts) as lower,
-    ):
+    found = snapshotter.stat(key)
+    if found.kind == Kind.ACTIVE and against is None:
+        target = layer_target(snapshotter.mounts(key), rebase=False)
+        if target is not None and target.overlay_whiteouts:
+            return write_upper_diff(
+                target.root,
+                target.parents,
+                write,
+                compression=compression,
+                source_date_epoch=source_date_epoch,
+            )
+    base = found.parent if against is None else against
+    with ExitStack() as stack:
+        upper = stack.enter_context(_mounted(snapshotter, key, mounts))
+        lower = stack.enter_context(_mounted(snapshotter, base, mounts)) if base else None
         return write_diff(
             lower, upper, write, compression=compression, source_date_epoch=source_date_epoch
         )
 
 
 @contextmanager
-def _mounted_parent(snapshotter: Snapshotter, parent: str, mounts: Path) -> Iterator[Path | None]:
-    if not parent:
-        yield None
+def _mounted(snapshotter: Snapshotter, key: str, mounts: Path) -> Iterator[Path]:
+    """Mount a snapshot read-only, a Committed one by a temporary View of it."""
+    if snapshotter.stat(key).kind != Kind.COMMITTED:
+        with temp_mount(snapshotter.mounts(key), dir=mounts, read_only=True) as path:
+            yield path
         return
-    key = f"diff-{secrets.token_hex(6)} {parent}"
-    view = snapshotter.view(key, parent)
+    view = f"diff-{secrets.token_hex(6)} {key}"
+    found = snapshotter.view(view, key)
     try:
-        with temp_mount(view, dir=mounts, read_only=True) as lower:
-            yield lower
+        with temp_mount(found, dir=mounts, read_only=True) as path:
+            yield path
     finally:
-        snapshotter.remove(key)
+        snapshotter.remove(view)
