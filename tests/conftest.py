@@ -14,6 +14,7 @@ from tests.isolation import Session, mount_points, sweep, unmount
 from tests.probes import PROBES
 
 pytest_plugins = (
+    "tests.fixtures_command",
     "tests.fixtures_containerd",
     "tests.fixtures_containers",
     "tests.fixtures_registry",

@@ -1,0 +1,241 @@
+"""`lamina snapshots`, `content` and `fsck` as they are typed."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faulty_registry import FaultyRegistry, faulty_registry
+from tests.fixtures_command import Command
+from tests.images import ImageFiles
+from tests.isolation import mount_points
+from tests.roots import three_layers
+
+pytestmark = [pytest.mark.root, pytest.mark.overlay]
+
+PLAIN_TAR = "application/vnd.oci.image.layer.v1.tar"
+BOTH = pytest.mark.parametrize("name", ["overlayfs", "native"])
+
+
+@pytest.fixture
+def faulty() -> Iterator[FaultyRegistry]:
+    with faulty_registry() as running:
+        yield running
+
+
+def pulled(command: Command, faulty: FaultyRegistry, *options: str) -> tuple[str, ImageFiles]:
+    files = three_layers()
+    for blob in files.blobs:
+        faulty.add_blob(blob)
+    faulty.add_manifest("1", files.manifest)
+    ref = f"{faulty.host}/app:1"
+    command.run("images", "pull", "-q", "--plain-http", *options, ref)
+    return ref, files
+
+
+def fill(command: Command, name: str, key: str, files: dict[str, bytes], target: Path) -> None:
+    """Write files into a snapshot, by the very commands that are printed."""
+    target.mkdir(exist_ok=True)
+    for line in command.out("snapshots", "--snapshotter", name, "mounts", target, key).splitlines():
+        subprocess.run(shlex.split(line), check=True)
+    try:
+        for path, content in files.items():
+            (target / path).write_bytes(content)
+    finally:
+        subprocess.run(["umount", target], check=True)
+
+
+def names(layer: bytes) -> list[str]:
+    with tarfile.open(fileobj=io.BytesIO(layer)) as archive:
+        return [member.name for member in archive]
+
+
+@BOTH
+def test_life_of_snapshots(command: Command, tmp_path: Path, name: str) -> None:
+    def snapshots(*words: object) -> str:
+        return command.out("snapshots", "--snapshotter", name, *words)
+
+    [mount] = json.loads(snapshots("prepare", "--mounts", "one"))
+    assert sorted(mount) == ["Options", "Source", "Target", "Type"]
+    assert snapshots("prepare", "-t", "/mnt", "throw-away").startswith("mount -t bind ")
+    assert snapshots("rm", "throw-away") == ""
+    fill(command, name, "one", {"a": b"1"}, tmp_path / "target")
+    assert snapshots("commit", "base", "one") == ""
+    assert snapshots("prepare", "two", "base") == ""
+    assert snapshots("view", "look", "base") == ""
+    assert [line.split() for line in snapshots("ls").splitlines()] == [
+        ["KEY", "PARENT", "KIND"],
+        ["base", "Committed"],
+        ["look", "base", "View"],
+        ["two", "base", "Active"],
+    ]
+    assert snapshots("ls", "kind==view").split()[3:] == ["look", "base", "View"]
+    assert snapshots("tree") == " base\n  \\_ look\n  \\_ two\n"
+    assert snapshots("label", "two", "a=b", "c").split("gc.root=")[0] == "a=b,c=true,containerd.io/"
+    info = json.loads(snapshots("info", "two"))
+    assert (info["Kind"], info["Parent"], info["Labels"]["a"]) == ("Active", "base", "b")
+    usage = {row["Key"]: row["Size"] for row in json.loads(snapshots("usage", "--json"))}
+    assert usage["base"] > 0
+    assert usage["look"] == 0
+    said = command.error("snapshots", "--snapshotter", name, "rm", "base", code=7)
+    assert said.startswith('lamina: remove snapshot "base": ')
+    command.error("snapshots", "--snapshotter", name, "prepare", "two", code=4)
+    command.error("snapshots", "--snapshotter", name, "info", "no\x1b[2J\nsuch", code=3)
+    command.error("snapshots", "--snapshotter", "zfs", "ls", code=7)
+    command.error("snapshots", "--snapshotter", "none", "ls", code=3)
+    snapshots("rm", "two", "look", "base")
+    snapshots("cleanup")
+    command.assert_sound()
+
+
+@BOTH
+def test_diff(command: Command, tmp_path: Path, name: str) -> None:
+    def diff(*words: object) -> bytes:
+        return command.run("snapshots", "--snapshotter", name, "diff", *words).stdout
+
+    def snapshots(*words: object) -> None:
+        command.run("snapshots", "--snapshotter", name, *words)
+
+    target = tmp_path / "target"
+    snapshots("prepare", "one")
+    fill(command, name, "one", {"a": b"1", "b": b"2"}, target)
+    assert names(diff("one")) == ["a", "b"]
+    snapshots("commit", "base", "one")
+    snapshots("prepare", "two", "base")
+    fill(command, name, "two", {"c": b"3"}, target)
+    active = diff("two")
+    assert names(active) == ["c"]
+    snapshots("commit", "top", "two")
+    assert diff("top") == active
+    assert names(diff("base")) == ["a", "b"]
+    assert names(diff("base", "top")) == ["c"]
+    assert names(diff("top", "base")) == [".wh.c"]
+    assert diff("--media-type", PLAIN_TAR, "top").endswith(bytes(1024))
+    command.error("snapshots", "--snapshotter", name, "diff", "none", code=3)
+    command.run("snapshots", "diff", "--media-type", "text/html", "top", code=2)
+    snapshots("rm", "top", "base")
+    snapshots("cleanup")
+    command.assert_sound()
+
+
+def test_unpack(command: Command, faulty: FaultyRegistry) -> None:
+    _, files = pulled(command, faulty, "--no-unpack")
+    said = command.out("snapshots", "unpack", "--sync-fs", files.digest)
+    assert said == (
+        f"unpacking {files.digest} (application/vnd.oci.image.manifest.v1+json)...done\n"
+    )
+    command.assert_sound(3)
+    command.error("snapshots", "unpack", files.layers[0].digest, code=3)
+    command.error("snapshots", "unpack", "sha256:x", code=2)
+
+
+def test_content(command: Command, faulty: FaultyRegistry) -> None:
+    ref, files = pulled(command, faulty)
+    heading, *rows = command.out("content", "ls").splitlines()
+    assert heading.split() == ["DIGEST", "SIZE", "AGE", "LABELS"]
+    assert len(rows) == 5
+    layer = files.layers[0]
+    assert command.out("content", "ls", "-q", f"size=={len(layer.blob)}").split() != []
+    assert command.run("content", "get", layer.digest).stdout == layer.blob
+    [described] = command.json("content", "ls", "--json", f"digest=={layer.digest}")
+    assert described["Labels"]["containerd.io/uncompressed"] == layer.diff_id
+    assert command.out("content", "rm", layer.digest) == f"{layer.digest}\n"
+    command.error("content", "rm", layer.digest, code=3)
+    command.error("content", "get", layer.digest, code=3)
+    command.error("content", "get", "../../etc/passwd", code=2)
+    command.run("images", "rm", ref)
+    command.assert_sound()
+
+
+def test_fsck_finds_what_was_done_to_the_store(command: Command, faulty: FaultyRegistry) -> None:
+    _, files = pulled(command, faulty)
+    command.assert_sound(3)
+    blobs = command.root / "io.containerd.content.v1.content/blobs/sha256"
+    first, second = (layer.digest.removeprefix("sha256:") for layer in files.layers[:2])
+    (blobs / first).unlink()
+    (blobs / second).write_bytes(b"short")
+    stray = hashlib.sha256(b"stray").hexdigest()
+    (blobs / stray).write_bytes(b"stray")
+    abandoned = command.root / "tmpmounts/0123456789abcdef/lamina-mount-1"
+    abandoned.mkdir(parents=True)
+    storage = command.root / "io.containerd.snapshotter.v1.overlayfs/snapshots/4711"
+    storage.mkdir()
+    done = command.run("fsck", code=13)
+    assert done.stderr.decode().startswith("lamina: check: 5 problems in ")
+    found = "".join(sorted(done.stdout.decode().splitlines(keepends=True)))
+    for words in (
+        f"{abandoned.parent}: the process that mounted it has died; lamina snapshots cleanup\n",
+        f"{blobs / stray}: no record names this blob; lamina snapshots cleanup\n",
+        "overlayfs: 4711: there is storage of this number but no snapshot; lamina snapshots clean",
+        f"sha256:{first}: its file is gone; pull the image again\n",
+        f"sha256:{second}: its file has 5 bytes instead of {len(files.layers[1].blob)}; pull",
+    ):
+        assert words in found
+    command.run("snapshots", "cleanup")
+    problems = json.loads(command.run("fsck", "--json", code=13).stdout)
+    assert sorted(problem["Subject"] for problem in problems) == sorted(
+        [f"sha256:{first}", f"sha256:{second}"]
+    )
+    ref = command.out("images", "ls", "-q").strip()
+    command.run("images", "pull", "-q", "--plain-http", ref)
+    command.run("images", "pull", "-q", "--plain-http", "--snapshotter", "native", ref)
+    assert command.out("fsck") == ""
+
+
+_HOLDER = """
+import lamina, sys, time
+from lamina.mount import temp_mount
+with lamina.open(sys.argv[1]) as store:
+    mounts = store.snapshotter("native").prepare("held")
+    with temp_mount(mounts, dir=store.images.mounts) as path:
+        print(path, flush=True)
+        time.sleep(60)
+"""
+
+
+def test_temporary_mounts_of_a_killed_process_are_swept(command: Command) -> None:
+    """Those of a living one are not."""
+    program = [sys.executable, "-c", _HOLDER, command.root]
+    process = subprocess.Popen(program, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    with process, process.stdout as said:
+        path = said.readline().decode().strip()
+        command.run("snapshots", "cleanup")
+        assert path in mount_points()
+        process.send_signal(signal.SIGKILL)
+    assert path in mount_points()
+    assert path.rpartition("/")[0] in command.run("fsck", code=13).stdout.decode()
+    command.run("snapshots", "cleanup")
+    assert path not in mount_points()
+    assert list((command.root / "tmpmounts").iterdir()) == []
+    command.run("snapshots", "--snapshotter", "native", "rm", "held")
+    command.run("snapshots", "cleanup")
+    command.assert_sound()
+
+
+def test_two_at_once_with_one_key(command: Command) -> None:
+    processes = [command.start("snapshots", "prepare", "same") for _ in range(4)]
+    for process in processes:
+        process.communicate(timeout=60)
+    assert sorted(process.returncode for process in processes) == [0, 4, 4, 4]
+
+
+def test_names_may_be_hostile_to_terminals(command: Command) -> None:
+    key = "a\x1b[2J\nb\u202e"
+    command.run("snapshots", "prepare", key)
+    shown = command.out("snapshots", "ls") + command.out("snapshots", "tree")
+    assert "\x1b" not in shown
+    assert "a\\x1b[2J\\nb\\u202e" in shown
+    assert command.json("snapshots", "info", key)["Name"] == key
+    assert command.error("snapshots", "prepare", os.fsdecode(b"\xff"), code=2)
