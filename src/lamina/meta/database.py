@@ -45,7 +45,7 @@ class Database:
         self.path = path
         self._local = threading.local()
         self._writer = threading.RLock()
-        self._all: list[sqlite3.Connection] = []
+        self._all: dict[threading.Thread, sqlite3.Connection] = {}
         self._closed = False
         path.touch(mode=0o600)
         try:
@@ -65,15 +65,12 @@ class Database:
         with self._writer, translated(self.path):
             connection = self._connection()
             connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
-            connection.execute("BEGIN IMMEDIATE")
             try:
+                connection.execute("BEGIN IMMEDIATE")
                 yield connection
-            except BaseException:
-                connection.execute("ROLLBACK")
-                raise
-            try:
                 connection.execute("COMMIT")
-            except sqlite3.Error:
+            except BaseException:
+                # A full disk or an I/O error may have ended the transaction already.
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
@@ -88,22 +85,30 @@ class Database:
         """Close every thread's connection; calling it again does nothing."""
         self._closed = True
         while self._all and not Database.process_ends:
-            self._all.pop().close()
+            self._all.popitem()[1].close()
 
     def _connection(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if self._closed:
             raise LaminaError("use a closed store", self.path)
         if connection is None:
+            self._close_of_the_dead()
             connection = sqlite3.connect(
                 self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )
-            self._all.append(connection)
+            self._all[threading.current_thread()] = connection
             connection.row_factory = sqlite3.Row
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA foreign_keys=ON")
             self._local.connection = connection
         return connection
+
+    def _close_of_the_dead(self) -> None:
+        """Close the connections of threads that have ended, each of which holds descriptors."""
+        for thread in [thread for thread in list(self._all) if not thread.is_alive()]:
+            connection = self._all.pop(thread, None)
+            if connection is not None:
+                connection.close()
 
     def _migrate(self, migrations: Sequence[str]) -> None:
         if self._version() == len(migrations):

@@ -1,0 +1,54 @@
+"""Transactions and connections of one SQLite file."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lamina.meta.database import Database
+
+SCHEMA = "CREATE TABLE t (x INTEGER PRIMARY KEY) STRICT"
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    opened = Database(tmp_path / "db", (SCHEMA,))
+    yield opened
+    opened.close()
+
+
+def rows(database: Database) -> list[int]:
+    with database.read() as connection:
+        return [x for (x,) in connection.execute("SELECT x FROM t ORDER BY x")]
+
+
+def test_error_that_ended_the_transaction_is_the_one_reported(database: Database) -> None:
+    with database.write() as connection:
+        connection.execute("INSERT INTO t VALUES (1)")
+    with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"), database.write() as connection:
+        connection.execute("INSERT INTO t VALUES (2)")
+        connection.execute("INSERT OR ROLLBACK INTO t VALUES (1)")
+    with database.write() as connection:
+        connection.execute("INSERT INTO t VALUES (3)")
+    assert rows(database) == [1, 3]
+
+
+def test_ended_threads_leave_no_descriptors_open(database: Database) -> None:
+    def use() -> None:
+        with database.write() as connection:
+            connection.execute("INSERT INTO t DEFAULT VALUES")
+
+    for _ in range(20):
+        thread = threading.Thread(target=use)
+        thread.start()
+        thread.join()
+    assert len(rows(database)) == 20
+    names = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
+             if os.path.lexists(f"/proc/self/fd/{fd}")]  # fmt: skip
+    # This thread's, and those of the last one that ended.
+    assert names.count(str(database.path)) <= 2
