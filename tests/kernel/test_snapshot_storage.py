@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import stat
 import subprocess
@@ -107,6 +108,31 @@ def test_copy_shares_nothing_with_its_source(tmp_path: Path) -> None:
     copy_tree(source, target)
     (target / "file").write_text("new")
     assert (source / "file").read_text() == "old"
+
+
+def test_removal_does_not_reach_into_a_root_made_anew(tmp_path: Path) -> None:
+    root = tmp_path / "sn"
+    root.mkdir()
+    with Engine("native", NativeDriver(root), root) as old:
+        old.prepare("a")
+        old.remove("a")
+        shutil.rmtree(root)
+        root.mkdir()
+        with Engine("native", NativeDriver(root), root) as new:
+            new.prepare("b")
+            assert old.reap() == 1
+            assert new.fsck() == []
+
+
+def test_names_that_are_no_ids_are_passed_over(tmp_path: Path) -> None:
+    with Engine("native", NativeDriver(tmp_path), tmp_path, boot="one") as engine:
+        engine.prepare("a")
+    for name in ("0", "02", "rm-", "rm-rm-3", "x", "9" * 30, "\u0663"):
+        (tmp_path / "snapshots" / name).mkdir()
+    with Engine("native", NativeDriver(tmp_path), tmp_path, boot="two") as engine:
+        assert engine.fsck() == []
+        engine.cleanup()
+    assert len(list((tmp_path / "snapshots").iterdir())) == 8
 
 
 @pytest.mark.reflink

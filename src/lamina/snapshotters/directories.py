@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
 
 from lamina.linux.inode_flags import FS_TOPDIR_FL, get_flags, set_flags
 from lamina.linux.sync import syncfs
-from lamina.snapshotters.tree import remove_tree
+from lamina.snapshotters.tree import remove_tree_in
 
 _REMOVED = "rm-"
+_STORED = re.compile(rf"(?:{_REMOVED})?([1-9][0-9]{{0,17}})", re.ASCII)
 _NO_FLAGS = frozenset({errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EACCES})
 
 
@@ -41,17 +43,19 @@ class SnapshotDirectories:
     def destroy(self, id: int) -> None:
         """Remove that snapshot's directory; renamed first, half of it never looks like all."""
         removed = self.path / f"{_REMOVED}{id}"
-        remove_tree(removed)
+        # Through the descriptor: by now the path may lead to a root that was made anew.
+        remove_tree_in(self._fd, removed)
         try:
-            self.of(id).rename(removed)
+            os.rename(str(id), removed.name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
         except FileNotFoundError:
             return
-        remove_tree(removed)
+        remove_tree_in(self._fd, removed)
 
     def ids(self) -> list[int]:
         """List the directories, those being removed included."""
-        names = (path.name.removeprefix(_REMOVED) for path in self.path.iterdir())
-        return [int(name) for name in names if name.isascii() and name.isdecimal()]
+        with os.scandir(self._fd) as entries:
+            matches = [_STORED.fullmatch(entry.name) for entry in entries]
+        return [int(match[1]) for match in matches if match]
 
     def sync(self) -> None:
         """Sync the filesystem that they are on."""

@@ -37,12 +37,18 @@ def remove_tree(path: Path) -> None:
     except FileNotFoundError:
         return
     try:
-        _Removal(path).remove(parent, path.name, 0)
-    except FileNotFoundError:
-        if path.exists():
-            raise
+        remove_tree_in(parent, path)
     finally:
         os.close(parent)
+
+
+def remove_tree_in(parent: int, path: Path) -> None:
+    """Do as `remove_tree`, given an open descriptor of the directory that `path` is in."""
+    try:
+        _Removal(path).remove(parent, path.name, 0)
+    except FileNotFoundError:
+        if os.access(path.name, os.F_OK, dir_fd=parent, follow_symlinks=False):
+            raise
 
 
 class _Removal:
