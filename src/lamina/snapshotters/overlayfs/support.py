@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -57,5 +58,5 @@ def abilities(*, slow_chown: bool) -> frozenset[Ability]:
 
 
 def _kernel() -> tuple[int, int]:
-    major, minor = os.uname().release.split(".")[:2]
-    return int(major), int("".join(c for c in minor if c.isdigit()) or 0)
+    found = re.match(r"([0-9]+)\.([0-9]+)", os.uname().release)
+    return (int(found[1]), int(found[2])) if found else (0, 0)

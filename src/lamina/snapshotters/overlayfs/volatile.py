@@ -3,7 +3,8 @@
 The kernel makes `work/work/incompat/volatile/dirty` when it mounts one and leaves it; while it is
 there, the next mount fails (Documentation/filesystems/overlayfs.rst, "Volatile mount"). Within the
 boot that mounted it nothing is lost, all writes being in the page cache, and the mark can go.
-Under another boot it means that files may be truncated. The boot is in `BOOT` beside `work`.
+Under another boot files may be truncated. The boot is in `BOOT` beside `work`, and counts by
+itself: whoever asks for the mounts once more removes the mark of a mount that is in use.
 """
 
 from __future__ import annotations
@@ -32,13 +33,16 @@ def check_volatile(directory: Path, boot: str) -> None:
     """Check that nothing written through a volatile mount can have been lost.
 
     Raises:
-        DataLoss: the machine was restarted after it was mounted.
+        DataLoss: the machine was restarted after its mounts were given out.
     """
-    if not (directory / _MARK).exists():
-        return
-    mounted_under = directory / BOOT
-    if not mounted_under.exists() or mounted_under.read_text(encoding="ascii") != boot:
+    try:
+        prepared_under = (directory / BOOT).read_bytes()
+    except FileNotFoundError:
+        if not (directory / _MARK).exists():
+            return
+        prepared_under = b""  # a power loss may take the newer of two files alone
+    if prepared_under != boot.encode():
         raise DataLoss(
-            "use a volatile snapshot: the machine was restarted after it was mounted", directory,
+            "use a volatile snapshot: the machine was restarted after it was prepared", directory,
             hint="files in it may be cut short; remove it and prepare it again",
         )  # fmt: skip
