@@ -43,6 +43,14 @@ def raise_sequence(connection: sqlite3.Connection, id: int) -> None:
         connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('snapshots', ?)", (id,))
 
 
+def adopt_orphans(connection: sqlite3.Connection, on_disk: AbstractSet[int]) -> list[int]:
+    """Put into the trash what has storage but no snapshot; return those ids."""
+    rows = connection.execute("SELECT id FROM snapshots UNION ALL SELECT id FROM trash")
+    orphans = sorted(on_disk - {id for (id,) in rows})
+    connection.executemany("INSERT INTO trash (id) VALUES (?)", [(id,) for id in orphans])
+    return orphans
+
+
 def drop_unstored(connection: sqlite3.Connection, on_disk: AbstractSet[int]) -> list[str]:
     """Drop Views and Active snapshots that have no storage; return their keys."""
     rows = connection.execute(

@@ -21,7 +21,7 @@ CREATE TABLE snapshots (
     owner TEXT,             -- token of the process that is preparing or committing it
     commit_name TEXT UNIQUE CHECK (commit_name <> ''),    -- while committing
     commit_parent INTEGER REFERENCES snapshots (id),      -- while committing with a new parent
-    unsynced TEXT,          -- id of the boot that committed it, until it is durable
+    unsynced TEXT,          -- id of the boot that committed it, until it is durable; or 'failed'
     CHECK ((owner IS NOT NULL) = (state IN ('preparing', 'committing'))),
     CHECK ((commit_name IS NOT NULL) = (state = 'committing'))
 ) STRICT;

@@ -56,7 +56,7 @@ UPDATE snapshots SET state = 'ready', kind = ?, key = commit_name, owner = NULL,
 WHERE id = ? AND state = 'committing' AND owner = ?"""
 BACKLOG = """
 SELECT 'free', id FROM trash
-UNION ALL SELECT 'sync', id FROM snapshots WHERE unsynced IS NOT NULL"""
+UNION ALL SELECT 'sync', id FROM snapshots WHERE unsynced IS NOT NULL AND unsynced <> 'failed'"""
 
 
 class SnapshotStore:
@@ -281,15 +281,34 @@ class SnapshotStore:
     def unsynced(self) -> list[int]:
         """Return the ids of the commits that a power loss would undo."""
         with self._database.read() as connection:
-            rows = connection.execute("SELECT id FROM snapshots WHERE unsynced IS NOT NULL")
+            rows = connection.execute(
+                "SELECT id FROM snapshots WHERE unsynced IS NOT NULL AND unsynced <> 'failed'"
+            )
             return [id for (id,) in rows]
 
     def mark_synced(self, ids: Iterable[int]) -> None:
         """Note, durably, that no power loss can undo these commits any more."""
         with self._database.write(durable=True) as connection:
             connection.executemany(
-                "UPDATE snapshots SET unsynced = NULL WHERE id = ?", [(id,) for id in ids]
+                "UPDATE snapshots SET unsynced = NULL WHERE id = ? AND unsynced <> 'failed'",
+                [(id,) for id in ids],
             )
+
+    def mark_failed(self, ids: Iterable[int]) -> None:
+        """Note that a sync of these commits failed: they stay what the next boot undoes.
+
+        The kernel tells of a failed write once, and later syncs succeed without the data.
+        """
+        with self._database.write() as connection:
+            connection.executemany(
+                "UPDATE snapshots SET unsynced = 'failed' WHERE id = ?", [(id,) for id in ids]
+            )
+
+    def failed(self) -> list[str]:
+        """Return the keys of commits that a sync could not make durable."""
+        with self._database.read() as connection:
+            rows = connection.execute("SELECT key FROM snapshots WHERE unsynced = 'failed'")
+            return sorted(key for (key,) in rows)
 
     def recover(self) -> None:
         """Undo what the dead left half done; every other write does so as well."""
@@ -310,7 +329,8 @@ class SnapshotStore:
 
         Power loss undoes the last transactions and the last writes to files, each on its own. So
         commits that nobody synced are dropped, or marked lost where others stand on them; Views and
-        Active snapshots without storage are dropped; ids found on disk are never given out again.
+        Active snapshots without storage are dropped; storage without snapshot goes to the trash,
+        and ids found on disk are never given out again.
 
         Args:
             stored: ids for which there is storage, listed before this call.
@@ -326,6 +346,7 @@ class SnapshotStore:
             connection.execute("DELETE FROM boot")
             connection.execute("INSERT INTO boot (id) VALUES (?)", (self._boot,))
             recovery.raise_sequence(connection, max(on_disk, default=0))
+            recovery.adopt_orphans(connection, on_disk)
             return [
                 *recovery.drop_unstored(connection, on_disk),
                 *recovery.drop_unsynced(connection, self._boot),

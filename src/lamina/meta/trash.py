@@ -13,6 +13,7 @@ from itertools import islice
 
 from lamina.meta.database import Database
 from lamina.meta.owners import Owners
+from lamina.meta.recovery import adopt_orphans
 
 
 class Trash:
@@ -59,10 +60,7 @@ class Trash:
         """
         on_disk = set(stored)
         with self._database.write() as connection:
-            rows = connection.execute("SELECT id FROM snapshots UNION ALL SELECT id FROM trash")
-            orphans = sorted(on_disk - {id for (id,) in rows})
-            connection.executemany("INSERT INTO trash (id) VALUES (?)", [(id,) for id in orphans])
-        return orphans
+            return adopt_orphans(connection, on_disk)
 
     def ids(self) -> set[int]:
         """Return the ids in the trash."""

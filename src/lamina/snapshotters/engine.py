@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from lamina.core.driver import Ability, Driver, Snapshot
 from lamina.core.mount import Mount
 from lamina.core.snapshot import Info, Kind, Snapshotter, Usage
-from lamina.errors import Internal, PermissionDenied, ResourceExhausted
+from lamina.errors import DataLoss, Internal, LaminaError, PermissionDenied, ResourceExhausted
 from lamina.meta.boot import boot_id
 from lamina.meta.owners import Owners
 from lamina.meta.snapshot_rows import Record
@@ -174,13 +174,22 @@ class Engine(Snapshotter):
         return self._reaper.reap(stop=stop, rest=rest)
 
     def sync(self) -> None:
-        """Make every commit so far survive power loss: one sync for all of them."""
+        """Make every commit so far survive power loss: one sync for all of them.
+
+        Raises:
+            DataLoss: an earlier sync failed for a commit that is still there.
+            LaminaError: this one fails.
+        """
         ids = self._store.unsynced()
-        if not ids:
-            return
-        with _translated("sync snapshotter", self.name):
-            self._driver.sync()
-        self._store.mark_synced(ids)
+        if ids:
+            self._sync(ids)
+        failed = self._store.failed()
+        if failed:
+            raise DataLoss(
+                f"sync {len(failed)} snapshots that the disk has failed to write, such as",
+                failed[0],
+                hint="see dmesg; remove their images, and pull them again",
+            )
 
     def cleanup(self) -> None:
         """Free all storage that no snapshot has a right to, and return when it is gone.
@@ -215,6 +224,15 @@ class Engine(Snapshotter):
         self._driver.close()
 
     # Helpers
+
+    def _sync(self, ids: Sequence[int]) -> None:
+        try:
+            with _translated("sync snapshotter", self.name):
+                self._driver.sync()
+        except LaminaError:
+            self._store.mark_failed(ids)
+            raise
+        self._store.mark_synced(ids)
 
     def _create(
         self, kind: Kind, key: str, parent: str, labels: Mapping[str, str] | None
@@ -257,8 +275,7 @@ class Engine(Snapshotter):
         try:
             return self._driver.usage(self._store.snapshot(key))
         except Exception:
-            if self._store.record(key).info.kind != Kind.ACTIVE:
-                return self._store.record(key).usage  # committed while it was measured
+            self._store.record(key)  # or NotFound: removed while it was measured
             raise
 
     def _shown(self, record: Record) -> Info:

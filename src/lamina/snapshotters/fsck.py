@@ -25,6 +25,7 @@ def check(store: SnapshotStore, driver: Driver) -> list[Problem]:
         *(_orphan(id) for id in orphans if id in set(driver.ids())),
         *(_half_done(key, state) for key, state in store.half_done()),
         *(_lost(key) for key in store.lost()),
+        *(_failed(key) for key in store.failed()),
     ]
 
 
@@ -43,3 +44,8 @@ def _half_done(key: str, state: str) -> Problem:
 def _lost(key: str) -> Problem:
     what = "it was not yet on disk when the machine lost power, and other snapshots stand on it"
     return Problem(key, what, "pull its image again, or remove it and what stands on it")
+
+
+def _failed(key: str) -> Problem:
+    what = "the disk has failed to write it: the next start of the machine drops it"
+    return Problem(key, what, "see dmesg, remove it and what stands on it, then pull again")

@@ -62,8 +62,10 @@ class SnapshotterChore:
 
     def work(self) -> None:
         """Sync first: the commits are what a loss of power would undo."""
-        self._engine.sync()
-        self._engine.reap(rest=REST)
+        try:
+            self._engine.sync()
+        finally:  # a full disk fails a sync until something is freed
+            self._engine.reap(rest=REST)
 
 
 class ContentChore:
