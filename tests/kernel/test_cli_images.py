@@ -319,14 +319,9 @@ def test_global_options_anywhere(tmp_path: Path) -> None:
 
 
 def test_roots(tmp_path: Path) -> None:
-    def lamina(root: str, **options: object) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
-            [PROGRAM, "images", "ls", "--root", root],
-            cwd=tmp_path,
-            capture_output=True,
-            check=False,
-            **options,  # type: ignore[call-overload]  # the tests' own options
-        )
+    def lamina(root: str, *, umask: int = 0o022) -> subprocess.CompletedProcess[bytes]:
+        words = [PROGRAM, "images", "ls", "--root", root]
+        return subprocess.run(words, cwd=tmp_path, capture_output=True, check=False, umask=umask)
 
     assert lamina("relative").returncode == 0
     assert lamina("").returncode == 2

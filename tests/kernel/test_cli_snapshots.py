@@ -206,7 +206,7 @@ with lamina.open(sys.argv[1]) as store:
 
 def test_temporary_mounts_of_a_killed_process_are_swept(command: Command) -> None:
     """Those of a living one are not."""
-    program = [sys.executable, "-c", _HOLDER, command.root]
+    program = [sys.executable, "-c", _HOLDER, str(command.root)]
     process = subprocess.Popen(program, stdout=subprocess.PIPE)
     assert process.stdout is not None
     with process, process.stdout as said:
