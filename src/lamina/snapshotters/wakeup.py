@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
+import logging
 import os
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ from lamina.snapshotters.plugin import AnyPlugin, SnapshotterConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+log = logging.getLogger(__name__)
 
 LOCK = "janitor.lock"
 REGISTRATIONS = "janitor.d"
@@ -77,10 +80,14 @@ class Janitor:
             self._coming = None  # whoever wakes from now on may come too late for this one
         try:
             child = None if janitor_runs(self._root) else _spawn(self._root)
+        except OSError as error:  # whoever opens the root next wakes it
+            log.warning("cannot start the janitor: %s", error)
+            return
         finally:
             started.set()
         if child is not None:
-            os.waitpid(child, 0)
+            with suppress(ChildProcessError):  # a program that ignores SIGCHLD has no children
+                os.waitpid(child, 0)
 
 
 def janitor_runs(root: Path) -> bool:
