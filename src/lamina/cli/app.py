@@ -99,7 +99,9 @@ def _set_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
     if value:
         # What the HTTP library logs has whole URLs, with the signatures of storage providers.
         logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
-        logging.getLogger("lamina").setLevel(logging.DEBUG)
+        logger = logging.getLogger("lamina")
+        logger.setLevel(logging.DEBUG)
+        logger.handlers.clear()
 
 
 def _global_options() -> list[click.Option]:

@@ -86,7 +86,15 @@ def cli() -> None:
 def main() -> NoReturn:
     """Run the command line and exit with the error tree's code."""
     signal.signal(signal.SIGTERM, _terminate)
+    logging.getLogger("lamina").addHandler(_Warnings(logging.WARNING))
     _leave(_run(App()))
+
+
+class _Warnings(logging.Handler):
+    """Prints what is to be known although it is no failure, each in one line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _say(f"warning: {record.getMessage()}")
 
 
 def _terminate(*_: object) -> NoReturn:
@@ -141,9 +149,13 @@ def _fail_system(error: OSError) -> int:
 
 
 def _fail(message: str, code: int) -> int:
+    _say(message)
+    return code
+
+
+def _say(message: str) -> None:
     """Print one line; a name in it may hold what would break the line or command the terminal."""
     try:
         click.echo(f"lamina: {printable(message)}", err=True)
     except OSError:
         pass  # nobody can be told
-    return code
