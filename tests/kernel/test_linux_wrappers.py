@@ -308,7 +308,6 @@ def test_loop_configured_in_steps_as_on_old_kernels(
         pytest.param("overlay", marks=pytest.mark.overlay),
         pytest.param("overlay_userxattr", marks=pytest.mark.overlay),
         pytest.param("overlay_on_idmapped", marks=[pytest.mark.overlay, pytest.mark.idmap]),
-        "directory_types",
         pytest.param("loop", marks=pytest.mark.loop),
         pytest.param("fuse", marks=pytest.mark.fuse),
     ],
@@ -327,7 +326,7 @@ def test_probe_of_shared_blocks(reflink_dir: Path) -> None:
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("name", ["overlay", "directory_types", "loop", "reflink"])
+@pytest.mark.parametrize("name", ["overlay", "loop", "reflink"])
 def test_probes_give_a_reason(name: str) -> None:
     assert getattr(probes, name)(Path("/proc")) == "No such file or directory"
 

@@ -21,7 +21,10 @@ from lamina.snapshotters.engine import Engine
 from lamina.snapshotters.native.copy import copy_tree
 from lamina.snapshotters.native.driver import NativeDriver
 from lamina.snapshotters.overlayfs.driver import OverlayDriver
+from lamina.snapshotters.overlayfs.plugin import PLUGIN as OVERLAYFS
+from lamina.snapshotters.overlayfs.plugin import OverlayConfig
 from lamina.snapshotters.tree import remove_tree
+from tests.filesystems import mounted
 
 pytestmark = pytest.mark.root
 
@@ -108,6 +111,16 @@ def test_copy_shares_nothing_with_its_source(tmp_path: Path) -> None:
     copy_tree(source, target)
     (target / "file").write_text("new")
     assert (source / "file").read_text() == "old"
+
+
+@pytest.mark.loop
+def test_overlayfs_refuses_a_filesystem_that_lists_no_types(tmp_path: Path) -> None:
+    with mounted(tmp_path, "mkfs.ext4", "-q", "-O", "^filetype") as disk:
+        for _ in range(2):
+            with pytest.raises(FailedPrecondition, match="does not support d_type"):
+                OVERLAYFS.load(OverlayConfig(), disk / "sn")
+    OVERLAYFS.load(OverlayConfig(), tmp_path / "sn").close()
+    assert [path.name for path in (tmp_path / "sn").iterdir()] == ["snapshots"]
 
 
 def test_removal_does_not_reach_into_a_root_made_anew(tmp_path: Path) -> None:

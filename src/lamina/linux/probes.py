@@ -6,10 +6,8 @@ when it worked, else the reason in a few words.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import os
-import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,15 +15,9 @@ from pathlib import Path
 
 from lamina.core.mount import escape_option
 from lamina.linux import mountapi as api
-from lamina.linux.libc import function
 from lamina.linux.reflink import clone_file
 
-_DT_UNKNOWN = 0
-_DIRENT64 = struct.Struct("=QqHB")
-"""d_ino, d_off, d_reclen, d_type of `struct linux_dirent64`, in native byte order."""
 _MAP = "0 100000 65536\n"
-
-_getdents64 = function("getdents64", ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
 
 
 def _probe(body: Callable[[Path], None]) -> Callable[[Path], str | None]:
@@ -90,24 +82,6 @@ def overlay_on_idmapped(directory: Path) -> None:
         os.close(userns)
     with _unmounted(mapped):
         _overlay(directory, "")
-
-
-@_probe
-def directory_types(directory: Path) -> None:
-    """Read an entry's type from the directory itself, which overlay depends on."""
-    (directory / "file").touch()
-    buffer = ctypes.create_string_buffer(4096)
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        size = _getdents64(fd, buffer, len(buffer))
-    finally:
-        os.close(fd)
-    offset = 0
-    while offset < size:
-        _, _, length, kind = _DIRENT64.unpack_from(buffer, offset)
-        if kind == _DT_UNKNOWN:
-            raise OSError(0, "the filesystem does not support d_type; make xfs with ftype=1")
-        offset += length
 
 
 @_probe

@@ -49,13 +49,18 @@ def _load(config: OverlayConfig, root: Path) -> Driver:
     from lamina.snapshotters.overlayfs.driver import OverlayDriver
 
     root.mkdir(0o700, parents=True, exist_ok=True)
-    support.require_d_type(root)
-    return OverlayDriver(
+    driver = OverlayDriver(
         root,
         abilities=support.abilities(slow_chown=config.slow_chown),
         mount_options=support.overlay_options(root, config.mount_options),
         upperdir_label=config.upperdir_label,
     )
+    try:
+        support.require_d_type(root)  # now that there is an entry to look at
+    except BaseException:
+        driver.close()
+        raise
+    return driver
 
 
 def _probe(config: OverlayConfig, directory: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lamina.core.driver import Ability
 from lamina.errors import FailedPrecondition
-from lamina.linux import probes
+from lamina.linux.dirent import types_are_known
 from lamina.linux.userns import in_user_namespace
 
 INDEX_PARAMETER = Path("/sys/module/overlay/parameters/index")
@@ -23,10 +23,9 @@ def require_d_type(root: Path) -> None:
     Raises:
         FailedPrecondition: it does not.
     """
-    reason = probes.directory_types(root)
-    if reason is not None:
+    if not types_are_known(root):
         raise FailedPrecondition(
-            f"use {root} for overlayfs: its filesystem does not support d_type: {reason}",
+            f"use {root} for overlayfs: its filesystem does not support d_type",
             hint="if it is xfs, make it anew with `mkfs.xfs -n ftype=1`; or move the root",
         )
 
@@ -36,12 +35,18 @@ def overlay_options(root: Path, configured: Iterable[str]) -> tuple[str, ...]:
     options = tuple(configured)
     names = {option.partition("=")[0] for option in options}
     needed = []
-    if "userxattr" not in names and in_user_namespace() and not probes.overlay_userxattr(root):
+    if "userxattr" not in names and in_user_namespace() and _can_use_userxattr(root):
         needed.append("userxattr")
     if "index" not in names and INDEX_PARAMETER.exists():
         # A kernel that defaults to index=on refuses an upper directory that has been moved.
         needed.append("index=off")
     return (*options, *needed)
+
+
+def _can_use_userxattr(root: Path) -> bool:
+    from lamina.linux import probes  # only user namespaces pay for it
+
+    return probes.overlay_userxattr(root) is None
 
 
 def abilities(*, slow_chown: bool) -> frozenset[Ability]:
