@@ -209,7 +209,7 @@ def settle(mount_fd: int, options: MountOptions) -> None:
     """
     try:
         set_propagation(mount_fd, options)
-    except OSError:
+    except BaseException:
         api.umount2(fd_path(mount_fd), api.MNT_DETACH)
         raise
 

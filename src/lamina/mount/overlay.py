@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 
 from lamina.core.mount import Mount, split_option, unescape_option
@@ -96,14 +96,14 @@ class Overlay(Operation):
         common directory sits on the target while the overlay is made, on one of its own layers.
         """
         first = unescape_option(self._relative()[0])
-        with closing(self._idmapped_copy()) as base:
+        with ExitStack() as stack:
+            base = stack.enter_context(closing(self._idmapped_copy()))
             with _attached_for_a_while(base, target_fd):
                 with closing(os.open(first, _PATH_ONLY, dir_fd=base)) as layer:
                     self._create_below(base, layer)
-                result = api.open_tree(first, dir_fd=base)
-            with closing(result):
-                api.move_mount(result, target_fd)
-                settle(result, self.options)
+                result = stack.enter_context(closing(api.open_tree(first, dir_fd=base)))
+            api.move_mount(result, target_fd)
+            settle(result, self.options)
 
     def _idmapped_copy(self) -> int:
         copy = api.open_tree(unescape_option(self.base), recursive=True)
