@@ -15,7 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.faulty_registry import Fault, FaultyRegistry, Handler, faulty_registry, stall
+from tests.faulty_registry import (
+    Fault,
+    FaultyRegistry,
+    Handler,
+    basic,
+    faulty_registry,
+    stall,
+)
 from tests.fixtures_command import PROGRAM, Command, workers
 from tests.fixtures_registry import LocalRegistry
 from tests.images import ARCHITECTURE, OCI_INDEX, ImageFiles, Layer, digest, image, index
@@ -350,3 +357,27 @@ def test_without_home_user_and_locale(command: Command, faulty: FaultyRegistry) 
             [*nobody, *command.argv(*words)], env=environment, capture_output=True, check=False
         )
         assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_debugging_shows_no_password(command: Command, faulty: FaultyRegistry) -> None:
+    ref = serve(faulty, three_layers())
+    faulty.challenge, faulty.accepted = 'Basic realm="test"', {basic("me:secret")}
+    words = ["images", "pull", "--plain-http", "-u", "me:secret", ref]
+    said = command.run("--debug", *words).stderr.decode()
+    assert f"GET http://{faulty.host}/v2/team/app/manifests/1" in said
+    assert "secret" not in said
+    assert basic("me:secret").removeprefix("Basic ") not in said
+
+
+def test_a_read_only_root(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = Command(disk / "root")
+    subprocess.run(["mount", "-t", "tmpfs", "none", disk], check=True)
+    try:
+        command.run("images", "ls")
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        for words in (["images", "ls"], ["snapshots", "ls"], ["run", "--rm", "x", "y"], ["fsck"]):
+            assert "Read-only file system" in command.error(*words, code=5)
+    finally:
+        subprocess.run(["umount", disk], check=True)
