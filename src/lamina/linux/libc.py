@@ -17,7 +17,6 @@ Pathish = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
-AT_SYMLINK_NOFOLLOW = 0x100
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

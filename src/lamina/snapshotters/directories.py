@@ -9,8 +9,10 @@ from __future__ import annotations
 import errno
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
+from lamina.core.snapshot import EMPTY_LABELS
 from lamina.linux.inode_flags import FS_TOPDIR_FL, get_flags, set_flags
 from lamina.linux.sync import syncfs
 from lamina.snapshotters.tree import remove_tree_in
@@ -20,8 +22,8 @@ _STORED = re.compile(rf"(?:{_REMOVED})?([1-9][0-9]{{0,17}})", re.ASCII)
 _NO_FLAGS = frozenset({errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EACCES})
 
 
-class SnapshotDirectories:
-    """The directories of one snapshotter.
+class DirectoryDriver:
+    """The part of a driver that is the same for all that keep a directory per snapshot.
 
     Args:
         root: the snapshotter's own directory; made (0700) when absent.
@@ -60,6 +62,10 @@ class SnapshotDirectories:
     def sync(self) -> None:
         """Sync the filesystem that they are on."""
         syncfs(self._fd)
+
+    def info_labels(self, id: int) -> Mapping[str, str]:
+        """Return none."""
+        return EMPTY_LABELS
 
     def close(self) -> None:
         """Close the descriptor; calling it again does nothing."""

@@ -9,18 +9,17 @@ containerd: that is what its removal frees, unless the copy shares blocks (refli
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from lamina.core.driver import Ability, Snapshot
 from lamina.core.mount import Mount
-from lamina.core.snapshot import EMPTY_LABELS, Kind, Usage
+from lamina.core.snapshot import Kind, Usage
 from lamina.layer.usage import disk_usage
-from lamina.snapshotters.directories import SnapshotDirectories, make_directory
+from lamina.snapshotters.directories import DirectoryDriver, make_directory
 from lamina.snapshotters.native.copy import copy_tree
 
 
-class NativeDriver:
+class NativeDriver(DirectoryDriver):
     """The native driver.
 
     Args:
@@ -29,21 +28,18 @@ class NativeDriver:
 
     abilities: frozenset[Ability] = frozenset()
 
-    def __init__(self, root: Path) -> None:
-        self._directories = SnapshotDirectories(root)
-
     def create(self, snapshot: Snapshot) -> None:
         """Copy the parent; a View needs none, since it is mounted from the parent itself."""
-        directory = self._directories.of(snapshot.id)
+        directory = self.of(snapshot.id)
         make_directory(directory, 0o755)
         if snapshot.parents and snapshot.kind == Kind.ACTIVE:
-            copy_tree(self._directories.of(snapshot.parents[0]), directory)
+            copy_tree(self.of(snapshot.parents[0]), directory)
 
     def mounts(self, snapshot: Snapshot) -> list[Mount]:
         """Return a bind mount of the directory, or for a View of its parent's."""
         if snapshot.kind == Kind.ACTIVE:
-            return [_bind(self._directories.of(snapshot.id), "rw")]
-        return [_bind(self._directories.of((*snapshot.parents, snapshot.id)[0]), "ro")]
+            return [_bind(self.of(snapshot.id), "rw")]
+        return [_bind(self.of((*snapshot.parents, snapshot.id)[0]), "ro")]
 
     def seal(self, snapshot: Snapshot) -> Usage:
         """Measure; the directory stays what it is."""
@@ -51,27 +47,7 @@ class NativeDriver:
 
     def usage(self, snapshot: Snapshot) -> Usage:
         """Measure the whole directory."""
-        return disk_usage(self._directories.of(snapshot.id))
-
-    def destroy(self, id: int) -> None:
-        """Remove the snapshot's directory."""
-        self._directories.destroy(id)
-
-    def ids(self) -> list[int]:
-        """List the directories, those being removed included."""
-        return self._directories.ids()
-
-    def sync(self) -> None:
-        """Sync the filesystem that the snapshots are on."""
-        self._directories.sync()
-
-    def info_labels(self, id: int) -> Mapping[str, str]:
-        """Return none."""
-        return EMPTY_LABELS
-
-    def close(self) -> None:
-        """Close the directory; calling it again does nothing."""
-        self._directories.close()
+        return disk_usage(self.of(snapshot.id))
 
 
 def _bind(source: Path, access: str) -> Mount:

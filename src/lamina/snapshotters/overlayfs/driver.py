@@ -16,15 +16,15 @@ from pathlib import Path
 from lamina.core.driver import Ability, Snapshot
 from lamina.core.labels import OVERLAY_UPPERDIR, OVERLAY_VOLATILE
 from lamina.core.mount import Mount, escape_option
-from lamina.core.snapshot import EMPTY_LABELS, Kind, Usage
+from lamina.core.snapshot import Kind, Usage
 from lamina.layer.usage import disk_usage
 from lamina.meta.boot import boot_id
-from lamina.snapshotters.directories import SnapshotDirectories, make_directory
+from lamina.snapshotters.directories import DirectoryDriver, make_directory
 from lamina.snapshotters.overlayfs.mappings import mapped_root, mapping_options
 from lamina.snapshotters.overlayfs.volatile import check_volatile, prepare_volatile
 
 
-class OverlayDriver:
+class OverlayDriver(DirectoryDriver):
     """The overlayfs driver.
 
     Args:
@@ -44,7 +44,7 @@ class OverlayDriver:
         upperdir_label: bool = False,
         boot: str = "",
     ) -> None:
-        self._directories = SnapshotDirectories(root)
+        super().__init__(root)
         self._abilities = abilities
         self._mount_options = mount_options
         self._upperdir_label = upperdir_label
@@ -60,7 +60,7 @@ class OverlayDriver:
         owner = mapped_root(snapshot.labels)
         if not snapshot.parents and Ability.REMAP_IDS in self._abilities:
             owner = None  # the id-mapped bind mount of `fs` makes the mapped root of id 0
-        directory = self._directories.of(snapshot.id)
+        directory = self.of(snapshot.id)
         fs = directory / "fs"
         make_directory(directory, 0o700)
         make_directory(fs, 0o755)
@@ -87,7 +87,7 @@ class OverlayDriver:
         return [_overlay((*mapping, self._lowerdir(snapshot.parents), *self._mount_options))]
 
     def _writable(self, snapshot: Snapshot, mapping: tuple[str, ...]) -> Mount:
-        directory = self._directories.of(snapshot.id)
+        directory = self.of(snapshot.id)
         options = (
             *mapping,
             f"workdir={escape_option(directory / 'work')}",
@@ -102,42 +102,26 @@ class OverlayDriver:
 
     def _lowerdir(self, parents: tuple[int, ...]) -> str:
         # Made of strings, because up to 500 layers as Paths would take longer than all the rest.
-        directory = escape_option(self._directories.path)
+        directory = escape_option(self.path)
         return "lowerdir=" + ":".join(f"{directory}/{id}/fs" for id in parents)
 
     def seal(self, snapshot: Snapshot) -> Usage:
         """Measure; the upper directory becomes a lower one as it is."""
-        check_volatile(self._directories.of(snapshot.id), self._boot)
+        check_volatile(self.of(snapshot.id), self._boot)
         return self.usage(snapshot)
 
     def usage(self, snapshot: Snapshot) -> Usage:
         """Measure the upper directory."""
         return disk_usage(self._fs(snapshot.id))
 
-    def destroy(self, id: int) -> None:
-        """Remove the snapshot's directory."""
-        self._directories.destroy(id)
-
-    def ids(self) -> list[int]:
-        """List the directories, those being removed included."""
-        return self._directories.ids()
-
-    def sync(self) -> None:
-        """Sync the filesystem that the snapshots are on."""
-        self._directories.sync()
-
     def info_labels(self, id: int) -> Mapping[str, str]:
         """Return the upper directory, if the configuration wants it shown."""
         if not self._upperdir_label:
-            return EMPTY_LABELS
+            return super().info_labels(id)
         return {OVERLAY_UPPERDIR: str(self._fs(id))}
 
-    def close(self) -> None:
-        """Close the directory; calling it again does nothing."""
-        self._directories.close()
-
     def _fs(self, id: int) -> Path:
-        return self._directories.of(id) / "fs"
+        return self.of(id) / "fs"
 
 
 def _bind(source: Path, options: tuple[str, ...]) -> Mount:
