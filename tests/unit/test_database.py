@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,3 +55,31 @@ def test_ended_threads_leave_no_descriptors_open(database: Database) -> None:
              if os.path.lexists(f"/proc/self/fd/{fd}")]  # fmt: skip
     # This thread's, and those of the last one that ended.
     assert names.count(str(database.path)) <= 2
+
+
+OPEN_AT_ONCE = """
+import sys
+from pathlib import Path
+from lamina.meta.database import Database
+sys.stdin.readline()
+for path in sys.argv[2:]:
+    database = Database(Path(path), (sys.argv[1],))
+    with database.write() as connection:
+        connection.execute("INSERT INTO t DEFAULT VALUES")
+    database.close()
+"""
+
+
+def test_processes_make_a_new_database_at_once(tmp_path: Path) -> None:
+    paths = [str(tmp_path / str(number)) for number in range(40)]
+    argv = [sys.executable, "-c", OPEN_AT_ONCE, SCHEMA, *paths]
+    waiting, go = os.pipe()
+    processes = [subprocess.Popen(argv, stdin=waiting) for _ in range(4)]
+    os.close(waiting)
+    time.sleep(0.5)  # until all have started, more or less
+    os.close(go)
+    assert [process.wait(60) for process in processes] == [0] * 4
+    for path in paths:
+        database = Database(Path(path), (SCHEMA,))
+        assert len(rows(database)) == 4
+        database.close()

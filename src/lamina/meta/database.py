@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import ClassVar
 from lamina.errors import DataLoss, LaminaError, PermissionDenied, ResourceExhausted, Unavailable
 
 BUSY_SECONDS = 60
+_PAUSE_SECONDS = 0.005
 
 
 class Database:
@@ -98,7 +100,7 @@ class Database:
             )
             self._all[threading.current_thread()] = connection
             connection.row_factory = sqlite3.Row
-            connection.execute("PRAGMA journal_mode=WAL")
+            _use_wal(connection)
             connection.execute("PRAGMA foreign_keys=ON")
             self._local.connection = connection
         return connection
@@ -129,6 +131,23 @@ class Database:
     def _version(self) -> int:
         with self.read() as connection:
             return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Switch a new file to WAL.
+
+    SQLite gives up at once, and asks no busy handler, where another connection is doing the same.
+    """
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(_PAUSE_SECONDS)
+        else:
+            return
 
 
 @contextmanager
