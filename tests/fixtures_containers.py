@@ -7,18 +7,23 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lamina.mount import temp_mount
-from tests.containers_program import CHAIN_ID, OneImageStore
+from lamina.core.digest import Digest
+from lamina.core.snapshot import Kind
+from lamina.images.manifest import OCI_MANIFEST, Descriptor
+from lamina.store import Store
+from tests.archives import gnu_tar
+from tests.images import OCI_LAYER, Layer, digest, image
+from tests.startup import LAMINA
 
+IMAGE = "docker.io/library/busybox:latest"
 _APPLETS = """
     cat echo env false grep head hostname id kill ls mkdir mount pwd readlink sh sleep stty touch
     true tty wc
@@ -36,7 +41,7 @@ class Machine:
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def argv(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "tests.containers_program", str(self.root), *arguments]
+        return [LAMINA, "--root", str(self.root), *arguments]
 
     def lamina(
         self, *arguments: str, stdin: bytes = b"", code: int | None = 0
@@ -62,6 +67,16 @@ class Machine:
         self.started.append(process)
         return process
 
+    def add_image(self, tar: bytes, config: Mapping[str, object]) -> None:
+        """Add the image `busybox` of one layer; an earlier one loses the name."""
+        files = image(Layer(tar, digest(tar), OCI_LAYER), config=config)
+        with Store(self.root) as store:
+            for blob in (*files.blobs, files.manifest):
+                found = Descriptor(OCI_MANIFEST, Digest(digest(blob)), len(blob))
+                store.images.content.put(blob, found)
+            store.images.catalogue.put(IMAGE, found)
+            store.unpack(IMAGE)
+
     def tasks(self) -> dict[str, tuple[int, str]]:
         """Return process id and status of each task."""
         found = json.loads(self.lamina("tasks", "ls", "--json").stdout)
@@ -71,13 +86,10 @@ class Machine:
         """Name what is there of containers: bundles, records, snapshots, mounts, cgroups."""
         bundles = self.root / "containers"
         found = [f"bundle {path.name}" for path in bundles.glob("*")]
-        store = OneImageStore(self.root)
-        try:
+        with Store(self.root) as store:
             found += [f"record {container.id}" for container in store.containers.list()]
-            snapshots = [info.name for info in store.overlayfs.walk()]
-            found += [f"snapshot {name}" for name in snapshots if name != CHAIN_ID]
-        finally:
-            store.close()
+            snapshots = store.snapshotter().walk()
+            found += [f"snapshot {info.name}" for info in snapshots if info.kind != Kind.COMMITTED]
         mounts = Path("/proc/self/mountinfo").read_text().splitlines()
         found += [f"mount {line}" for line in mounts if str(self.root) in line]
         groups = Path("/sys/fs/cgroup").glob(f"**/lamina-*{self.id}*")
@@ -94,12 +106,14 @@ class Machine:
 
 
 @pytest.fixture
-def machine(root_dir: Path, container_id: str) -> Iterator[Machine]:
+def machine(root_dir: Path, tmp_path: Path, container_id: str) -> Iterator[Machine]:
     root_dir.mkdir(mode=0o711, parents=True)
     config = {"Env": ["PATH=/bin", "FROM_IMAGE=yes"], "Cmd": ["echo", "from the image"]}
-    (root_dir / "image.json").write_text(json.dumps({"os": "linux", "config": config}))
-    _make_image(root_dir)
+    rootfs = tmp_path / "busybox"
+    rootfs.mkdir()
+    make_rootfs(rootfs)
     machine = Machine(root_dir, container_id)
+    machine.add_image(gnu_tar(rootfs), config)
     yield machine
     machine.close()
 
@@ -134,14 +148,3 @@ def make_rootfs(directory: Path) -> None:
     (directory / "etc/group").write_text(_GROUP)
     (directory / "etc/hosts").touch()
     (directory / "etc/resolv.conf").touch()
-
-
-def _make_image(root: Path) -> None:
-    store = OneImageStore(root)
-    try:
-        mounts = store.overlayfs.prepare("image")
-        with temp_mount(mounts, dir=root) as directory:
-            make_rootfs(directory)
-        store.overlayfs.commit(CHAIN_ID, "image")
-    finally:
-        store.close()

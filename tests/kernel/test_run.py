@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures_containers import Machine, alive, make_rootfs, wait_for
+from tests.startup import HEAVY, imported
 
 pytestmark = [pytest.mark.root, pytest.mark.runtime, pytest.mark.overlay]
 
@@ -239,6 +240,18 @@ def test_missing_runtime_is_one_line(machine: Machine) -> None:
         assert len(done.stderr.splitlines()) == 1
         assert runtime in done.stderr
     assert machine.leftovers() == []
+
+
+def test_an_image_run_before_needs_no_reading_of_manifests(machine: Machine) -> None:
+    """What a second run of an image imports is what every run costs."""
+    arguments = ["--root", str(machine.root), "run", "--rm", "busybox", machine.id, "true"]
+    assert "lamina.images.manifest" in imported(*arguments)
+    modules = imported(*arguments)
+    assert "lamina.runtime.start" in modules
+    assert modules & HEAVY == set()
+    # To read a short name is all that is needed of images.
+    images = {name for name in modules if name.startswith("lamina.images")}
+    assert images == {"lamina.images", "lamina.images.reference"}
 
 
 def test_rm_and_detach_exclude_each_other(machine: Machine) -> None:

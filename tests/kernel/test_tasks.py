@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.archives import gnu_tar
 from tests.fixtures_containers import Machine, alive, wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.runtime, pytest.mark.overlay]
@@ -124,9 +125,9 @@ def test_signal_to_an_exec_process(sleeping: Machine) -> None:
     assert sleeping.tasks()[id][1] == "RUNNING"
 
 
-def test_kill_sends_the_stop_signal_of_the_image(machine: Machine) -> None:
-    config = machine.root / "image.json"
-    config.write_text(config.read_text().replace('"Env"', '"StopSignal": "SIGUSR1", "Env"'))
+def test_kill_sends_the_stop_signal_of_the_image(machine: Machine, tmp_path: Path) -> None:
+    machine.run("true")
+    machine.add_image(gnu_tar(tmp_path / "busybox"), {"StopSignal": "SIGUSR1"})
     script = "trap 'exit 11' USR1; while :; do sleep 0.05; done"
     machine.lamina("run", "-d", "busybox", machine.id, "sh", "-c", script)
     time.sleep(0.2)
