@@ -27,7 +27,7 @@ from tests.roots import SMALL, SNAPSHOTTERS, Root, small_files, three_layers
 pytest_plugins = ["tests.fixtures_registry"]
 pytestmark = [pytest.mark.root, pytest.mark.overlay]
 
-KILLS = 40
+KILLS = 104
 HASTY = RetryPolicy(attempts=1, mirror_attempts=1)
 
 

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.root
 
 REPOSITORY = Path(__file__).parents[2]
 SEED = 20261123
-KILLS = {"overlayfs": 40, "native": 20}
+KILLS = {"overlayfs": 60, "native": 40}
 
 
 @contextmanager
