@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
+import itertools
 import tempfile
+import time
 from pathlib import Path
 
 from bench.figures import RUNS, Figure
 from bench.images import LARGE_LAYER, SMALL_LAYER, build
-from bench.process import CACHE, peak_memory
+from bench.process import CACHE, peak_memory, wait_for_janitor
 from bench.registry import push_layout
 from bench.startup import LAMINA
 from tests.fixtures_registry import running_registry
@@ -25,8 +25,8 @@ def measure() -> tuple[list[Figure], dict[str, str]]:
     ):
         small = push_layout(registry, build(CACHE / "small-layer", (SMALL_LAYER,)), "bench/small")
         large = push_layout(registry, build(CACHE / "large-layer", (LARGE_LAYER,)), "bench/large")
-        root = Path(name, "root")
-        pairs = [(_peak(root, large), _peak(root, small)) for _ in range(RUNS)]
+        roots = (Path(name, f"root-{number}") for number in itertools.count())
+        pairs = [(_peak(next(roots), large), _peak(next(roots), small)) for _ in range(RUNS)]
     at_large, at_small = ([float(p) for p in side] for side in zip(*pairs, strict=True))
     return [
         Figure("memory-flat", at_large, at_small, 1.2, "lamina with a tenth of the layer", "B"),
@@ -35,8 +35,8 @@ def measure() -> tuple[list[Figure], dict[str, str]]:
 
 
 def _peak(root: Path, reference: str) -> int:
-    command = [LAMINA, "--root", str(root)]
-    peak = peak_memory([*command, "images", "pull", "--quiet", "--plain-http", reference])
-    subprocess.run([*command, "snapshots", "cleanup"], check=True)
-    shutil.rmtree(root)
+    command = [LAMINA, "--root", str(root), "images", "pull", "--quiet", "--plain-http"]
+    peak = peak_memory([*command, reference])
+    time.sleep(1)  # for the janitor to start
+    wait_for_janitor(root)
     return peak

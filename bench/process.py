@@ -8,6 +8,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from lamina.snapshotters.wakeup import janitor_runs
+
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "lamina-bench")
 """Where images are kept from one run to the next."""
 
@@ -33,3 +35,9 @@ def drop_caches() -> None:
     """Write dirty pages out and forget all clean ones, so that each run starts equally cold."""
     os.sync()
     Path("/proc/sys/vm/drop_caches").write_text("3\n")
+
+
+def wait_for_janitor(root: Path) -> None:
+    """Return when no background work is done below that root, which then can be deleted."""
+    while janitor_runs(root):
+        time.sleep(0.1)

@@ -11,11 +11,12 @@ import itertools
 import os
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 from bench.figures import Figure, paired
 from bench.images import build
-from bench.process import CACHE, drop_caches, timed
+from bench.process import CACHE, drop_caches, timed, wait_for_janitor
 from bench.registry import push_layout
 from bench.startup import LAMINA
 from tests.fixtures_containerd import running_containerd
@@ -45,7 +46,10 @@ def measure() -> tuple[list[Figure], dict[str, str]]:
         def ours() -> float:
             root = Path(name, f"lamina-{next(numbers)}")
             drop_caches()
-            return timed([LAMINA, "--root", str(root), "images", "pull", *options])
+            seconds = timed([LAMINA, "--root", str(root), "images", "pull", *options])
+            time.sleep(1)  # for the janitor to start, whose sync must not run into the peer's time
+            wait_for_janitor(root)
+            return seconds
 
         def theirs() -> float:
             directory = Path(name, f"containerd-{next(numbers)}")
