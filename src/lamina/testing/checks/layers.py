@@ -16,6 +16,8 @@ Layer = Sequence[Edit]
 
 
 def make_dir(name: str, mode: int = 0o755) -> Edit:
+    """Make a directory with exactly that mode."""
+
     def edit(root: Path) -> None:
         (root / name).mkdir()
         (root / name).chmod(mode)
@@ -24,6 +26,8 @@ def make_dir(name: str, mode: int = 0o755) -> Edit:
 
 
 def write(name: str, content: str, mode: int = 0o644) -> Edit:
+    """Write a file, new or not, and set its mode."""
+
     def edit(root: Path) -> None:
         (root / name).write_text(content)
         (root / name).chmod(mode)
@@ -32,6 +36,8 @@ def write(name: str, content: str, mode: int = 0o644) -> Edit:
 
 
 def remove(name: str) -> Edit:
+    """Remove a file, or a directory with all that is below it."""
+
     def edit(root: Path) -> None:
         path = root / name
         if path.is_dir() and not path.is_symlink():
@@ -43,26 +49,32 @@ def remove(name: str) -> Edit:
 
 
 def link(old: str, new: str) -> Edit:
+    """Give a file another name."""
     return lambda root: os.link(root / old, root / new)
 
 
 def symlink(target: str, name: str) -> Edit:
+    """Make a symbolic link."""
     return lambda root: (root / name).symlink_to(target)
 
 
 def rename(old: str, new: str) -> Edit:
+    """Rename, over what is there if need be."""
     return lambda root: (root / old).rename(root / new)
 
 
 def chown(name: str, uid: int, gid: int) -> Edit:
+    """Change the owner, of a link itself too."""
     return lambda root: os.chown(root / name, uid, gid, follow_symlinks=False)
 
 
 def chmod(name: str, mode: int) -> Edit:
+    """Change the mode."""
     return lambda root: (root / name).chmod(mode)
 
 
 def apply(layer: Layer, root: Path) -> None:
+    """Make all edits, in order."""
     for edit in layer:
         edit(root)
 
@@ -78,7 +90,7 @@ def tree(root: Path) -> dict[str, tuple[object, ...]]:
             if stat.S_ISREG(status.st_mode):
                 content = path.read_bytes()
             elif stat.S_ISLNK(status.st_mode):
-                content = os.readlink(path)
+                content = str(path.readlink())
             found[str(path.relative_to(root))] = (
                 status.st_mode, status.st_uid, status.st_gid, content,
             )  # fmt: skip

@@ -1,1 +1,0 @@
-"""What every snapshotter must do, whatever its driver and however it is reached."""
