@@ -1,1 +1,4 @@
-"""Lamina over gRPC: the snapshot service that containerd calls, and a client of such services."""
+"""gRPC both ways: a server for any snapshotter, and a client that is one.
+
+The transport is Lamina's own, see `docs/internals/grpc.md`.
+"""

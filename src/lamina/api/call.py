@@ -1,0 +1,65 @@
+"""What the server and the handlers of its methods know of each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, cast, overload
+
+from lamina.core.cancel import CancelToken
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a handler is told of the call beside its request.
+
+    Attributes:
+        metadata: the request's header fields by lower-case name, `-bin` ones still in base64.
+        token: cancelled when the client has given up, or is gone.
+    """
+
+    metadata: Mapping[str, str]
+    token: CancelToken
+
+    @property
+    def deadline(self) -> float | None:
+        """When the client will have given up, in `time.monotonic()` seconds; None for never."""
+        return self.token.deadline
+
+    def check(self) -> None:
+        """Return if the client still waits; else raise Cancelled or DeadlineExceeded."""
+        self.token.check()
+
+
+Handler = Callable[[bytes, Call], bytes]
+StreamHandler = Callable[[bytes, Call], Iterator[bytes]]
+
+Observer = Callable[[str, int, float], None]
+"""Told of every call that has ended: method (or `unknown`), status code, seconds it took."""
+
+
+class Method:
+    """One method of the server: one request, and one response or a stream of them.
+
+    An error of the tree that a handler raises becomes the call's status, anything else INTERNAL.
+
+    Args:
+        handle: gets the serialised request, and returns or yields serialised responses.
+        inline: run it on the event loop; only for what never waits for anything.
+        stream: `handle` yields responses.
+    """
+
+    __slots__ = ("inline", "stream", "unary")
+
+    @overload
+    def __init__(self, handle: Handler, *, inline: bool = False) -> None: ...
+
+    @overload
+    def __init__(self, handle: StreamHandler, *, stream: Literal[True]) -> None: ...
+
+    def __init__(
+        self, handle: Handler | StreamHandler, *, inline: bool = False, stream: bool = False
+    ) -> None:
+        self.inline = inline
+        self.unary = None if stream else cast(Handler, handle)
+        self.stream = cast(StreamHandler, handle) if stream else None
