@@ -1,0 +1,173 @@
+"""containerd's snapshot service, in front of any number of snapshotters."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol, Self, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from lamina.api.call import Call, Method
+from lamina.api.convert import info_from_wire, info_to_wire, mounts_to_wire, usage_to_wire
+from lamina.api.status import OK, to_status
+from lamina.api.wire import snapshots_pb2 as pb
+from lamina.core.snapshot import Info, Snapshotter
+from lamina.errors import InvalidArgument
+
+SERVICE = "containerd.services.snapshots.v1.Snapshots"
+LIST_BATCH = 100
+"""Descriptions in one message of List, as containerd sends them."""
+
+Lookup = Callable[[str], Snapshotter]
+"""Returns the snapshotter that a request names, or raises what the caller is to be told."""
+
+Observer = Callable[[str, str, int, float], None]
+"""Told of every call that has ended: its name (`Stat`), the snapshotter's name as in the request
+("" where none is meant by it), the status code, and the seconds it took."""
+
+
+def snapshots_methods(lookup: Lookup, observe: Observer) -> Mapping[str, Method]:
+    """Return the service's methods by path, for a `Server`."""
+    service = _Service(lookup, observe)
+    methods = {
+        # These two never wait: one read of the store each, and a driver's `mounts` is cheap.
+        "Stat": service.unary("Stat", pb.StatSnapshotRequest, _stat, inline=True),
+        "Mounts": service.unary("Mounts", pb.MountsRequest, _mounts, inline=True),
+        "Prepare": service.unary("Prepare", pb.PrepareSnapshotRequest, _prepare),
+        "View": service.unary("View", pb.ViewSnapshotRequest, _view),
+        "Commit": service.unary("Commit", pb.CommitSnapshotRequest, _commit),
+        "Remove": service.unary("Remove", pb.RemoveSnapshotRequest, _remove),
+        "Update": service.unary("Update", pb.UpdateSnapshotRequest, _update),
+        "Usage": service.unary("Usage", pb.UsageRequest, _usage),
+        "Cleanup": service.unary("Cleanup", pb.CleanupRequest, _cleanup),
+        "List": Method(service.list, stream=True),
+    }
+    return {f"/{SERVICE}/{name}": method for name, method in methods.items()}
+
+
+class _Request(Protocol):
+    """What all requests have."""
+
+    snapshotter: str
+
+    @classmethod
+    def FromString(cls, s: bytes) -> Self: ...
+
+
+R = TypeVar("R", bound=_Request)
+
+
+class _Service:
+    """Does for every method what is the same for all."""
+
+    def __init__(self, lookup: Lookup, observe: Observer) -> None:
+        self._lookup = lookup
+        self._observe = observe
+
+    def unary(
+        self,
+        name: str,
+        kind: type[R],
+        handle: Callable[[Snapshotter, R], Message | None],
+        *,
+        inline: bool = False,
+    ) -> Method:
+        """Return a method; `handle` may return None for the empty response."""
+
+        def handler(data: bytes, call: Call) -> bytes:
+            started = time.perf_counter()
+            snapshotter, code = "", OK
+            try:
+                request = _decode(kind, data)
+                target = self._lookup(request.snapshotter)
+                snapshotter = request.snapshotter
+                response = handle(target, request)
+                return b"" if response is None else response.SerializeToString()
+            except BaseException as error:
+                code, _ = to_status(error)
+                raise
+            finally:
+                self._observe(name, snapshotter, code, time.perf_counter() - started)
+
+        return Method(handler, inline=inline)
+
+    def list(self, data: bytes, call: Call) -> Iterator[bytes]:
+        """Yield the messages of List; none at all where no snapshot matches."""
+        started = time.perf_counter()
+        snapshotter, code = "", OK
+        try:
+            request = _decode(pb.ListSnapshotsRequest, data)
+            target = self._lookup(request.snapshotter)
+            snapshotter = request.snapshotter
+            for batch in _batches(target.walk(list(request.filters))):
+                call.check()
+                yield pb.ListSnapshotsResponse(info=batch).SerializeToString()
+        except BaseException as error:
+            code, _ = to_status(error)
+            raise
+        finally:
+            self._observe("List", snapshotter, code, time.perf_counter() - started)
+
+
+def _stat(snapshotter: Snapshotter, request: pb.StatSnapshotRequest) -> Message:
+    return pb.StatSnapshotResponse(info=info_to_wire(snapshotter.stat(request.key)))
+
+
+def _mounts(snapshotter: Snapshotter, request: pb.MountsRequest) -> Message:
+    return pb.MountsResponse(mounts=mounts_to_wire(snapshotter.mounts(request.key)))
+
+
+def _prepare(snapshotter: Snapshotter, request: pb.PrepareSnapshotRequest) -> Message:
+    labels = dict(request.labels) or None
+    mounts = snapshotter.prepare(request.key, request.parent, labels=labels)
+    return pb.PrepareSnapshotResponse(mounts=mounts_to_wire(mounts))
+
+
+def _view(snapshotter: Snapshotter, request: pb.ViewSnapshotRequest) -> Message:
+    labels = dict(request.labels) or None
+    mounts = snapshotter.view(request.key, request.parent, labels=labels)
+    return pb.ViewSnapshotResponse(mounts=mounts_to_wire(mounts))
+
+
+def _commit(snapshotter: Snapshotter, request: pb.CommitSnapshotRequest) -> None:
+    labels = dict(request.labels) or None
+    snapshotter.commit(request.name, request.key, labels=labels, parent=request.parent)
+
+
+def _remove(snapshotter: Snapshotter, request: pb.RemoveSnapshotRequest) -> None:
+    snapshotter.remove(request.key)
+
+
+def _update(snapshotter: Snapshotter, request: pb.UpdateSnapshotRequest) -> Message:
+    if not request.HasField("info"):
+        raise InvalidArgument("update snapshot: the request has no info")
+    info = info_from_wire(request.info)
+    stored = snapshotter.update(info, *request.update_mask.paths)
+    return pb.UpdateSnapshotResponse(info=info_to_wire(stored))
+
+
+def _usage(snapshotter: Snapshotter, request: pb.UsageRequest) -> Message:
+    return usage_to_wire(snapshotter.usage(request.key))
+
+
+def _cleanup(snapshotter: Snapshotter, request: pb.CleanupRequest) -> None:
+    snapshotter.cleanup()
+
+
+def _decode(kind: type[R], data: bytes) -> R:
+    try:
+        return kind.FromString(data)
+    except DecodeError as error:
+        raise InvalidArgument(f"decode {kind.__name__}: {error}") from error
+
+
+def _batches(infos: Iterator[Info]) -> Iterator[list[pb.Info]]:
+    batch: list[pb.Info] = []
+    for info in infos:
+        batch.append(info_to_wire(info))
+        if len(batch) == LIST_BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
