@@ -1,4 +1,4 @@
-"""containerd's configuration file, as far as it concerns snapshotters.
+"""containerd's configuration file, as far as it concerns snapshotters and their daemon.
 
 A file that containerd 1.x or 2.x reads (version 2 and up) is read as it is: what Lamina has no use
 for is passed over, what it uses is checked completely, and all faults are reported together.
@@ -15,6 +15,7 @@ from lamina.config.section import fill, key_faults
 from lamina.errors import ConfigError, NotFound, SnapshotterSkipped
 
 if TYPE_CHECKING:
+    from lamina.config.daemon import Daemon
     from lamina.snapshotters.plugin import SnapshotterConfig, SnapshotterPlugin
 
     ConfigT = TypeVar("ConfigT", bound=SnapshotterConfig)
@@ -32,12 +33,21 @@ class Config(NamedTuple):
         root: where everything is kept; None where the file does not say.
         disabled: plugin URIs in `disabled_plugins`.
         sections: the `[plugins."io.containerd.snapshotter.v1.ID"]` tables by URI, imports merged.
+        daemon_tables: the tables of `lamina.config.daemon` by the section's name, imports merged.
     """
 
     path: Path | None = None
     root: Path | None = None
     disabled: frozenset[str] = frozenset()
     sections: Mapping[str, Section] = MappingProxyType({})
+    daemon_tables: Mapping[str, Section] = MappingProxyType({})
+
+    @property
+    def daemon(self) -> Daemon:
+        """How the daemon is to listen, log and be watched; defaults filled in."""
+        from lamina.config.daemon import daemon  # for one verb of many
+
+        return daemon(self.daemon_tables)
 
     def snapshotter(self, plugin: SnapshotterPlugin[ConfigT]) -> ConfigT:
         """Return a snapshotter's configuration, defaults filled in.
@@ -84,4 +94,5 @@ def load(path: Path, *, missing_ok: bool = False) -> Config:
         root=Path(reader.root) if reader.root else None,
         disabled=frozenset(reader.disabled),
         sections=reader.sections,
+        daemon_tables=reader.daemon,
     )

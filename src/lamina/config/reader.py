@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from lamina.config.daemon import daemon_key_faults, daemon_tables, daemon_value_faults
 from lamina.config.section import fill, key_faults, type_fault
 from lamina.errors import LaminaError
 from lamina.plugins import TWELVE, find, known
@@ -21,11 +22,11 @@ Table = dict[str, Any]
 # The keys that containerd has at the top of the file; those that Lamina uses have their type.
 _TOP_LEVEL: dict[str, type | None] = {
     "cgroup": None,
-    "debug": None,
+    "debug": dict,
     "disabled_plugins": tuple,
-    "grpc": None,
+    "grpc": dict,
     "imports": tuple,
-    "metrics": None,
+    "metrics": dict,
     "no_subreaper": None,
     "oom_score": None,
     "plugin_dir": None,
@@ -49,6 +50,7 @@ class Reader:
         root: the last `root`, "" where there is none.
         disabled: every entry of every `disabled_plugins`.
         sections: the snapshotters' tables by URI, merged key by key.
+        daemon: the tables that concern the daemon by the section's name, merged key by key.
         problems: every fault, in the order of reading; imported files' begin with the file's name.
     """
 
@@ -56,6 +58,7 @@ class Reader:
         self.root = ""
         self.disabled: set[str] = set()
         self.sections: dict[str, Table] = {}
+        self.daemon: dict[str, Table] = {}
         self.problems: list[str] = []
         self._seen: set[Path] = set()
 
@@ -77,7 +80,7 @@ class Reader:
         except OSError as error:
             self.problems.append(f"{prefix}cannot be read: {error.strerror}")
             return
-        faults = [*_top_faults(document), *_plugin_faults(document)]
+        faults = [*_top_faults(document), *_plugin_faults(document), *_daemon_faults(document)]
         self.problems += [prefix + fault for fault in faults]
         if not faults:
             self._merge(document)
@@ -89,14 +92,17 @@ class Reader:
         self.disabled.update(document.get("disabled_plugins", []))
         for uri, table in _snapshotter_tables(document):
             self.sections.setdefault(uri, {}).update(table)
+        for name, _, table in daemon_tables(document):
+            self.daemon.setdefault(name, {}).update(table)
 
     def _value_faults(self) -> Iterator[str]:
-        """Yield what the snapshotters themselves object to, in the merged sections."""
+        """Yield what the snapshotters and the daemon object to, in the merged sections."""
         for uri, table in self.sections.items():
             plugin = _plugin(uri)
             if plugin is not None:
                 faults = fill(plugin.config, table).problems()
                 yield from (f'plugins."{uri}".{fault}' for fault in faults)
+        yield from daemon_value_faults(self.daemon)
 
 
 def _imports(directory: Path, document: Table) -> Iterator[Path]:
@@ -141,6 +147,15 @@ def _plugin_faults(document: Table) -> Iterator[str]:
             yield from (f"{where}.{fault}" for fault in key_faults(plugin.config, table))
         elif (near := get_close_matches(_id(uri), known(), n=1)) and near[0] != _id(uri):
             yield f"{where}: no such snapshotter; did you mean {near[0]}"
+
+
+def _daemon_faults(document: Table) -> Iterator[str]:
+    for name, place, table in daemon_tables(document):
+        if not isinstance(table, dict):
+            if place.startswith("plugins"):  # those at the top are checked there
+                yield f"{place}: {type_fault(table, dict)}"
+        else:
+            yield from (f"{place}.{fault}" for fault in daemon_key_faults(name, table))
 
 
 def _snapshotter_tables(document: Table) -> Iterator[tuple[str, Any]]:

@@ -7,9 +7,9 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from lamina.snapshotters.plugin import SnapshotterConfig
+    from _typeshed import DataclassInstance
 
-    ConfigT = TypeVar("ConfigT", bound=SnapshotterConfig)
+    ConfigT = TypeVar("ConfigT", bound=DataclassInstance)
 
 _TYPES = {
     bool: "true or false",
@@ -20,7 +20,7 @@ _TYPES = {
 }
 
 
-def key_faults(config: type[SnapshotterConfig], table: Mapping[str, object]) -> list[str]:
+def key_faults(config: type[DataclassInstance], table: Mapping[str, object]) -> list[str]:
     """Return every key that the dataclass lacks or whose value has the wrong type."""
     defaults = config()
     known = {item.name: type(getattr(defaults, item.name)) for item in fields(config)}

@@ -37,6 +37,7 @@ from lamina.meta.database import Database
 from lamina.meta.owners import Owners
 from lamina.meta.snapshot_rows import Record
 from lamina.meta.snapshot_schema import MIGRATIONS
+from lamina.meta.totals import Totals, totals
 from lamina.meta.trash import Trash
 
 PAGE = 500
@@ -129,6 +130,11 @@ class SnapshotStore:
                     "SELECT id, key FROM snapshots WHERE state IN ('ready', 'committing')"
                 ).fetchall()
             )
+
+    def totals(self) -> Totals:
+        """Add up what is recorded; reads the whole table."""
+        with self._database.read() as connection:
+            return totals(connection)
 
     # Creating
 

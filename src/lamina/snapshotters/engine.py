@@ -28,6 +28,7 @@ from lamina.snapshotters.reaper import Reaper
 
 if TYPE_CHECKING:
     from lamina.core.problem import Problem
+    from lamina.meta.totals import Totals
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +106,10 @@ class Engine(Snapshotter):
         from lamina.snapshotters.listing import matcher  # to run a container, none are listed
 
         return map(self._shown, self._store.walk(matcher(filters)))
+
+    def totals(self) -> Totals:
+        """Add up what the store has recorded; some milliseconds for ten thousand snapshots."""
+        return self._store.totals()
 
     # Changing
 
