@@ -64,6 +64,9 @@ class Store:
         config: what the snapshotters' sections say; defaults without it.
         default_snapshotter: used where a call names none.
 
+    Attributes:
+        janitor: starts the process that does the background work.
+
     Raises:
         PermissionDenied: the directory can be neither made nor written.
         FailedPrecondition: it is containerd's own root.
@@ -84,7 +87,7 @@ class Store:
         self._config = config or Config()
         self._engines: dict[str, Engine] = {}
         self._mutex = threading.RLock()
-        self._janitor = Janitor(self.root)
+        self.janitor = Janitor(self.root)
         self._holding = 0
         self._images: ImageStore | None = None
         self._metadata: Database | None = None
@@ -370,7 +373,7 @@ class Store:
 
     def close(self) -> None:
         """Close everything; calling it again does nothing."""
-        self._janitor.close()
+        self.janitor.close()
         while self._engines:
             self._engines.popitem()[1].close()
         if self._images is not None:
@@ -389,13 +392,13 @@ class Store:
     def _load(self, name: str) -> Engine:
         plugin = plugins.find(name)
         engine = plugins.load(name, self.root, self._config, wake=self._wake)
-        self._janitor.register(plugin, self._config.snapshotter(plugin), engine.root)
+        self.janitor.register(plugin, self._config.snapshotter(plugin), engine.root)
         return engine
 
     def _wake(self) -> None:
         with self._mutex:
             if not self._holding:
-                self._janitor.wake()
+                self.janitor.wake()
 
     @contextmanager
     def _janitor_held(self) -> Iterator[None]:
@@ -408,7 +411,7 @@ class Store:
             with self._mutex:
                 self._holding -= 1
                 if not self._holding:
-                    self._janitor.wake()
+                    self.janitor.wake()
 
     def _destination(self, name: str) -> Destination:
         from lamina.images.unpack import Destination

@@ -87,18 +87,19 @@ class ContentChore:
         ContentStore(self._root / DIRECTORY, self._database).sync()
 
 
-def run(root: Path) -> None:
-    """Be the janitor of this root until nothing is left that can be done."""
+def run(root: Path) -> Backlog:
+    """Be the janitor of this root until nothing is left that can be done; return what cannot."""
     stuck: Backlog = frozenset()
     while True:
         with janitor_lock(root, fcntl.LOCK_EX) as locked:
             if not locked:
-                return
+                return frozenset()
             with _chores(root) as chores:
                 stuck = _work(chores, stuck)
         with _chores(root) as chores:
-            if _backlog(chores) <= stuck:
-                return
+            left = _backlog(chores)
+        if left <= stuck:
+            return left
 
 
 def _work(chores: Sequence[Chore], stuck: Backlog) -> Backlog:
@@ -151,8 +152,12 @@ def _engine(registration: dict[str, Any]) -> Engine | None:
     return Engine(plugin.id, plugin.load(plugin.config(**settings), directory), directory)
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Run at idle priority, holding no directory that someone may want to unmount."""
+def main(arguments: Sequence[str]) -> int:
+    """Run at idle priority, holding no directory that someone may want to unmount.
+
+    Returns:
+        1 if something is left undone.
+    """
     root = Path(arguments[0]).absolute()
     os.chdir("/")
     try:
@@ -160,10 +165,11 @@ def main(arguments: Sequence[str]) -> None:
     except OSError as error:
         log.warning("working at normal priority: %s", error)
     try:
-        run(root)
+        return 1 if run(root) else 0
     except FileNotFoundError:
         log.info("root %s is gone", root)
+        return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

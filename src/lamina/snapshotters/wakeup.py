@@ -35,9 +35,16 @@ class Janitor:
 
     Args:
         root: Lamina's root directory, which exists.
+
+    Attributes:
+        ended: how many runs that were started here have ended.
+        failed: how many of them have left something undone.
     """
 
     def __init__(self, root: Path) -> None:
+        self.ended = 0
+        self.failed = 0
+        self._undone = False
         self._root = root.absolute()
         self._mutex = threading.Lock()
         self._hurry = threading.Event()
@@ -87,7 +94,20 @@ class Janitor:
             started.set()
         if child is not None:
             with suppress(ChildProcessError):  # a program that ignores SIGCHLD has no children
-                os.waitpid(child, 0)
+                self._count(os.waitpid(child, 0)[1])
+
+    def _count(self, status: int) -> None:
+        with self._mutex:
+            self.ended += 1
+            self.failed += status != 0
+            news = bool(status) and not self._undone
+            self._undone = bool(status)
+        if news:
+            # Its standard error is nobody's: it outlives whoever might be reading there.
+            log.info(
+                "the janitor has left something undone in %s; `lamina snapshots cleanup` says what",
+                self._root,
+            )
 
 
 def janitor_runs(root: Path) -> bool:
@@ -117,5 +137,24 @@ def janitor_lock(root: Path, kind: int) -> Iterator[bool]:
 def _spawn(root: Path) -> int:
     # -P: a module in the current directory must not take the place of one of ours.
     argv = [sys.executable, "-P", "-m", "lamina.snapshotters.janitor", str(root)]
-    null = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in range(3)]
-    return os.posix_spawn(argv[0], argv, os.environ, file_actions=null, setsid=True, setsigmask=[])
+    actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
+        (os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in range(3)
+    ]
+    actions += [(os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable()]
+    return os.posix_spawn(
+        argv[0], argv, os.environ, file_actions=actions, setsid=True, setsigmask=[]
+    )
+
+
+def _inheritable() -> list[int]:
+    """Return the descriptors, but the first three, that a new program would get.
+
+    Python's own are not among them; those that this process was started with may be: a shell's
+    lock, or sockets of the service manager, which must not stay open for as long as disks are busy.
+    """
+    found = []
+    for path in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # closed meanwhile, as the one is that lists the directory
+            if int(path.name) > 2 and os.get_inheritable(int(path.name)):
+                found.append(int(path.name))
+    return found
