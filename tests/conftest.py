@@ -17,6 +17,7 @@ pytest_plugins = (
     "tests.fixtures_command",
     "tests.fixtures_containerd",
     "tests.fixtures_containers",
+    "tests.fixtures_go",
     "tests.fixtures_registry",
 )
 

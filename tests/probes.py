@@ -17,6 +17,8 @@ from pathlib import Path
 from tests.filesystems import mounted
 
 TIMEOUT = 20.0
+GO = Path(__file__).parents[1] / "script/go"
+SUITE = Path(__file__).parent / "containerd-suite"
 
 
 def _try(*argv: str | Path, cwd: Path | None = None) -> str:
@@ -135,6 +137,13 @@ def containerd() -> str:
     return root() or overlay() or _try("containerd", "--version") or _try("ctr", "--version")
 
 
+def go() -> str:
+    """The Go that the suite's go.mod asks for, and the modules; both are fetched where needed."""
+    if shutil.which("go") is None:
+        return "go is not installed"
+    return _try(GO, "-C", SUITE, "list", "-deps", "-test", "./...")
+
+
 PROBES: dict[str, Callable[[], str]] = {
     probe.__name__: functools.cache(probe)
     for probe in (
@@ -148,5 +157,6 @@ PROBES: dict[str, Callable[[], str]] = {
         runtime,
         registry,
         containerd,
+        go,
     )
 }

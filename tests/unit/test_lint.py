@@ -10,7 +10,10 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("linter", ["ruff", "format", "mypy", "imports", "spelling"])
+@pytest.mark.parametrize(
+    "linter",
+    ["ruff", "format", "mypy", "imports", "spelling", pytest.param("go", marks=pytest.mark.go)],
+)
 def test_lint(linter: str) -> None:
     command = (REPOSITORY / "script/lint", linter)
     done = subprocess.run(

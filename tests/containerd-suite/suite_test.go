@@ -1,0 +1,32 @@
+// Package suite runs containerd's own tests of snapshotters against `lamina serve`.
+//
+// Each test gets a daemon and a root of its own, and talks to it as containerd does, through the
+// client of proxy plugins. tests/containerd/test_suite.py runs them.
+package suite
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/snapshots/testsuite"
+)
+
+const (
+	// programVariable names the `lamina` to run.
+	programVariable = "LAMINA_SUITE_PROGRAM"
+	// snapshottersVariable names those to test, with commas between them.
+	snapshottersVariable = "LAMINA_SUITE_SNAPSHOTTERS"
+)
+
+func TestSnapshotter(t *testing.T) {
+	program := os.Getenv(programVariable)
+	if program == "" {
+		t.Skipf("%s is not set: run script/test containerd -k suite", programVariable)
+	}
+	for name := range strings.SplitSeq(os.Getenv(snapshottersVariable), ",") {
+		t.Run(name, func(t *testing.T) {
+			testsuite.SnapshotterSuite(t, name, factory(program, name))
+		})
+	}
+}
