@@ -17,9 +17,10 @@ from lamina.testing.checks.lifecycle import LifecycleChecks
 from lamina.testing.checks.mapping import MappingChecks
 from lamina.testing.checks.records import RecordChecks
 from lamina.testing.checks.storage import StorageChecks
+from lamina.testing.serving import served
 from lamina.testing.subject import remove_all, why_not_mount
 
-ACCESSES = ("in-process",)
+ACCESSES = ("in-process", "grpc")
 
 
 class SnapshotterContract(
@@ -37,7 +38,8 @@ class SnapshotterContract(
     something, and where they need an ability that the driver does not declare.
 
     Attributes:
-        accesses: how the checks reach the snapshotter, each in turn: `in-process` calls it.
+        accesses: how the checks reach the snapshotter, each in turn: `in-process` calls it, `grpc`
+            goes through a server and a client on a socket.
         differences: checks that do not hold for this driver, by their names without `test_`, each
             with the reason, which is shown as that of its being skipped.
     """
@@ -108,7 +110,11 @@ class SnapshotterContract(
     @pytest.fixture
     def snapshotter(self, engine: Engine, access: str) -> Iterator[Snapshotter]:
         """The snapshotter as `access` reaches it."""
-        yield engine
+        if access == "in-process":
+            yield engine
+            return
+        with served(engine) as remote:
+            yield remote
 
     @pytest.fixture
     def abilities(self, engine: Engine) -> frozenset[Ability]:
