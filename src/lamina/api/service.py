@@ -13,7 +13,7 @@ from lamina.api.convert import info_from_wire, info_to_wire, mounts_to_wire, usa
 from lamina.api.status import OK, to_status
 from lamina.api.wire import snapshots_pb2 as pb
 from lamina.core.snapshot import Info, Snapshotter
-from lamina.errors import InvalidArgument
+from lamina.errors import Cancelled, InvalidArgument
 
 SERVICE = "containerd.services.snapshots.v1.Snapshots"
 LIST_BATCH = 100
@@ -22,9 +22,9 @@ LIST_BATCH = 100
 Lookup = Callable[[str], Snapshotter]
 """Returns the snapshotter that a request names, or raises what the caller is to be told."""
 
-Observer = Callable[[str, str, int, float], None]
-"""Told of every call that has ended: its name (`Stat`), the snapshotter's name as in the request
-("" where none is meant by it), the status code, and the seconds it took."""
+Observer = Callable[[str, str, str, int, float, BaseException | None], None]
+"""Told of every call that has ended: its name (`Stat`), the snapshotter and the key as in the
+request ("" where it has none), the status code, the seconds it took, and the error if it failed."""
 
 
 def snapshots_methods(lookup: Lookup, observe: Observer) -> Mapping[str, Method]:
@@ -77,37 +77,43 @@ class _Service:
 
         def handler(data: bytes, call: Call) -> bytes:
             started = time.perf_counter()
-            snapshotter, code = "", OK
+            snapshotter, key = "", ""
             try:
                 request = _decode(kind, data)
-                target = self._lookup(request.snapshotter)
-                snapshotter = request.snapshotter
-                response = handle(target, request)
-                return b"" if response is None else response.SerializeToString()
+                snapshotter, key = request.snapshotter, _key(request)
+                response = handle(self._lookup(snapshotter), request)
+                encoded = b"" if response is None else response.SerializeToString()
             except BaseException as error:
-                code, _ = to_status(error)
+                self._failed(name, snapshotter, key, started, error)
                 raise
-            finally:
-                self._observe(name, snapshotter, code, time.perf_counter() - started)
+            self._observe(name, snapshotter, key, OK, time.perf_counter() - started, None)
+            return encoded
 
         return Method(handler, inline=inline)
 
     def list(self, data: bytes, call: Call) -> Iterator[bytes]:
         """Yield the messages of List; none at all where no snapshot matches."""
         started = time.perf_counter()
-        snapshotter, code = "", OK
+        snapshotter = ""
         try:
             request = _decode(pb.ListSnapshotsRequest, data)
-            target = self._lookup(request.snapshotter)
             snapshotter = request.snapshotter
+            target = self._lookup(snapshotter)
             for batch in _batches(target.walk(list(request.filters))):
                 call.check()
                 yield pb.ListSnapshotsResponse(info=batch).SerializeToString()
         except BaseException as error:
-            code, _ = to_status(error)
+            self._failed("List", snapshotter, "", started, error)
             raise
-        finally:
-            self._observe("List", snapshotter, code, time.perf_counter() - started)
+        self._observe("List", snapshotter, "", OK, time.perf_counter() - started, None)
+
+    def _failed(
+        self, name: str, snapshotter: str, key: str, started: float, error: BaseException
+    ) -> None:
+        # A stream that nobody reads to its end is closed in the middle.
+        gone = isinstance(error, GeneratorExit)
+        code = Cancelled.grpc_code if gone else to_status(error)[0]
+        self._observe(name, snapshotter, key, code, time.perf_counter() - started, error)
 
 
 def _stat(snapshotter: Snapshotter, request: pb.StatSnapshotRequest) -> Message:
@@ -153,6 +159,14 @@ def _usage(snapshotter: Snapshotter, request: pb.UsageRequest) -> Message:
 
 def _cleanup(snapshotter: Snapshotter, request: pb.CleanupRequest) -> None:
     snapshotter.cleanup()
+
+
+def _key(request: object) -> str:
+    """Return what a request is about, for messages."""
+    key = getattr(request, "key", None)
+    if key is not None:
+        return str(key)
+    return str(getattr(getattr(request, "info", None), "name", ""))
 
 
 def _decode(kind: type[R], data: bytes) -> R:
