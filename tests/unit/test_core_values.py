@@ -1,11 +1,11 @@
-"""Sizes as text, and what makes a mount read-only."""
+"""Sizes and durations as text, and what makes a mount read-only."""
 
 from __future__ import annotations
 
 import pytest
 
 from lamina.core.mount import Mount, read_only_mounts
-from lamina.core.units import format_size, parse_size
+from lamina.core.units import format_size, parse_duration, parse_size
 from lamina.errors import InvalidArgument
 
 
@@ -80,3 +80,17 @@ def test_read_only_mounts(type: str, options: tuple[str, ...], expected: tuple[s
     [mount] = read_only_mounts([Mount(type, "s", "t", options)])
     assert mount == Mount(type, "s", "t", expected)
     assert mount.read_only
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("0", 0), ("90s", 90), ("1h30m", 5400), ("24h0m0s", 86400), ("1.5s", 1.5), ("250ms", 0.25)],
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "5", "1d", "-1s", "1 h", "h", "1h!", "1s2"])
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(InvalidArgument, match="parse duration"):
+        parse_duration(text)

@@ -8,7 +8,14 @@ from typing import Any
 import click
 
 from lamina.cli.app import App, Group, for_each, parse_labels, pass_app
-from lamina.cli.output import print_json, print_table, printable
+from lamina.cli.output import (
+    always_json_option,
+    json_option,
+    print_json,
+    print_labels,
+    print_table,
+    printable,
+)
 from lamina.cli.run import containers_of
 from lamina.meta.containers import Container
 
@@ -22,7 +29,7 @@ def containers() -> None:
 
 @containers.command("ls")
 @click.option("-q", "--quiet", is_flag=True, help="Print only the ids.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @pass_app
 def list_(app: App, quiet: bool, as_json: bool) -> None:
     """List containers."""
@@ -38,6 +45,7 @@ def list_(app: App, quiet: bool, as_json: bool) -> None:
 
 
 @containers.command()
+@always_json_option
 @click.option("--spec", "only_spec", is_flag=True, help="Print only the specification.")
 @click.argument("id")
 @pass_app
@@ -50,13 +58,14 @@ def info(app: App, id: str, only_spec: bool) -> None:
 
 
 @containers.command()
+@json_option
 @click.argument("id")
 @click.argument("labels", nargs=-1, metavar="[KEY=VALUE]...")
 @pass_app
-def label(app: App, id: str, labels: tuple[str, ...]) -> None:
+def label(app: App, id: str, labels: tuple[str, ...], as_json: bool) -> None:
     """Set labels, delete them with `KEY=`, and print those that there are then."""
     stored = containers_of(app).records.label(id, parse_labels(labels))
-    click.echo(",".join(f"{name}={value}" for name, value in sorted(stored.labels.items())))
+    print_labels(stored.labels, as_json=as_json)
 
 
 @containers.command()

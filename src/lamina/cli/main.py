@@ -21,9 +21,10 @@ from lamina.version import VERSION
 # Name -> (module, attribute, what `--help` says). Only the module of the verb typed is imported.
 _VERBS = {
     "containers": ("lamina.cli.containers", "containers", "List, describe and remove containers."),
-    "content": ("lamina.cli.content", "content", "List, print and remove blobs."),
-    "fsck": ("lamina.cli.fsck", "fsck", "Check that the store and the disk agree."),
-    "images": ("lamina.cli.images", "images", "Pull, import, export, list and remove images."),
+    "content": ("lamina.cli.content", "content", "List, print, store, label and remove blobs."),
+    "fsck": ("lamina.cli.fsck", "fsck", "Check that the store and the disk agree; repair it."),
+    "images": ("lamina.cli.images", "images", "Pull, list, check, name, mount and remove images."),
+    "leases": ("lamina.cli.leases", "leases", "List, make and remove leases."),
     "plugins": ("lamina.cli.plugins", "plugins", "List snapshotters and whether they work here."),
     "run": ("lamina.cli.run", "run", "Run a container."),
     "snapshots": ("lamina.cli.snapshots", "snapshots", "Work with snapshots directly."),

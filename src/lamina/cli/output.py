@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
 import click
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+always_json_option = click.option(
+    "--json", is_flag=True, expose_value=False, hidden=True, help="Accepted: it is JSON anyway."
+)
 
 
 def print_table(
@@ -52,3 +57,23 @@ def print_json(value: object) -> None:
     import json  # only `--json` and the verbs that print JSON pay for it
 
     click.echo(json.dumps(value, indent=4, ensure_ascii=False))
+
+
+def format_labels(labels: Mapping[str, str]) -> str:
+    """Return labels as a table shows them: `a=1,b=2`, or `-` for none."""
+    return ",".join(f"{key}={value}" for key, value in sorted(labels.items())) or "-"
+
+
+def print_labels(labels: Mapping[str, str], *, as_json: bool) -> None:
+    """Print what labels there are after a change, as ctr does: one line, or JSON."""
+    if as_json:
+        print_json(dict(sorted(labels.items())))
+    else:
+        click.echo(printable(format_labels(labels) if labels else ""))
+
+
+def format_time(ns: int) -> str:
+    """Return a time in ns since the epoch as RFC 3339, in seconds."""
+    from datetime import UTC, datetime  # most tables have no times
+
+    return datetime.fromtimestamp(ns // 10**9, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

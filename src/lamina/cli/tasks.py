@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from lamina.cli.app import App, Command, Group, for_each, pass_app
-from lamina.cli.output import print_json, print_table
+from lamina.cli.output import json_option, print_json, print_table
 from lamina.cli.run import containers_of, exit_code_of
 from lamina.runtime.execs import ExecRequest, Execs
 from lamina.runtime.tasks import Tasks, parse_signal
@@ -20,7 +20,7 @@ def tasks() -> None:
 
 @tasks.command("ls")
 @click.option("-q", "--quiet", is_flag=True, help="Print only the ids.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @pass_app
 def list_(app: App, quiet: bool, as_json: bool) -> None:
     """List tasks."""
@@ -119,12 +119,16 @@ def resume(app: App, container: str) -> None:
 
 
 @tasks.command()
+@json_option
 @click.argument("container")
 @pass_app
-def ps(app: App, container: str) -> None:
+def ps(app: App, container: str, as_json: bool) -> None:
     """List the processes of a container by their ids on the host."""
-    rows = ((str(pid), "-") for pid in _tasks(app).processes(container))
-    print_table(("PID", "INFO"), rows)
+    pids = list(_tasks(app).processes(container))
+    if as_json:
+        print_json([{"Pid": pid} for pid in pids])
+    else:
+        print_table(("PID", "INFO"), ((str(pid), "-") for pid in pids))
 
 
 def _tasks(app: App) -> Tasks:

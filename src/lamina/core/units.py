@@ -12,6 +12,8 @@ _SIZE = re.compile(
 )
 _LARGEST = 2**63 - 1
 _POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
+_DURATION_PART = re.compile(r"([0-9]{1,12}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})(ms|h|m|s)", re.ASCII)
+_UNIT_SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 
 def parse_size(text: str) -> int:
@@ -37,3 +39,17 @@ def format_size(size: float) -> str:
             return f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} PiB"
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds meant by `90s`, `1h30m`, `24h0m0s` or `250ms`, as Go writes durations.
+
+    Raises:
+        InvalidArgument: anything else, a bare number but 0 included.
+    """
+    if text == "0":
+        return 0.0
+    parts = _DURATION_PART.findall(text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise InvalidArgument("parse duration", text, hint="write it as 90s, 30m or 1h30m")
+    return sum(float(number) * _UNIT_SECONDS[unit] for number, unit in parts)

@@ -106,15 +106,17 @@ class Catalogue:
         )
         return image
 
-    def label(self, name: str, changes: Mapping[str, str]) -> Image:
-        """Set the labels given and delete those given as "".
+    def label(self, name: str, changes: Mapping[str, str], *, replace: bool = False) -> Image:
+        """Set the labels given, delete those given as "", and with `replace` all others.
 
         Raises:
             NotFound: there is no such image.
             InvalidArgument: a label is larger than 4096 bytes.
         """
         with self._database.write() as connection:
-            return self.put_in(connection, name, self.get(name).target, changes)
+            image = self.get(name)
+            gone = dict.fromkeys(image.labels, "") if replace else {}
+            return self.put_in(connection, name, image.target, {**gone, **changes})
 
     def tag(self, source: str, name: str, *, force: bool = False) -> Image:
         """Give an image a second name.

@@ -208,6 +208,38 @@ class ContentStore:
             writer.write(data)
             writer.commit()
 
+    def ingest(
+        self, ref: str, stream: BinaryIO, *, size: int | None = None, digest: Digest | None = None
+    ) -> Digest:
+        """Store what a stream yields up to its end, and return its digest.
+
+        Nothing names it then: the next collection takes it, unless it gets the label
+        `containerd.io/gc.root` or a lease holds it.
+
+        Args:
+            ref: name of the ingest while it is written.
+            stream: read to its end; not closed.
+            size: how many bytes that must be.
+            digest: what they must be.
+
+        Raises:
+            DigestMismatch: they are not; nothing is kept.
+        """
+        with self.open_writer(ref) as writer:
+            try:
+                while data := stream.read(_CHUNK):
+                    writer.write(data)
+                if size is not None and writer.offset != size:
+                    what = f"{ref}: size in bytes"
+                    got = str(writer.offset)
+                    raise DigestMismatch("write", what, expected=str(size), got=got)
+                if digest is not None and writer.digest != digest:
+                    raise DigestMismatch("write", ref, expected=digest, got=writer.digest)
+                return writer.commit()
+            except BaseException:
+                writer.abort()
+                raise
+
     def ingests(self) -> list[Ingest]:
         """List what is being written or waits to be resumed."""
         found = (_read_ingest(directory) for directory in self._ingest.iterdir())

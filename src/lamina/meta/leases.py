@@ -14,13 +14,15 @@ import json
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from lamina.core.digest import Digest
+from lamina.core.filters import FieldPath, Fields, label_field, parse
+from lamina.core.labels import GC_EXPIRE, validate
 from lamina.core.snapshot import EMPTY_LABELS
-from lamina.errors import AlreadyExists, NotFound
+from lamina.errors import AlreadyExists, InvalidArgument, NotFound
 from lamina.meta.database import Database
 from lamina.meta.owners import NOBODY, Owners
 
@@ -53,7 +55,12 @@ class Resource(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A lease; times are nanoseconds since the epoch, `owner` is "" where nobody owns it."""
+    """A lease; times are nanoseconds since the epoch.
+
+    Attributes:
+        owner: token of the process that has it; "" where nobody owns it.
+        expires_ns: 0 for one that never expires.
+    """
 
     id: str
     owner: str = ""
@@ -74,22 +81,26 @@ class Leases:
         id: str = "",
         *,
         labels: Mapping[str, str] | None = None,
-        seconds: float = DEFAULT_SECONDS,
+        seconds: float | None = DEFAULT_SECONDS,
         owned: bool = False,
         resources: Iterable[Resource] = (),
     ) -> Lease:
-        """Make a lease that expires in so many seconds; `owned` ties it to this process.
+        """Make a lease that expires in so many seconds, or never; `owned` ties it to this process.
 
         Raises:
             AlreadyExists: the id is taken; without an id a random one is made.
+            InvalidArgument: a label is too large, or the one by which containerd says when.
         """
+        validate(labels or {})
+        if GC_EXPIRE in (labels or {}):
+            raise InvalidArgument("label a lease", GC_EXPIRE, hint="say when it expires instead")
         now = time.time_ns()
         lease = Lease(
             id or f"{now}-{secrets.token_urlsafe(3)}",
             self._owners.token if owned else "",
             dict(labels or {}),
             now,
-            now + int(seconds * 1e9),
+            0 if seconds is None else now + int(seconds * 1e9),
         )
         row = (lease.id, lease.owner, json.dumps(dict(lease.labels)), now, lease.expires_ns)
         with self._database.write() as connection:
@@ -131,11 +142,16 @@ class Leases:
         """Drop the lease inside a write transaction; tell whether it was there."""
         return connection.execute("DELETE FROM leases WHERE id=?", (id,)).rowcount > 0
 
-    def all(self) -> list[Lease]:
-        """Return all leases in byte order of the ids."""
+    def all(self, filters: Sequence[str] = ()) -> list[Lease]:
+        """Return the leases that a filter matches (`id`, `labels.KEY`) in byte order of the ids.
+
+        Raises:
+            InvalidArgument: a filter does not parse.
+        """
+        matches = parse(filters)
         with self._database.read() as connection:
             rows = connection.execute("SELECT * FROM leases ORDER BY id").fetchall()
-        return [_from_row(row) for row in rows]
+        return [lease for lease in map(_from_row, rows) if matches(_fields(lease))]
 
     def resources(self, id: str) -> list[Resource]:
         """Return what the lease holds; nothing for an unknown id."""
@@ -176,7 +192,7 @@ class Leases:
         held: set[Resource] = set()
         for lease in self._all(connection):
             alive = self._alive(lease)
-            if lease.expires_ns <= now and (not lease.owner or not alive):
+            if 0 < lease.expires_ns <= now and (not lease.owner or not alive):
                 self.drop(connection, lease.id)
                 continue
             if not alive:
@@ -190,6 +206,18 @@ class Leases:
 
     def _alive(self, lease: Lease) -> bool:
         return not lease.owner or self._owners.alive(lease.owner)
+
+
+def _fields(lease: Lease) -> Fields:
+    def field(path: FieldPath) -> str | None:
+        match path:
+            case ("id",):
+                return lease.id
+            case ("labels", *rest) if rest:
+                return label_field(lease.labels, tuple(rest))
+        return None
+
+    return field
 
 
 def _insert(connection: sqlite3.Connection, id: str, resources: Iterable[Resource]) -> None:
