@@ -21,6 +21,7 @@ from lamina.images.tree import child_labels, read_document
 from lamina.meta.leases import Resource
 from lamina.snapshotters.engine import Engine
 from lamina.snapshotters.native.driver import NativeDriver
+from tests.file_driver import FileDriver
 
 
 @pytest.fixture
@@ -101,6 +102,25 @@ def test_roots_by_label(store: ImageStore) -> None:
     store.content.label(loose.digest, {GC_ROOT: "2024-01-01T00:00:00Z"})
     collect(store, {})
     assert blobs(store) == {loose.digest}
+
+
+def test_storage_is_freed_outside_the_transaction(store: ImageStore, tmp_path: Path) -> None:
+    """While a collection deletes layers, other processes can write their records."""
+    driver = FileDriver(tmp_path / "files")
+    order: list[str] = []
+
+    def write() -> None:
+        with ImageStore(tmp_path) as other:
+            other.leases.create("other")
+        order.append("written")
+
+    with Engine("files", driver, tmp_path / "files", sync_remove=True) as engine:
+        committed(engine, "base")
+        driver.pause["destroy"] = write
+        assert collect(store, {"files": engine}).snapshots == (("files", "base"),)
+        assert order == ["written"]
+        assert driver.ids() == []
+        assert not engine.pending()
 
 
 def test_a_live_lease_holds_everything(store: ImageStore, engine: Engine) -> None:

@@ -10,7 +10,7 @@ Committed ones with the `snapshot.ref` label. All others, a container's or a use
 
 Mark and sweep are one write transaction of the metadata, in which records, blobs and snapshots
 go together: a pull takes its lease (a write) before it looks anything up, so it either is seen
-here or finds things gone. Bytes are freed after it.
+here or finds things gone. Bytes are freed after it, those of snapshots too.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from lamina.core.digest import Digest
 from lamina.core.labels import GC_REF_CONTENT, GC_REF_SNAPSHOT, GC_ROOT, SNAPSHOT_REF
-from lamina.core.snapshot import Info, Kind, Snapshotter
+from lamina.core.snapshot import Info, Kind
 from lamina.errors import FailedPrecondition, NotFound
 from lamina.images.layer_lock import sweep_locks
 from lamina.images.mounts import sweep_mounts
@@ -44,6 +45,22 @@ class Collected:
     size: int = 0
 
 
+class Collectable(Protocol):
+    """What collecting needs of a snapshotter; see `Engine`."""
+
+    def walk(self) -> Iterator[Info]:
+        """Yield all snapshots."""
+        ...
+
+    def discard(self, key: str) -> int:
+        """Remove a snapshot, but not its storage."""
+        ...
+
+    def release(self, ids: Iterable[int]) -> None:
+        """Free the storage of what was discarded."""
+        ...
+
+
 @dataclass(slots=True)
 class _Marks:
     """What is alive: digests, and the keys of each snapshotter."""
@@ -52,7 +69,7 @@ class _Marks:
     snapshots: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
 
-def collect(store: ImageStore, snapshotters: Mapping[str, Snapshotter]) -> Collected:
+def collect(store: ImageStore, snapshotters: Mapping[str, Collectable]) -> Collected:
     """Remove everything that nothing names.
 
     Args:
@@ -64,6 +81,7 @@ def collect(store: ImageStore, snapshotters: Mapping[str, Snapshotter]) -> Colle
     # Walked before the transaction: what appears meanwhile is no candidate, and a child that
     # appears meanwhile makes its parent's removal fail, which is tolerated.
     walked = {name: list(snapshotter.walk()) for name, snapshotter in snapshotters.items()}
+    freed: dict[str, list[int]] = {}
     with store.content.removing() as remove:
         held = store.leases.held(remove.connection)
         blobs = {info.digest: info for info in store.content.records()}
@@ -71,12 +89,17 @@ def collect(store: ImageStore, snapshotters: Mapping[str, Snapshotter]) -> Colle
         snapshots: list[tuple[str, str]] = []
         for name, infos in walked.items():
             keys = _dead_snapshots(infos, marks.snapshots[name])
-            snapshots += ((name, key) for key in _remove(snapshotters[name], keys))
+            discarded = dict(_discard(snapshotters[name], keys))
+            snapshots += ((name, key) for key in discarded)
+            freed[name] = list(discarded.values())
         dead = [info for digest, info in blobs.items() if digest not in marks.content]
         for info in dead:
             remove(info.digest)
         orphans = remove.orphans()
         ingests = store.content.remove_ingests({r.id for r in held if r.type == "content"})
+    for name, ids in freed.items():
+        if ids:
+            snapshotters[name].release(ids)
     store.owners.sweep()
     sweep_locks(store.locks)
     return Collected(
@@ -148,13 +171,13 @@ def _depth(key: str, by_key: Mapping[str, Info]) -> int:
     return depth
 
 
-def _remove(snapshotter: Snapshotter, keys: Iterable[str]) -> Iterator[str]:
+def _discard(snapshotter: Collectable, keys: Iterable[str]) -> Iterator[tuple[str, int]]:
     for key in keys:
         try:
-            snapshotter.remove(key)
+            id = snapshotter.discard(key)
         except NotFound:
             continue
         except FailedPrecondition as error:
             log.info("keeping a layer that is in use again", extra={"key": key, "reason": error})
             continue
-        yield key
+        yield key, id

@@ -11,7 +11,7 @@ import contextlib
 import errno
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -149,10 +149,23 @@ class Engine(Snapshotter):
 
     def remove(self, key: str) -> None:
         """Remove the snapshot: one transaction, and with `sync_remove` its storage as well."""
+        self.release([self.discard(key)])
+
+    def discard(self, key: str) -> int:
+        """Remove the snapshot in one transaction, and return its storage's id for `release`.
+
+        For those who hold others up until they have removed a number of snapshots. Storage that is
+        never released goes with the work for the background.
+        """
         self._undo_late()
         id, _ = self._store.remove(key)
+        return id
+
+    def release(self, ids: Iterable[int]) -> None:
+        """Free what `discard` has left, now with `sync_remove` and in the background else."""
         if self._sync_remove:
-            self._reaper.free(id)  # a failure is logged: the snapshot is removed in any case
+            for id in ids:
+                self._reaper.free(id)  # a failure is logged: the snapshot is removed in any case
         if not self._sync_remove or self.pending():
             self._wake()
 
