@@ -27,6 +27,7 @@ _VERBS = {
     "leases": ("lamina.cli.leases", "leases", "List, make and remove leases."),
     "plugins": ("lamina.cli.plugins", "plugins", "List snapshotters and whether they work here."),
     "run": ("lamina.cli.run", "run", "Run a container."),
+    "serve": ("lamina.cli.serve", "serve", "Serve snapshotters to containerd."),
     "snapshots": ("lamina.cli.snapshots", "snapshots", "Work with snapshots directly."),
     "tasks": ("lamina.cli.tasks", "tasks", "List, signal and enter running containers."),
 }
