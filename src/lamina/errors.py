@@ -213,16 +213,21 @@ class FormatError(DataLoss):
         offset: byte offset in the stream or file at which it was seen.
         expected: what the format asks for there.
         got: what is there.
+        source: the file that they are in, where it is known.
     """
 
     class_text = "damaged data"
 
-    def __init__(self, format: str, offset: int, *, expected: str, got: str) -> None:
-        super().__init__(f"read {format} at byte {offset}: expected {expected}, got {got}")
+    def __init__(
+        self, format: str, offset: int, *, expected: str, got: str, source: object = ""
+    ) -> None:
+        what = f'{format} in "{source}"' if source else format
+        super().__init__(f"read {what} at byte {offset}: expected {expected}, got {got}")
         self.format = format
         self.offset = offset
         self.expected = expected
         self.got = got
+        self.source = str(source)
 
 
 class Unauthenticated(LaminaError):

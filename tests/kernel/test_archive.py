@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import shutil
 import subprocess
 import tarfile
@@ -277,6 +278,16 @@ def test_hostile_archives(archives: Archives, case: str) -> None:
     with pytest.raises(kind, match=text):
         archives.load(source)
     archives.assert_empty()
+
+
+@pytest.mark.parametrize("content", [b"no archive at all\n" * 100, b"", pack({"hello": b"x"})])
+def test_the_file_that_is_no_archive_is_named(
+    archives: Archives, tmp_path: Path, content: bytes
+) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_bytes(content)
+    with pytest.raises(FormatError, match=re.escape(f'in "{file}" at byte')):
+        archives.load(file)
 
 
 def test_paths_and_links_lead_nowhere(archives: Archives, tmp_path: Path) -> None:

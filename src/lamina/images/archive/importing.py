@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -115,8 +116,9 @@ def import_images(
     with operation(
         store, f"import of {label}", options=options.unpacking, progress=progress, cancel=cancel
     ) as running:
-        contents = take_in(members(source), store.content, running)
-        index = _index(contents, store, running, compress=options.compress)
+        with _naming(label):
+            contents = take_in(members(source), store.content, running)
+            index = _index(contents, store, running, compress=options.compress)
         targets = dict(_targets(index, options.names, running))
         if not targets:
             hint = "give --base-name, --digests or --index-name to name them"
@@ -131,6 +133,17 @@ def import_images(
     if collect is not None:
         collect()
     return images
+
+
+@contextmanager
+def _naming(source: str) -> Iterator[None]:
+    """Say in which file the damage is that the body comes upon."""
+    try:
+        yield
+    except FormatError as error:
+        raise FormatError(
+            error.format, error.offset, expected=error.expected, got=error.got, source=source
+        ) from error
 
 
 def _index(contents: Contents, store: ImageStore, running: Operation, *, compress: bool) -> Index:
