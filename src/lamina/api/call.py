@@ -34,9 +34,6 @@ class Call:
 Handler = Callable[[bytes, Call], bytes]
 StreamHandler = Callable[[bytes, Call], Iterator[bytes]]
 
-Observer = Callable[[str, int, float], None]
-"""Told of every call that has ended: method (or `unknown`), status code, seconds it took."""
-
 
 class Method:
     """One method of the server: one request, and one response or a stream of them.

@@ -1,36 +1,43 @@
-"""A blocking gRPC client on a unix socket."""
+"""A blocking gRPC client of a server on a unix socket."""
 
 from __future__ import annotations
 
-import socket
-import threading
+import time
 from collections.abc import Iterator, Mapping
+from math import ceil
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from lamina.api.headers import METHOD_POST, SCHEME_HTTP, Fields, HeaderDecoder, block
-from lamina.api.http2 import (
-    ACK,
-    DATA,
-    END_HEADERS,
-    END_STREAM,
-    HEADERS,
-    PING,
-    PREFACE,
-    SETTINGS,
-    FrameReader,
-    frame,
-    settings,
-    window_update,
+from lamina.api.client_connection import ClientConnection, NotProcessed
+from lamina.api.headers import METHOD_POST, SCHEME_HTTP, literal
+from lamina.errors import Internal, InvalidArgument, Unavailable
+from lamina.version import VERSION
+
+_IDLE = 8
+"""Connections that are kept open for the next calls."""
+_DIGITS = 99_999_999
+_UNITS = ((b"u", 1_000_000), (b"m", 1_000), (b"S", 1))
+_PSEUDO = METHOD_POST + SCHEME_HTTP + literal(b":authority", b"localhost")
+_FIELDS = b"".join(
+    (
+        literal(b"content-type", b"application/grpc"),
+        literal(b"te", b"trailers"),
+        literal(b"user-agent", f"lamina/{VERSION}".encode()),
+    )
 )
-from lamina.api.message import PREFIX_SIZE, message_size, pack
-from lamina.api.status import decode_message, from_status
-from lamina.errors import PermissionDenied, Unavailable
 
 
 class Channel:
-    """Calls methods of the server that listens at `path`; for several threads.
+    """Calls methods of the server that listens at `path`; for several threads; context manager.
+
+    There is a connection for each call that is going on, made when it is needed, so a server may
+    be restarted between two calls. Calls raise the error tree's class of their status, and:
+
+        Unavailable: nobody listens, or the server went away in the middle of the call.
+        PermissionDenied: this user may not connect.
+        DeadlineExceeded: the time is over; the server knows by then.
+        InvalidArgument: a value of the metadata is not printable ASCII.
 
     Args:
         path: the unix socket.
@@ -40,6 +47,8 @@ class Channel:
     def __init__(self, path: Path, *, timeout: float | None = None) -> None:
         self._path = path
         self._timeout = timeout
+        self._idle: list[ClientConnection] = []
+        self._is_closed = False
 
     def unary(
         self,
@@ -49,8 +58,18 @@ class Channel:
         metadata: Mapping[str, str] | None = None,
         timeout: float | None = None,
     ) -> bytes:
-        """Call a method with one response."""
-        return list(self.stream(method, request, metadata=metadata, timeout=timeout))[0]
+        """Call a method with one response, and return that.
+
+        Args:
+            method: `/package.Service/Method`.
+            request: the serialised request.
+            metadata: header fields to send along, by lower-case name.
+            timeout: seconds after which to give up, instead of the channel's.
+        """
+        responses = list(self.stream(method, request, metadata=metadata, timeout=timeout))
+        if len(responses) != 1:
+            raise Internal("call", method, hint=f"it has {len(responses)} responses instead of one")
+        return responses[0]
 
     def stream(
         self,
@@ -60,46 +79,31 @@ class Channel:
         metadata: Mapping[str, str] | None = None,
         timeout: float | None = None,
     ) -> Iterator[bytes]:
-        """Call a method with any number of responses."""
-        with socket.socket(socket.AF_UNIX) as sock:
+        """Call a method with any number of responses, and yield them; see `unary`.
+
+        The call begins with the first of them, and closing the iterator cancels it.
+        """
+        if timeout is None:
+            timeout = self._timeout
+        head = _encode_head(method, metadata or {}, timeout)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (connection := self._take_idle()) is not None:
             try:
-                sock.connect(str(self._path))
-            except PermissionError as error:
-                raise PermissionDenied("connect to", self._path) from error
-            except OSError as error:
-                raise Unavailable("connect to", self._path) from error
-            head = METHOD_POST + SCHEME_HTTP + block(
-                [(b":path", method.encode()), (b":authority", b"localhost"), (b"te", b"trailers"),
-                 (b"content-type", b"application/grpc"),
-                 *((k.encode(), v.encode()) for k, v in (metadata or {}).items())]
-            )  # fmt: skip
-            sock.sendall(PREFACE + settings({}) + frame(HEADERS, END_HEADERS, 1, head)
-                         + frame(DATA, END_STREAM, 1, pack(request)))  # fmt: skip
-            decoder, reader, body = HeaderDecoder(), FrameReader(), bytearray()
-            while data := sock.recv(65536):
-                for each in reader.feed(data):
-                    if each.type == DATA:
-                        sock.sendall(window_update(0, each.size) + window_update(1, each.size))
-                        body += each.payload
-                        while len(body) >= 5 and len(body) - 5 >= message_size(body, ""):
-                            size = message_size(body, "")
-                            yield bytes(body[PREFIX_SIZE : PREFIX_SIZE + size])
-                            del body[: PREFIX_SIZE + size]
-                    elif each.type == SETTINGS and not each.flags & ACK:
-                        sock.sendall(frame(SETTINGS, ACK, 0))
-                    elif each.type == PING and not each.flags & ACK:
-                        sock.sendall(frame(PING, ACK, 0, each.payload))
-                    elif each.type == HEADERS:
-                        fields = dict(decoder.decode(each.payload))
-                        if each.flags & END_STREAM:
-                            code = int(fields["grpc-status"])
-                            if code:
-                                raise from_status(code, decode_message(fields.get("grpc-message", "")))
-                            return
-            raise Unavailable("call", method)
+                yield from self._use(connection, method, head, request, deadline)
+            except NotProcessed:
+                continue  # the server has ended, and maybe there is a new one
+            return
+        connection = ClientConnection(self._path, deadline)
+        try:
+            yield from self._use(connection, method, head, request, deadline)
+        except NotProcessed as error:
+            raise Unavailable("call", method, hint=str(error)) from error
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connections that no call is using; the others close after their calls."""
+        self._is_closed = True
+        while (connection := self._pop()) is not None:
+            connection.close()
 
     def __enter__(self) -> Self:
         return self
@@ -111,3 +115,52 @@ class Channel:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _use(
+        self,
+        connection: ClientConnection,
+        method: str,
+        head: bytes,
+        request: bytes,
+        deadline: float | None,
+    ) -> Iterator[bytes]:
+        try:
+            yield from connection.call(method, head, request, deadline)
+        finally:
+            if connection.is_usable and not self._is_closed and len(self._idle) < _IDLE:
+                self._idle.append(connection)
+            else:
+                connection.close()
+
+    def _take_idle(self) -> ClientConnection | None:
+        while (connection := self._pop()) is not None:
+            if connection.is_alive():
+                return connection
+            connection.close()
+        return None
+
+    def _pop(self) -> ClientConnection | None:
+        try:
+            return self._idle.pop()  # atomic, so there is no lock
+        except IndexError:
+            return None
+
+
+def _encode_head(method: str, metadata: Mapping[str, str], timeout: float | None) -> bytes:
+    head = [_PSEUDO, literal(b":path", method.encode()), _FIELDS]
+    if timeout is not None:
+        head.append(literal(b"grpc-timeout", encode_timeout(timeout)))
+    for name, value in metadata.items():
+        if not (value.isascii() and value.isprintable()):
+            raise InvalidArgument(f"send metadata {name}", value)
+        head.append(literal(name.encode(), value.encode()))
+    return b"".join(head)
+
+
+def encode_timeout(seconds: float) -> bytes:
+    """Return the value of `grpc-timeout`, which has at most eight digits: as exact as it can be."""
+    for unit, per_second in _UNITS:
+        count = max(0, ceil(seconds * per_second))
+        if count <= _DIGITS:
+            return b"%d%s" % (count, unit)
+    return b"%dS" % _DIGITS

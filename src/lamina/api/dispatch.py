@@ -1,4 +1,9 @@
-"""Runs the handlers of calls: on the event loop, or in a pool of threads."""
+"""Runs the handlers of calls: on the event loop, or on threads.
+
+A call that needs a thread costs two hand-offs. The loop puts it into a queue, and the thread gives
+back the handler's outcome; all outcomes that are there when the loop wakes up are dealt with at
+once, and go out in one write for each connection.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,8 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -21,79 +27,141 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_CONNECTIONS = 1024
+_HELD = 256 * 1024 * 1024
+"""Bytes of unfinished large requests, all connections together."""
+
 
 class Dispatcher:
+    """What all connections of a server share; all of it but `_work` runs on the event loop.
+
+    Args:
+        methods: handlers by path.
+        threads: as many as there are at most; they are started as they are needed.
+    """
+
     def __init__(self, methods: Mapping[str, Method], threads: int) -> None:
         self.methods = methods
         self.connections: set[Connection] = set()
+        self.running = 0
         self._loop = asyncio.get_running_loop()
-        self._limit = threads
+        self._most_threads = threads
         self._threads = 0
-        self._running = 0
+        self._held = 0
         self._jobs: SimpleQueue[tuple[Stream, bytes] | None] = SimpleQueue()
-        self._results: deque[tuple[Stream, Callable[[], object]]] = deque()
-        self._told = False
+        self._outcomes: deque[tuple[Stream, Callable[[], None]]] = deque()
+        self._is_loop_told = False
+        self._quiet = asyncio.Event()
+
+    def add(self, connection: Connection) -> bool:
+        """Get to know a connection; false if there are too many."""
+        if len(self.connections) >= _CONNECTIONS:
+            return False
+        self.connections.add(connection)
+        return True
+
+    def discard(self, connection: Connection) -> None:
+        """Forget a connection."""
+        self.connections.discard(connection)
+        self._tell_if_quiet()
+
+    def hold(self, stream: Stream, size: int) -> bool:
+        """Let a call's request occupy `size` bytes; false, and unchanged, if memory is short."""
+        held = self._held + size - stream.held
+        if size and held > _HELD:
+            return False
+        self._held, stream.held = held, size
+        return True
 
     def start(self, stream: Stream, message: bytes) -> None:
+        """Run the handler of a call's method."""
         method = stream.method
-        if method.inline and method.unary is not None:
-            try:
-                response = method.unary(message, stream.call)
-            except Exception as error:
-                stream.finish(*_status(error))
-                return
-            stream.respond(response)
+        if method is not None and method.inline:
+            self._outcome(stream, message)()
             return
-        self._running += 1
-        if self._running > self._threads < self._limit:
+        stream.is_running = True
+        self.running += 1
+        if self.running > self._threads < self._most_threads:
             self._threads += 1
             threading.Thread(target=self._work, name="grpc-call", daemon=True).start()
         self._jobs.put((stream, message))
 
+    async def quiet(self, seconds: float) -> bool:
+        """Wait until there are no connections and no running calls; false if that takes longer."""
+        self._quiet.clear()
+        self._tell_if_quiet()
+        try:
+            await asyncio.wait_for(self._quiet.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    def stop_threads(self) -> None:
+        """End the threads, each when its call has ended."""
+        for _ in range(self._threads):
+            self._jobs.put(None)
+
+    def _tell_if_quiet(self) -> None:
+        if not self.connections and not self.running:
+            self._quiet.set()
+
     def _work(self) -> None:
+        """Run calls, on a thread."""
         while (job := self._jobs.get()) is not None:
             stream, message = job
-            try:
-                with cancellable(stream.token):
-                    self._run(stream, message)
-            except Exception as error:
-                status = _status(error)
-                self._tell(stream, lambda stream=stream, status=status: stream.finish(*status))
-            self._tell(stream, self._done)
+            with cancellable(stream.token):
+                outcome = self._outcome(stream, message)
+            self._hand_over(stream, partial(self._ended, stream, outcome))
+            del job, stream, message, outcome  # a waiting thread keeps no request in memory
 
-    def _run(self, stream: Stream, message: bytes) -> None:
-        stream.token.check()
-        if stream.method.unary is not None:
-            response = stream.method.unary(message, stream.call)
-            self._tell(stream, lambda: stream.is_open and stream.respond(response))
-            return
-        for each in stream.method.stream(message, stream.call):
-            stream.ahead.acquire()
+    def _outcome(self, stream: Stream, message: bytes) -> Callable[[], None]:
+        """Run a handler; return what to do on the event loop."""
+        try:
             stream.token.check()
-            self._tell(stream, lambda each=each: stream.send(each))
-        self._tell(stream, lambda: stream.finish(OK))
+            assert stream.method is not None
+            if stream.method.unary is not None:
+                return partial(stream.respond, stream.method.unary(message, stream.call))
+            assert stream.method.stream is not None
+            return self._pass_on(stream, stream.method.stream(message, stream.call))
+        except LaminaError as error:
+            return partial(stream.finish, *to_status(error))
+        except Exception as error:
+            log.exception("call failed: %s", stream.request.path)
+            return partial(stream.finish, *to_status(error))
 
-    def _done(self) -> None:
-        self._running -= 1
+    def _pass_on(self, stream: Stream, responses: Iterator[bytes]) -> Callable[[], None]:
+        for response in responses:
+            stream.wait_for_room()
+            self._hand_over(stream, partial(stream.send, response))
+        return partial(stream.finish, OK)
 
-    def _tell(self, stream: Stream, what: Callable[[], object]) -> None:
-        self._results.append((stream, what))
-        if not self._told:
-            self._told = True
+    def _hand_over(self, stream: Stream, outcome: Callable[[], None]) -> None:
+        """Have the event loop do something; it is woken only if it does not know already."""
+        self._outcomes.append((stream, outcome))
+        if self._is_loop_told:
+            return
+        self._is_loop_told = True
+        try:
             self._loop.call_soon_threadsafe(self._collect)
+        except RuntimeError:
+            log.debug("call ended after the server: %s", stream.request.path)
 
     def _collect(self) -> None:
-        self._told = False
+        self._is_loop_told = False  # before the first look: what comes after the last is told anew
         connections = set()
-        while self._results:
-            stream, what = self._results.popleft()
-            what()
+        while self._outcomes:
+            stream, outcome = self._outcomes.popleft()
+            outcome()
             connections.add(stream.connection)
         for connection in connections:
             connection.sender.flush()
 
-
-def _status(error: Exception) -> tuple[int, str]:
-    if not isinstance(error, LaminaError):
-        log.error("handler failed", exc_info=error)
-    return to_status(error)
+    def _ended(self, stream: Stream, outcome: Callable[[], None]) -> None:
+        stream.is_running = False
+        self.running -= 1
+        if stream.is_over:
+            stream.connection.free(stream)
+        else:
+            outcome()
+        if not self.running:
+            self._tell_if_quiet()

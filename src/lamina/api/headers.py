@@ -6,8 +6,6 @@ connection has seen before, so most are made once. What is received can use all 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from hpack import Decoder, HPACKError
 
 from lamina.api.http2 import HEADER_LIST_LIMIT, ConnectionFault, ErrorCode
@@ -18,17 +16,19 @@ STATUS_200 = b"\x88"
 METHOD_POST = b"\x83"
 SCHEME_HTTP = b"\x86"
 EMPTY_TABLE = b"\x20"
-"""Before the first field of a block: no table is used any more."""
+"""Goes before a block's first field: from here on the dynamic table has no room."""
+
+_STATUS_NAME = b"\x08"
 
 
 def literal(name: bytes, value: bytes) -> bytes:
-    """Encode one field, never to be indexed and without Huffman coding."""
+    """Encode one field, not to be indexed and without Huffman coding."""
     return b"".join((b"\0", _length(name), name, _length(value), value))
 
 
-def block(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Encode a whole header block, or a part of one."""
-    return b"".join(literal(name, value) for name, value in fields)
+def http_status(status: int) -> bytes:
+    """Encode `:status`, which goes before all other fields."""
+    return STATUS_200 if status == 200 else b"%c\x03%d" % (_STATUS_NAME, status)
 
 
 def _length(text: bytes) -> bytes:
@@ -50,14 +50,14 @@ class HeaderDecoder:
     def __init__(self) -> None:
         self._decoder = Decoder(max_header_list_size=HEADER_LIST_LIMIT)
 
-    def decode(self, encoded: bytes) -> Fields:
-        """Return names and values.
+    def decode(self, block: bytes) -> Fields:
+        """Return names and values; bytes beyond ASCII become characters of the same number.
 
         Raises:
             ConnectionFault: it is not HPACK, or too large; the tables are out of step then.
         """
         try:
-            fields = self._decoder.decode(encoded, raw=True)
+            fields = self._decoder.decode(block, raw=True)
         except HPACKError as error:
             raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, str(error)) from error
         return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in fields]

@@ -137,7 +137,7 @@ class FrameReader:
         if self._block is not None:
             return self._continuation(type, flags, stream, payload)
         size = len(payload)
-        if type == DATA or type == HEADERS:
+        if type in {DATA, HEADERS}:
             if stream == 0:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a stream's frame on stream 0")
             if flags & (PADDED | PRIORITISED):

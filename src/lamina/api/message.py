@@ -48,4 +48,4 @@ def unpack(body: bytes | bytearray, encoding: str) -> bytes:
     size = message_size(body, encoding)
     if len(body) != PREFIX_SIZE + size:
         raise Internal(f"read one message of {size} bytes: {len(body) - PREFIX_SIZE} have come")
-    return bytes(body[PREFIX_SIZE:])
+    return bytes(memoryview(body)[PREFIX_SIZE:])

@@ -1,7 +1,7 @@
-"""The sending half of a connection: what may be written now, and what has to wait.
+"""The sending half of the server's end of a connection: what may go out now, and what has to wait.
 
-DATA frames wait for two windows, the stream's and the connection's, and for a peer that reads too
-slowly; all other frames go out at once. Everything is gathered, and written in one piece.
+DATA waits for two windows, the stream's and the connection's, and for a peer that is slow to read;
+all other frames go out at once. Everything is gathered, to be written in one piece.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 
+from lamina.api.headers import EMPTY_TABLE
 from lamina.api.http2 import (
     DATA,
     DEFAULT_FRAME_SIZE,
+    DEFAULT_TABLE_SIZE,
     DEFAULT_WINDOW,
     MAX_WINDOW,
     ConnectionFault,
@@ -21,20 +23,26 @@ from lamina.api.http2 import (
 
 _WRITE = 64 * 1024
 """Bytes after which what is gathered is written, so that a peer that does not read is noticed."""
+_FRAME = 128 * 1024
+"""Bytes of DATA in one frame at most, even if the peer takes larger ones: streams take turns."""
 
 
 class Outgoing:
-    """What a stream has to send. `window` may be negative, after the peer has made it smaller."""
+    """What a stream has to send."""
 
-    __slots__ = ("ending", "id", "messages", "sent", "window")
-
-    def __init__(self, id: int, window: int, sent: Callable[[], object]) -> None:
-        """Args: `sent` is called for each message when the last of it has gone out."""
+    def __init__(self, id: int, window: int) -> None:
         self.id = id
-        self.window = window
-        self.sent = sent
-        self.messages: deque[memoryview] = deque()
+        self.window = window  # negative after the peer has made it smaller
+        self.waiting: deque[memoryview] = deque()
         self.ending = b""
+        self.is_cut = False
+        """The front message has gone out in part."""
+
+    def message_sent(self) -> None:
+        """Hook: one message has gone out."""
+
+    def all_sent(self) -> None:
+        """Hook: the stream has ended on our side."""
 
 
 class Sender:
@@ -44,59 +52,54 @@ class Sender:
         self._write = write
         self._gathered: list[bytes | memoryview] = []
         self._size = 0
-        self._waiting: dict[int, Outgoing] = {}
-        self.window = DEFAULT_WINDOW
+        self._streams: dict[int, Outgoing] = {}
+        self._is_table_used = True
+        self._prefix = b""
+        self._window = DEFAULT_WINDOW
         self.initial_window = DEFAULT_WINDOW
         self.frame_size = DEFAULT_FRAME_SIZE
         self.paused = False
-        self._shrunk = False
-
-    def first_block(self, block: bytes) -> bytes:
-        """Return a response's first header block, with the notice that we use no table if due."""
-        if not self._shrunk:
-            return block
-        self._shrunk = False
-        return EMPTY_TABLE + block
-
-    def fits(self, stream: Outgoing, size: int) -> bool:
-        """Tell whether DATA of that size can go out as one frame, at once."""
-        return (
-            size <= self.window
-            and size <= stream.window
-            and size <= self.frame_size
-            and not self.paused
-            and not self._waiting
-        )
 
     def add(self, frames: bytes) -> None:
         """Gather whole frames that no window holds back."""
         self._gathered.append(frames)
         self._size += len(frames)
 
+    def fits(self, stream: Outgoing, size: int) -> bool:
+        """Tell whether DATA of that size may go out at once, in one frame."""
+        return (
+            size <= self._window
+            and size <= stream.window
+            and size <= self.frame_size
+            and not self._streams
+            and not self.paused
+        )
+
     def add_data(self, stream: Outgoing, size: int, frames: bytes) -> None:
-        """Gather whole frames with `size` bytes of DATA that `fits`."""
-        self.window -= size
+        """Gather whole frames, `size` bytes of DATA that `fits` among them."""
+        self._window -= size
         stream.window -= size
         self.add(frames)
 
     def queue(self, stream: Outgoing, message: bytes, *, ending: bytes = b"") -> None:
-        """Send a message as DATA as soon as possible, and after it frames that end the stream."""
+        """Send a message as soon as possible, and after it the frames that end the stream."""
         if message:
-            stream.messages.append(memoryview(message))
+            stream.waiting.append(memoryview(message))
         stream.ending = ending
-        self._waiting[stream.id] = stream
+        self._streams[stream.id] = stream
         self.pump()
 
     def drop(self, stream: Outgoing) -> None:
         """Forget what the stream still has to send."""
-        self._waiting.pop(stream.id, None)
-        stream.messages.clear()
+        self._streams.pop(stream.id, None)
+        stream.waiting.clear()
+        stream.ending = b""
 
     def pump(self) -> None:
-        """Gather what may go out now, of every stream a frame in turn."""
-        waiting = list(self._waiting.values())
-        while waiting and not self.paused:
-            waiting = [stream for stream in waiting if self._advance(stream)]
+        """Gather what may go out by now, a frame of every stream in turn."""
+        streams = list(self._streams.values())
+        while streams and not self.paused:
+            streams = [stream for stream in streams if self._advance(stream)]
 
     def flush(self) -> None:
         """Write what is gathered."""
@@ -106,47 +109,74 @@ class Sender:
             self._size = 0
             self._write(gathered)
 
-    def resize(self, streams: Iterable[Outgoing], initial_window: int) -> None:
-        """Follow the peer's INITIAL_WINDOW_SIZE, which counts for open streams as well."""
-        change = initial_window - self.initial_window
-        self.initial_window = initial_window
+    def first_block(self, block: bytes) -> bytes:
+        """Return a response's first header block, led by what HPACK wants to be said first."""
+        if not self._prefix:
+            return block
+        prefix, self._prefix = self._prefix, b""
+        return prefix + block
+
+    def set_table_size(self, size: int) -> None:
+        """Follow the peer's HEADER_TABLE_SIZE: one that shrinks must be acknowledged, once.
+
+        We use no table; having said that, no smaller one needs an answer.
+        """
+        if size < DEFAULT_TABLE_SIZE and self._is_table_used:
+            self._is_table_used = False
+            self._prefix = EMPTY_TABLE
+
+    def set_frame_size(self, size: int) -> None:
+        """Follow the peer's MAX_FRAME_SIZE."""
+        self.frame_size = min(size, _FRAME)
+
+    def set_initial_window(self, streams: Iterable[Outgoing], window: int) -> None:
+        """Follow the peer's INITIAL_WINDOW_SIZE, which changes the windows of open streams too."""
+        change = window - self.initial_window
+        self.initial_window = window
         for stream in streams:
             stream.window = _checked(stream.window + change)
         self.pump()
 
     def enlarge(self, increment: int) -> None:
         """Let more go out on the connection."""
-        self.window = _checked(self.window + increment)
+        self._window = _checked(self._window + increment)
         self.pump()
 
+    def enlarge_stream(self, stream: Outgoing, increment: int) -> bool:
+        """Let more go out on a stream; false if that is more than a window can be."""
+        stream.window += increment
+        if stream.window > MAX_WINDOW:
+            return False
+        while not self.paused and stream.id in self._streams and self._advance(stream):
+            pass
+        return True
+
     def _advance(self, stream: Outgoing) -> bool:
-        """Gather one frame of a stream; false if it has no more, or may not go on."""
-        if stream.messages:
-            message = stream.messages[0]
-            size = min(len(message), self.window, stream.window, self.frame_size)
+        """Gather one frame of a stream; false if there is no more, or it may not go out yet."""
+        if stream.waiting:
+            message = stream.waiting[0]
+            size = min(len(message), self._window, stream.window, self.frame_size)
             if size <= 0:
                 return False
-            self.add(frame_header(DATA, 0, stream.id, size))
-            self.add_data(stream, size, message[:size])
-            if size < len(message):
-                stream.messages[0] = message[size:]
+            self._gathered += (frame_header(DATA, 0, stream.id, size), message[:size])
+            self._size += size
+            self._window -= size
+            stream.window -= size
+            stream.is_cut = size < len(message)
+            if stream.is_cut:
+                stream.waiting[0] = message[size:]
             else:
-                stream.messages.popleft()
-                stream.sent()
+                stream.waiting.popleft()
+                stream.message_sent()
             if self._size >= _WRITE:
                 self.flush()
-        if stream.messages:
+        if stream.waiting:
             return True
-        del self._waiting[stream.id]
+        del self._streams[stream.id]
         if stream.ending:
             self.add(stream.ending)
+            stream.all_sent()
         return False
-
-
-def enlarge_stream(stream: Outgoing, increment: int) -> bool:
-    """Let more go out on a stream; false if the window would be larger than allowed."""
-    stream.window += increment
-    return stream.window <= MAX_WINDOW
 
 
 def _checked(window: int) -> int:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Mapping, Sequence
 
-from lamina.api.call import Call, Handler, Method, Observer, StreamHandler
+from lamina.api.call import Call, Handler, Method, StreamHandler
 from lamina.api.connection import Connection
 from lamina.api.dispatch import Dispatcher
 
-__all__ = ["Call", "Handler", "Method", "Observer", "Server", "StreamHandler"]
+__all__ = ["Call", "Handler", "Method", "Server", "StreamHandler"]
+
+log = logging.getLogger(__name__)
+
+_BACKLOG = 512
+_UNDO_SECONDS = 10.0
+"""For how long cancelled calls may undo what they have half done."""
 
 
 class Server:
@@ -19,7 +26,6 @@ class Server:
     Args:
         methods: what there is to call.
         threads: calls that can run at the same time, beside those on the event loop.
-        observe: told of every call that has ended.
     """
 
     def __init__(
@@ -27,11 +33,9 @@ class Server:
         methods: Mapping[str, Method],
         *,
         threads: int = 64,
-        observe: Observer | None = None,
     ) -> None:
         self._methods = methods
         self._threads = threads
-        self._observe = observe
 
     async def run(
         self, sockets: Sequence[socket.socket], *, stop: asyncio.Event, grace_seconds: float
@@ -43,14 +47,31 @@ class Server:
             stop: ends it.
             grace_seconds: how long calls may go on then before they are cancelled.
         """
-        loop = asyncio.get_running_loop()
         dispatcher = Dispatcher(self._methods, self._threads)
-        servers = [
-            await loop.create_unix_server(lambda: Connection(dispatcher), sock=each)
-            for each in sockets
-        ]
-        await stop.wait()
-        for server in servers:
-            server.close()
+        listeners = [await _listen(each, dispatcher) for each in sockets]
+        try:
+            await stop.wait()
+        finally:
+            for listener in listeners:
+                listener.close()
+            await _wind_up(dispatcher, grace_seconds)
+
+
+async def _listen(listening: socket.socket, dispatcher: Dispatcher) -> asyncio.Server:
+    # `create_unix_server` would remove the socket's file at the end, which is not ours.
+    loop = asyncio.get_running_loop()
+    return await loop.create_server(
+        lambda: Connection(dispatcher), sock=listening, backlog=_BACKLOG
+    )
+
+
+async def _wind_up(dispatcher: Dispatcher, grace_seconds: float) -> None:
+    for connection in list(dispatcher.connections):
+        connection.drain()
+    if not await dispatcher.quiet(grace_seconds):
+        log.warning("cancelling %d calls that are still running", dispatcher.running)
         for connection in list(dispatcher.connections):
-            connection.close()
+            connection.break_off()
+        if not await dispatcher.quiet(_UNDO_SECONDS) and dispatcher.running:
+            log.warning("leaving %d calls unfinished", dispatcher.running)
+    dispatcher.stop_threads()
