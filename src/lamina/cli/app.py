@@ -9,18 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from lamina.cli.output import printable
 from lamina.core.units import parse_size
 from lamina.errors import InvalidArgument, LaminaError
 
 if TYPE_CHECKING:
+    from lamina.api.channel import Channel
     from lamina.config import Config
     from lamina.core.snapshot import Snapshotter
     from lamina.store import Store
 
 DEFAULT_ROOT = Path("/var/lib/lamina")
 DEFAULT_CONFIG = Path("/etc/lamina/config.toml")
+DEFAULT_NAMESPACE = "default"
 
 
 class App:
@@ -33,6 +36,8 @@ class App:
         self.root_option: Path | None = None
         self.config_option: Path | None = None
         self.snapshotter_option: str | None = None
+        self.address_option: Path | None = None
+        self.namespace_option: str | None = None
 
     @cached_property
     def config(self) -> Config:
@@ -62,11 +67,39 @@ class App:
 
     @property
     def snapshotter(self) -> Snapshotter:
-        """The snapshotter that `--snapshotter` names, else the store's default."""
-        return self.store.snapshotter(self.snapshotter_option)
+        """The snapshotter that `--snapshotter` names, else the default one; maybe a daemon's."""
+        if self.address_option is None:
+            return self.store.snapshotter(self.snapshotter_option)
+        from lamina.api.client import RemoteSnapshotter
+
+        return RemoteSnapshotter(self.channel, self.snapshotter_name, namespace=self.namespace)
+
+    @property
+    def snapshotter_name(self) -> str:
+        """What `--snapshotter` says, else the default, which is containerd's too."""
+        from lamina.store import DEFAULT_SNAPSHOTTER
+
+        return self.snapshotter_option or DEFAULT_SNAPSHOTTER
+
+    @property
+    def namespace(self) -> str:
+        """What `--namespace` says; only a containerd asks for it."""
+        return self.namespace_option or DEFAULT_NAMESPACE
+
+    @cached_property
+    def channel(self) -> Channel:
+        """The way to the daemon at `--address`."""
+        from lamina.api.channel import Channel
+
+        if self.address_option is None:
+            raise InvalidArgument("call a daemon", hint="name its socket with --address")
+        return Channel(self.address_option)
 
     def close(self) -> None:
-        """Close the store where one was opened; this process ends then."""
+        """Close what was opened; this process ends then."""
+        channel: Channel | None = self.__dict__.pop("channel", None)
+        if channel is not None:
+            channel.close()
         store: Store | None = self.__dict__.pop("store", None)
         if store is not None:
             from lamina.meta.database import Database
@@ -78,21 +111,25 @@ class App:
 pass_app = click.make_pass_decorator(App)
 
 
-def _set_root(context: click.Context, option: click.Parameter, value: str | None) -> None:
-    if value is not None:
-        context.ensure_object(App).root_option = _path(context, option, value)
+def stored_option(
+    attribute: str, *names: str, convert: Callable[[str], object] = str, **attributes: Any
+) -> click.Option:
+    """Return an option whose value becomes the App's `attribute`, wherever on the line it stands.
 
+    What is typed later counts more, and what is typed anywhere more than the environment.
+    """
 
-def _set_config(context: click.Context, option: click.Parameter, value: str | None) -> None:
-    if value is not None:
-        context.ensure_object(App).config_option = _path(context, option, value)
+    def store(context: click.Context, option: click.Parameter, value: str | None) -> None:
+        app = context.ensure_object(App)
+        source = context.get_parameter_source(option.name or "")
+        typed_before = source == ParameterSource.ENVIRONMENT and getattr(app, attribute) is not None
+        if value is None or typed_before:
+            return
+        if not value:  # mostly an unset variable, and neither the current directory nor a default
+            raise click.BadParameter("it is empty", context, option)
+        setattr(app, attribute, convert(value))
 
-
-def _path(context: click.Context, option: click.Parameter, value: str) -> Path:
-    """Return the path; an empty one, mostly an unset variable, is not the current directory."""
-    if not value:
-        raise click.BadParameter("it is empty", context, option)
-    return Path(value)
+    return click.Option(names, expose_value=False, callback=store, **attributes)
 
 
 def _set_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
@@ -106,20 +143,20 @@ def _set_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
 
 def _global_options() -> list[click.Option]:
     return [
-        click.Option(
-            ["--root"],
+        stored_option(
+            "root_option",
+            "--root",
+            convert=Path,
             metavar="DIR",
             envvar="LAMINA_ROOT",
-            expose_value=False,
-            callback=_set_root,
             help=f"Directory of everything Lamina keeps.  [default: {DEFAULT_ROOT}]",
         ),
-        click.Option(
-            ["--config"],
+        stored_option(
+            "config_option",
+            "--config",
+            convert=Path,
             metavar="FILE",
             envvar="LAMINA_CONFIG",
-            expose_value=False,
-            callback=_set_config,
             help=f"containerd configuration file (TOML).  [default: {DEFAULT_CONFIG}]",
         ),
         click.Option(

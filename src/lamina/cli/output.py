@@ -77,3 +77,10 @@ def format_time(ns: int) -> str:
     from datetime import UTC, datetime  # most tables have no times
 
     return datetime.fromtimestamp(ns // 10**9, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def now() -> str:
+    """Return the present time as RFC 3339, in seconds."""
+    from time import time_ns
+
+    return format_time(time_ns())

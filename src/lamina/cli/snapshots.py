@@ -1,21 +1,28 @@
-"""`lamina snapshots`: ctr's verbs on the snapshots of one snapshotter."""
+"""`lamina snapshots`: ctr's verbs on the snapshots of one snapshotter, here or a daemon's."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from lamina.cli.app import App, Group, parse_labels, pass_app, snapshotter_option
-from lamina.cli.output import print_json, print_table, printable
-from lamina.core.digest import parse_digest
+from lamina.cli.app import App, parse_labels, pass_app
+from lamina.cli.output import (
+    always_json_option,
+    json_option,
+    now,
+    print_json,
+    print_labels,
+    print_table,
+    printable,
+)
+from lamina.cli.snapshot_layers import diff, unpack
+from lamina.cli.snapshot_options import Verbs
 from lamina.core.labels import GC_ROOT
 from lamina.core.mount import Mount
-from lamina.core.snapshot import Info
+from lamina.core.snapshot import Info, Usage
 from lamina.core.units import format_size
 from lamina.errors import NotFound
 
@@ -28,21 +35,14 @@ _ALIASES = {
     "m": "mounts",
 }
 
-_COMPRESSIONS = {
-    "application/vnd.oci.image.layer.v1.tar": "none",
-    "application/vnd.oci.image.layer.v1.tar+gzip": "gzip",
-    "application/vnd.oci.image.layer.v1.tar+zstd": "zstd",
-}
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.group(cls=Verbs, aliases=_ALIASES)
+def snapshots() -> None:
+    """Work with snapshots directly, with those of a daemon too."""
 
 
-@click.group(cls=Group, aliases=_ALIASES)
-@snapshotter_option
-@pass_app
-def snapshots(app: App, snapshotter: str | None) -> None:
-    """Work with snapshots directly."""
-    app.snapshotter_option = snapshotter
+snapshots.add_command(diff)
+snapshots.add_command(unpack)
 
 
 @snapshots.command("ls")
@@ -59,21 +59,33 @@ def list_(app: App, as_json: bool, filters: tuple[str, ...]) -> None:
 
 
 @snapshots.command()
+@json_option
 @pass_app
-def tree(app: App) -> None:
+def tree(app: App, as_json: bool) -> None:
     """Show which snapshot stands on which."""
-    children: dict[str, list[str]] = {}
-    for info in app.snapshotter.walk():
-        children.setdefault(info.parent, []).append(info.name)
-    pending = [(0, name) for name in reversed(children.get("", []))]
-    while pending:
-        depth, name = pending.pop()
+    nodes = list(_in_tree_order(app.snapshotter.walk()))
+    if as_json:
+        print_json([{**_plain(info), "Depth": depth} for depth, info in nodes])
+        return
+    for depth, info in nodes:
         indent = "  " * depth + "\\_" if depth else ""
-        click.echo(f"{indent} {printable(name)}")
-        pending += [(depth + 1, child) for child in reversed(children.get(name, []))]
+        click.echo(f"{indent} {printable(info.name)}")
+
+
+def _in_tree_order(infos: Iterable[Info]) -> Iterator[tuple[int, Info]]:
+    """Yield every snapshot behind its parent, with the number of those below it."""
+    children: dict[str, list[Info]] = {}
+    for info in infos:
+        children.setdefault(info.parent, []).append(info)
+    pending = [(0, info) for info in reversed(children.get("", []))]
+    while pending:
+        depth, info = pending.pop()
+        yield depth, info
+        pending += [(depth + 1, child) for child in reversed(children.get(info.name, []))]
 
 
 @snapshots.command()
+@always_json_option
 @click.argument("key")
 @pass_app
 def info(app: App, key: str) -> None:
@@ -82,9 +94,9 @@ def info(app: App, key: str) -> None:
 
 
 def _target_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    function = click.option("--mounts", "as_json", is_flag=True, help="Print the mounts as JSON.")(
-        function
-    )
+    function = click.option(
+        "--mounts", "--json", "as_json", is_flag=True, help="Print the mounts as JSON."
+    )(function)
     return click.option(
         "-t", "--target", metavar="DIR", help="Print the mount commands for that directory."
     )(function)
@@ -97,7 +109,7 @@ def _target_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @pass_app
 def prepare(app: App, key: str, parent: str, target: str | None, as_json: bool) -> None:
     """Make a writable snapshot on top of PARENT (a committed one), or an empty one."""
-    labels = {GC_ROOT: _now()}
+    labels = {GC_ROOT: now()}
     _print_mounts(app.snapshotter.prepare(key, parent, labels=labels), target, as_json)
 
 
@@ -112,12 +124,13 @@ def view(app: App, key: str, parent: str, target: str | None, as_json: bool) -> 
 
 
 @snapshots.command()
+@json_option
 @click.argument("target")
 @click.argument("key")
 @pass_app
-def mounts(app: App, target: str, key: str) -> None:
+def mounts(app: App, target: str, key: str, as_json: bool) -> None:
     """Print the commands that mount KEY on TARGET."""
-    _print_mounts(app.snapshotter.mounts(key), target, as_json=False)
+    _print_mounts(app.snapshotter.mounts(key), target, as_json)
 
 
 @snapshots.command()
@@ -126,21 +139,24 @@ def mounts(app: App, target: str, key: str) -> None:
 @pass_app
 def commit(app: App, name: str, active: str) -> None:
     """Turn the snapshot ACTIVE into the committed one NAME."""
-    app.snapshotter.commit(name, active, labels={GC_ROOT: _now()})
+    app.snapshotter.commit(name, active, labels={GC_ROOT: now()})
 
 
 @snapshots.command()
+@json_option
 @click.argument("key")
 @click.argument("labels", nargs=-1, metavar="[KEY=VALUE]...")
 @pass_app
-def label(app: App, key: str, labels: tuple[str, ...]) -> None:
+def label(app: App, key: str, labels: tuple[str, ...], as_json: bool) -> None:
     """Set labels, delete them with `KEY=`, and print those that there are then."""
-    stored = app.snapshotter.stat(key)
+    snapshotter = app.snapshotter
     if labels:
         changed = parse_labels(labels)
         paths = [f"labels.{name}" for name in changed]
-        stored = app.snapshotter.update(stored._replace(labels=changed), *paths)
-    click.echo(",".join(f"{name}={value}" for name, value in sorted(stored.labels.items())))
+        stored = snapshotter.update(Info(key, labels=changed), *paths)
+    else:
+        stored = snapshotter.stat(key)
+    print_labels(stored.labels, as_json=as_json)
 
 
 @snapshots.command()
@@ -150,8 +166,7 @@ def label(app: App, key: str, labels: tuple[str, ...]) -> None:
 @pass_app
 def usage(app: App, as_json: bool, in_bytes: bool, keys: tuple[str, ...]) -> None:
     """Show what snapshots occupy by themselves, all of them unless KEYS are given."""
-    names = keys or tuple(info.name for info in app.snapshotter.walk())
-    used = [(name, app.snapshotter.usage(name)) for name in names]
+    used = list(_used(app, keys))
     if as_json:
         print_json([{"Key": name, "Size": u.size, "Inodes": u.inodes} for name, u in used])
         return
@@ -159,6 +174,19 @@ def usage(app: App, as_json: bool, in_bytes: bool, keys: tuple[str, ...]) -> Non
         (name, str(u.size) if in_bytes else format_size(u.size), str(u.inodes)) for name, u in used
     )
     print_table(("KEY", "SIZE", "INODES"), rows)
+
+
+def _used(app: App, keys: tuple[str, ...]) -> Iterator[tuple[str, Usage]]:
+    snapshotter = app.snapshotter
+    if keys:
+        yield from ((key, snapshotter.usage(key)) for key in keys)
+        return
+    for info in list(snapshotter.walk()):
+        try:
+            usage = snapshotter.usage(info.name)
+        except NotFound:  # removed since it was listed
+            continue
+        yield info.name, usage
 
 
 @snapshots.command()
@@ -171,51 +199,10 @@ def rm(app: App, keys: tuple[str, ...]) -> None:
 
 
 @snapshots.command()
-@click.option(
-    "--media-type",
-    type=click.Choice(list(_COMPRESSIONS)),
-    default="application/vnd.oci.image.layer.v1.tar+gzip",
-    show_default=True,
-    help="Media type of the layer.",
-)
-@click.argument("key_a")
-@click.argument("key_b", default="")
-@pass_app
-def diff(app: App, key_a: str, key_b: str, media_type: str) -> None:
-    """Write a layer with what KEY_A changes in its parent, or what leads from KEY_A to KEY_B."""
-    from lamina.formats.compression import Compression
-    from lamina.layer.snapshot_diff import write_snapshot_diff
-
-    write_snapshot_diff(
-        app.snapshotter,
-        key_b or key_a,
-        sys.stdout.buffer.write,
-        mounts=app.store.images.mounts,
-        against=key_a if key_b else None,
-        compression=Compression(_COMPRESSIONS[media_type]),
-    )
-
-
-@snapshots.command()
-@click.option("--sync-fs", is_flag=True, help="Return when the snapshots survive power loss.")
-@click.argument("digest")
-@pass_app
-def unpack(app: App, digest: str, sync_fs: bool) -> None:
-    """Unpack the image whose manifest or index has that digest."""
-    found = list(app.store.images.catalogue.walk([f"target.digest=={parse_digest(digest)}"]))
-    if not found:
-        raise NotFound("image of", digest, hint="lamina images ls shows the digests there are")
-    app.store.unpack(found[0].name, app.snapshotter_option)
-    if sync_fs:
-        app.store.sync([app.snapshotter_option or app.store.default_snapshotter])
-    click.echo(f"unpacking {digest} ({found[0].target.media_type})...done")
-
-
-@snapshots.command()
 @pass_app
 def cleanup(app: App) -> None:
     """Free now what removed or abandoned snapshots, images and mounts still occupy."""
-    if app.snapshotter_option is None:
+    if app.snapshotter_option is None and app.address_option is None:
         app.store.cleanup()
     else:
         app.snapshotter.cleanup()
@@ -249,7 +236,3 @@ def _plain(info: Info) -> Mapping[str, object]:
     plain["Created"] = info.created.isoformat().replace("+00:00", "Z")
     plain["Updated"] = info.updated.isoformat().replace("+00:00", "Z")
     return plain
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,126 @@
+"""`lamina snapshots diff|unpack`: from snapshots to layers, and back."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lamina.cli.app import App, parse_labels, pass_app
+from lamina.cli.output import now
+from lamina.cli.snapshot_options import Verb
+from lamina.core.digest import parse_digest
+from lamina.core.labels import GC_ROOT, UNCOMPRESSED
+from lamina.errors import NotFound
+
+if TYPE_CHECKING:
+    from lamina.layer.diff import Diff
+
+_COMPRESSIONS = {
+    "application/vnd.oci.image.layer.v1.tar": "none",
+    "application/vnd.oci.image.layer.v1.tar+gzip": "gzip",
+    "application/vnd.oci.image.layer.v1.tar+zstd": "zstd",
+}
+
+
+@click.command(cls=Verb)
+@click.option(
+    "--media-type",
+    type=click.Choice(list(_COMPRESSIONS)),
+    default="application/vnd.oci.image.layer.v1.tar+gzip",
+    show_default=True,
+    help="Media type of the layer.",
+)
+@click.option("--keep", is_flag=True, help="Keep the layer in the content store of --root, too.")
+@click.option("--ref", metavar="NAME", help="With --keep: name of the ingest.")
+@click.option(
+    "--label", "labels", multiple=True, metavar="KEY=VALUE", help="With --keep: label the layer."
+)
+@click.argument("key_a")
+@click.argument("key_b", default="")
+@pass_app
+def diff(
+    app: App,
+    key_a: str,
+    key_b: str,
+    media_type: str,
+    keep: bool,
+    ref: str | None,
+    labels: tuple[str, ...],
+) -> None:
+    """Write a layer with what KEY_A changes in its parent, or what leads from KEY_A to KEY_B."""
+
+    def write(*sinks: Callable[[bytes], object]) -> Diff:
+        from lamina.formats.compression import Compression
+        from lamina.layer.snapshot_diff import write_snapshot_diff
+
+        return write_snapshot_diff(
+            app.snapshotter,
+            key_b or key_a,
+            lambda data: [sink(data) for sink in (*sinks, sys.stdout.buffer.write)],
+            mounts=_mount_points(app),
+            against=key_a if key_b else None,
+            compression=Compression(_COMPRESSIONS[media_type]),
+        )
+
+    if keep:
+        _keep(app, write, ref, {GC_ROOT: now(), **parse_labels(labels)})
+    else:
+        write()
+
+
+def _keep(app: App, write: Callable[..., Diff], ref: str | None, labels: Mapping[str, str]) -> None:
+    """Write a layer to the content store as well, labelled from its first moment on."""
+    import secrets
+
+    with app.store.images.content.open_writer(ref or f"diff-{secrets.token_hex(8)}") as writer:
+        try:
+            diff = write(writer.write)
+            uncompressed = {} if diff.diff_id == diff.digest else {UNCOMPRESSED: diff.diff_id}
+            writer.commit({**uncompressed, **labels})
+        except BaseException:
+            writer.abort()
+            raise
+
+
+def _mount_points(app: App) -> Path:
+    """Return where to mount for a moment; a daemon's snapshots need no store here."""
+    if app.address_option is None:
+        return app.store.images.mounts
+    import tempfile
+
+    return Path(tempfile.gettempdir())
+
+
+@click.command(cls=Verb)
+@click.option("--sync-fs", is_flag=True, help="Return when the snapshots survive power loss.")
+@click.argument("digest")
+@pass_app
+def unpack(app: App, digest: str, sync_fs: bool) -> None:
+    """Unpack the image whose manifest or index has that digest.
+
+    With --address the image is one of --root, and its layers become the daemon's snapshots.
+    """
+    if sync_fs and app.address_option is not None:
+        raise click.UsageError("--sync-fs is for snapshots of --root; a daemon syncs its own")
+    found = list(app.store.images.catalogue.walk([f"target.digest=={parse_digest(digest)}"]))
+    if not found:
+        raise NotFound("image of", digest, hint="lamina images ls shows the digests there are")
+    if app.address_option is None:
+        app.store.unpack(found[0].name, app.snapshotter_option)
+    else:
+        from lamina.api.unpack import unpack_remotely
+
+        unpack_remotely(
+            found[0],
+            store=app.store.images,
+            channel=app.channel,
+            snapshotter=app.snapshotter_name,
+            namespace=app.namespace,
+        )
+    if sync_fs:
+        app.store.sync([app.snapshotter_name])
+    click.echo(f"unpacking {digest} ({found[0].target.media_type})...done")
