@@ -1,19 +1,30 @@
-"""The engine against a model that fits on one page, driven by generated sequences of calls."""
+"""The engine against a model that fits on one page, driven by generated sequences of calls.
+
+It is called in this process, and over gRPC.
+"""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from lamina.core.driver import Ability
-from lamina.core.snapshot import Info, Kind
+from lamina.core.mount import Mount
+from lamina.core.snapshot import Info, Kind, Snapshotter
 from lamina.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -22,7 +33,11 @@ from lamina.errors import (
     NotFound,
 )
 from lamina.snapshotters.engine import Engine
+from lamina.testing.serving import served
 from tests.file_driver import FileDriver
+
+OPERATIONS = 10_000
+"""What each machine is to have done at least."""
 
 KEYS = st.sampled_from(["", "a", "b", "c", "d", "e"])
 LABELS = st.dictionaries(st.sampled_from(["x", "y"]), st.sampled_from(["", "1", "2"]))
@@ -34,36 +49,46 @@ class Entry:
     kind: Kind
     parent: str
     labels: dict[str, str]
+    mounts: list[Mount]
 
 
 class RebasingDriver(FileDriver):
     abilities = frozenset({Ability.REBASE})
 
 
-class Model(RuleBasedStateMachine):
+class InProcess(RuleBasedStateMachine):
+    operations: ClassVar = 0
+
     def __init__(self) -> None:
         super().__init__()
-        self.directory = tempfile.TemporaryDirectory()
-        self.engine = self.open()
+        self.stack = ExitStack()
+        self.directory = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
+        self.opened = ExitStack()
         self.model: dict[str, Entry] = {}
+        self.open()
 
-    def open(self) -> Engine:
-        root = Path(self.directory.name)
-        return Engine("model", RebasingDriver(root), root, boot="one")
+    def open(self) -> None:
+        root = self.directory
+        self.engine = Engine("model", RebasingDriver(root), root, boot="one")
+        self.opened.callback(self.engine.close)
+        self.snapshotter = self.reached()
+
+    def reached(self) -> Snapshotter:
+        return self.engine
 
     def teardown(self) -> None:
-        self.engine.close()
-        self.directory.cleanup()
+        self.opened.close()
+        self.stack.close()
 
-    def check(self, expected: Error | None, call: Callable[[], object]) -> bool:
-        """Call; return whether it was to succeed."""
+    def check(self, expected: Error | None, call: Callable[[], Any]) -> Any:
+        """Call; return what it returned, or None where it was to fail and did."""
+        type(self).operations += 1
         if expected is None:
-            call()
-            return True
+            return call()
         with pytest.raises(LaminaError) as caught:
             call()
         assert type(caught.value) is expected
-        return False
+        return None
 
     @rule(kind=st.sampled_from([Kind.ACTIVE, Kind.VIEW]), key=KEYS, parent=KEYS, labels=LABELS)
     def create(self, kind: Kind, key: str, parent: str, labels: dict[str, str]) -> None:
@@ -74,18 +99,20 @@ class Model(RuleBasedStateMachine):
             expected = InvalidArgument
         elif key in self.model:
             expected = AlreadyExists
-        call = self.engine.prepare if kind == Kind.ACTIVE else self.engine.view
-        if self.check(expected, lambda: call(key, parent, labels=labels)):
-            self.model[key] = Entry(kind, parent, {k: v for k, v in labels.items() if v})
+        call = self.snapshotter.prepare if kind == Kind.ACTIVE else self.snapshotter.view
+        mounts = self.check(expected, lambda: call(key, parent, labels=labels))
+        if expected is None:
+            self.model[key] = Entry(kind, parent, {k: v for k, v in labels.items() if v}, mounts)
 
     @rule(name=KEYS, key=KEYS, parent=KEYS, labels=LABELS)
     def commit(self, name: str, key: str, parent: str, labels: dict[str, str]) -> None:
         expected = self.commit_error(name, key, parent)
-        call = self.engine.commit
-        if self.check(expected, lambda: call(name, key, labels=labels, parent=parent)):
+        call = self.snapshotter.commit
+        self.check(expected, lambda: call(name, key, labels=labels, parent=parent))
+        if expected is None:
             old = self.model.pop(key)
             kept = {k: v for k, v in labels.items() if v}
-            self.model[name] = Entry(Kind.COMMITTED, old.parent or parent, kept)
+            self.model[name] = Entry(Kind.COMMITTED, old.parent or parent, kept, [])
 
     def commit_error(self, name: str, key: str, parent: str) -> Error | None:
         if not name:
@@ -112,7 +139,8 @@ class Model(RuleBasedStateMachine):
             expected = NotFound
         elif any(entry.parent == key for entry in self.model.values()):
             expected = FailedPrecondition
-        if self.check(expected, lambda: self.engine.remove(key)):
+        self.check(expected, lambda: self.snapshotter.remove(key))
+        if expected is None:
             del self.model[key]
 
     @rule(key=KEYS, labels=LABELS, paths=st.sampled_from([(), ("labels.x",), ("labels", "kind")]))
@@ -122,42 +150,80 @@ class Model(RuleBasedStateMachine):
             expected = NotFound
         elif "kind" in paths:
             expected = InvalidArgument
-        if not self.check(expected, lambda: self.engine.update(info_of(key, labels), *paths)):
+        info = Info(key, labels=labels)
+        stored = self.check(expected, lambda: self.snapshotter.update(info, *paths))
+        if expected is not None:
             return
         entry = self.model[key]
         new = {**entry.labels, "x": labels.get("x", "")} if paths else labels
         entry.labels = {k: v for k, v in new.items() if v}
+        assert stored == self.engine.stat(key)
+
+    @rule(key=KEYS)
+    def look(self, key: str) -> None:
+        expected = None if key in self.model else NotFound
+        info = self.check(expected, lambda: self.snapshotter.stat(key))
+        usage = self.check(expected, lambda: self.snapshotter.usage(key))
+        if expected is not None:
+            return
+        assert info == self.engine.stat(key)
+        assert usage == self.engine.usage(key)
+        committed = info.kind == Kind.COMMITTED
+        mounts = self.check(
+            FailedPrecondition if committed else None, lambda: self.snapshotter.mounts(key)
+        )
+        assert committed or mounts == self.model[key].mounts
+
+    @rule(kinds=st.sets(st.sampled_from(["active", "view", "committed"])), x=st.booleans())
+    def find(self, kinds: set[str], x: bool) -> None:
+        filters = [f"kind=={kind}" + (",labels.x" if x else "") for kind in sorted(kinds)]
+        found = self.check(None, lambda: [info.name for info in self.snapshotter.walk(filters)])
+        assert found == sorted(
+            name
+            for name, entry in self.model.items()
+            if not kinds or (str(entry.kind).lower() in kinds and (not x or "x" in entry.labels))
+        )
 
     @rule()
     def reopen(self) -> None:
-        self.engine.close()
-        self.engine = self.open()
+        self.opened.close()
+        self.open()
 
     @rule()
     def work(self) -> None:
         self.engine.sync()
-        self.engine.cleanup()
+        self.check(None, self.snapshotter.cleanup)
         assert not self.engine.pending()
-        directory = Path(self.directory.name, "files")
-        assert len(list(directory.iterdir())) == len(self.model)
+        assert len(list((self.directory / "files").iterdir())) == len(self.model)
 
     @invariant()
     def same(self) -> None:
-        found = {i.name: Entry(i.kind, i.parent, dict(i.labels)) for i in self.engine.walk()}
-        assert found == self.model
+        infos = list(self.engine.walk())
+        found = {i.name: (i.kind, i.parent, i.labels) for i in infos}
+        assert found == {n: (e.kind, e.parent, e.labels) for n, e in self.model.items()}
         assert list(found) == sorted(found)
         assert self.engine.fsck() == []
 
 
-def info_of(key: str, labels: dict[str, str]) -> Info:
-    return Info(key, labels=labels)
+class OverGrpc(InProcess):
+    operations: ClassVar = 0
+
+    def reached(self) -> Snapshotter:
+        return self.opened.enter_context(served(self.engine))
 
 
-Model.TestCase.settings = settings(
-    max_examples=25,
-    stateful_step_count=30,
-    derandomize=True,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
-TestModel = Model.TestCase
+@pytest.mark.parametrize("machine", [InProcess, OverGrpc])
+def test_random_operations(machine: type[InProcess], capsys: pytest.CaptureFixture[str]) -> None:
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=200,
+            stateful_step_count=60,
+            derandomize=True,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+    with capsys.disabled():
+        print(f" {machine.__name__}: {machine.operations:,} operations ", end="")
+    assert machine.operations >= OPERATIONS
