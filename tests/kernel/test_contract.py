@@ -30,3 +30,16 @@ class TestOverlayfsOptions(TestOverlayfs):
 @pytest.mark.root
 class TestNative(SnapshotterContract):
     plugin = "native"
+
+
+@pytest.mark.loop
+class TestBlockfile(SnapshotterContract):
+    plugin = "blockfile"
+    config: ClassVar = {"scratch_size": "64MiB"}
+    differences: ClassVar = {
+        "usage": "an image file is one inode, and grows when what is in it is synced"
+    }
+
+
+class TestBlockfileXfs(TestBlockfile):
+    config: ClassVar = {"fs_type": "xfs", "scratch_size": "300MiB"}

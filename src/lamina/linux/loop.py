@@ -1,4 +1,9 @@
-"""Loop devices (<linux/loop.h>): a file as a block device."""
+"""Loop devices (<linux/loop.h>): a file as a block device.
+
+A file that is bound already is not bound again: two devices on one file have each a cache of it,
+and two mounts of them write over one another. One device makes both mounts one filesystem, and its
+pages are in memory once.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +21,7 @@ from pathlib import Path
 LOOP_SET_FD = 0x4C00
 LOOP_CLR_FD = 0x4C01
 LOOP_SET_STATUS64 = 0x4C04
+LOOP_GET_STATUS64 = 0x4C05
 LOOP_SET_DIRECT_IO = 0x4C08
 LOOP_CONFIGURE = 0x4C0A
 LOOP_CTL_GET_FREE = 0x4C82
@@ -27,6 +33,7 @@ LO_FLAGS_DIRECT_IO = 16
 _CONTROL = "/dev/loop-control"
 _RACES = 100
 _NAME_BYTES = 64
+_PAGE = 4096
 
 
 class LoopInfo64(ctypes.Structure):
@@ -72,9 +79,11 @@ class LoopDevice:
 def attached(
     file: str | os.PathLike[str], *, read_only: bool = False, direct_io: bool = False
 ) -> Iterator[LoopDevice]:
-    """Bind a file to a free loop device that frees itself after its last user.
+    """Bind a file to a loop device that frees itself after its last user, or share its device.
 
-    Inside the body the device is certain to stay; mount it there.
+    Inside the body the device is certain to stay; mount it there. A device that somebody else
+    has bound is as it is: `direct_io` and autoclear are not changed, and it may be writable where
+    `read_only` is asked for.
 
     Args:
         file: the backing file.
@@ -91,13 +100,29 @@ def attached(
         flags = LO_FLAGS_AUTOCLEAR
         flags |= LO_FLAGS_READ_ONLY if read_only else 0
         flags |= LO_FLAGS_DIRECT_IO if direct_io else 0
-        device = _bind_free(backing, os.fsencode(file), flags, mode)
+        with _nobody_else_binds(backing):
+            device = _bound(backing, mode) or _bind_free(backing, os.fsencode(file), flags, mode)
     finally:
         os.close(backing)
     try:
         yield device
     finally:
         os.close(device.fd)
+
+
+@contextmanager
+def shared(file: str | os.PathLike[str]) -> Iterator[LoopDevice | None]:
+    """Open the writable device that a file is bound to, for the length of the body; or None."""
+    backing = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        device = _bound(backing, os.O_RDWR | os.O_CLOEXEC)
+    finally:
+        os.close(backing)
+    try:
+        yield device
+    finally:
+        if device is not None:
+            os.close(device.fd)
 
 
 def backing_file(device: str) -> str | None:
@@ -107,6 +132,80 @@ def backing_file(device: str) -> str | None:
         return path.read_text(errors="surrogateescape").rstrip("\n")
     except FileNotFoundError:
         return None
+
+
+@contextmanager
+def _nobody_else_binds(backing: int) -> Iterator[None]:
+    fcntl.flock(backing, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        # Closing does not unlock: the device has the same open file.
+        fcntl.flock(backing, fcntl.LOCK_UN)
+
+
+def _bound(backing: int, mode: int) -> LoopDevice | None:
+    """Open the device that the file is bound to, if that is writable enough; None without one."""
+    name = Path(f"/proc/self/fd/{backing}").readlink().name
+    status = os.fstat(backing)
+    for number in _numbers_of(name):
+        device = _opened(f"/dev/loop{number}", mode)
+        if device is None:
+            continue
+        if _is_of(device.fd, status, writable=mode & os.O_ACCMODE == os.O_RDWR):
+            return device
+        os.close(device.fd)
+    return None
+
+
+def _numbers_of(name: str) -> Iterator[int]:
+    """Yield the devices bound to a file of that name, wherever it is."""
+    ending = os.fsencode(f"/{name}\n")
+    with os.scandir("/sys/block") as entries:
+        found = [entry.name[4:] for entry in entries if entry.name.startswith("loop")]
+    for number in found:
+        try:
+            fd = os.open(f"/sys/block/loop{number}/loop/backing_file", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue  # free
+        try:
+            if os.read(fd, _PAGE).endswith(ending):
+                yield int(number)
+        except OSError as error:
+            if error.errno not in {errno.ENODEV, errno.ENXIO}:  # freed meanwhile
+                raise
+        finally:
+            os.close(fd)
+
+
+def _opened(path: str, mode: int) -> LoopDevice | None:
+    try:
+        return LoopDevice(path, os.open(path, mode))
+    except OSError as error:
+        if error.errno not in {errno.ENXIO, errno.ENOENT, errno.EACCES, errno.EROFS, errno.EPERM}:
+            raise
+        return None  # freed meanwhile, or read-only
+
+
+def _is_of(fd: int, status: os.stat_result, *, writable: bool) -> bool:
+    """Tell whether an open device is bound to the whole of that file; while open, it stays so."""
+    info = LoopInfo64()
+    try:
+        fcntl.ioctl(fd, LOOP_GET_STATUS64, info)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return False
+    if writable and info.lo_flags & LO_FLAGS_READ_ONLY:
+        return False
+    same = (info.lo_device, info.lo_inode) == (_encoded(status.st_dev), status.st_ino)
+    return same and not info.lo_offset and not info.lo_sizelimit
+
+
+def _encoded(device: int) -> int:
+    """Return a device number as `huge_encode_dev` of <linux/kdev_t.h> has it."""
+    major, minor = os.major(device), os.minor(device)
+    return (minor & 0xFF) | major << 8 | (minor & ~0xFF) << 12
 
 
 def _bind_free(backing: int, name: bytes, flags: int, mode: int) -> LoopDevice:

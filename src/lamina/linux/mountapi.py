@@ -38,6 +38,7 @@ MS_UNBINDABLE = 1 << 17
 MS_PRIVATE = 1 << 18
 MS_SLAVE = 1 << 19
 MS_SHARED = 1 << 20
+MS_SILENT = 1 << 15
 MS_RELATIME = 1 << 21
 MS_STRICTATIME = 1 << 24
 
@@ -65,6 +66,9 @@ _FSMOUNT_CLOEXEC = 1
 _FSCONFIG_SET_FLAG = 0
 _FSCONFIG_SET_STRING = 1
 _FSCONFIG_CMD_CREATE = 6
+_FSCONFIG_CMD_RECONFIGURE = 7
+_FSPICK_CLOEXEC = 1
+_FSPICK_EMPTY_PATH = 8
 
 DATA_MAX = os.sysconf("SC_PAGESIZE") - 1
 """Bytes of options that mount(2) takes: one page with the NUL that ends them."""
@@ -94,6 +98,7 @@ _move_mount = system_call(429, _INT, _CHARS, _INT, _CHARS, _UINT)
 _fsopen = system_call(430, _CHARS, _UINT)
 _fsconfig = system_call(431, _INT, _UINT, _CHARS, _CHARS, _INT)
 _fsmount = system_call(432, _INT, _UINT, _UINT)
+_fspick = system_call(433, _INT, _CHARS, _UINT)
 _mount_setattr = system_call(442, _INT, _CHARS, _UINT, ctypes.POINTER(MountAttr), ctypes.c_size_t)
 
 
@@ -191,6 +196,20 @@ def fsconfig_flag(fs_fd: int, key: str) -> None:
 def fsconfig_create(fs_fd: int) -> None:
     """Make the superblock from what was configured."""
     _configure(fs_fd, _FSCONFIG_CMD_CREATE, None, None)
+
+
+def fspick(mount_fd: int) -> int:
+    """Start to change the configuration of the filesystem of a mount (>= 5.2)."""
+    return _fspick(mount_fd, b"", _FSPICK_CLOEXEC | _FSPICK_EMPTY_PATH)
+
+
+def fsconfig_reconfigure(fs_fd: int) -> None:
+    """Apply what was configured to the filesystem, with all of its mounts.
+
+    Raises:
+        OSError: EBUSY: to be read-only, while files are open for writing.
+    """
+    _configure(fs_fd, _FSCONFIG_CMD_RECONFIGURE, None, None)
 
 
 def fsmount(fs_fd: int, attributes: int = 0) -> int:

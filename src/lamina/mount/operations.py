@@ -111,10 +111,20 @@ class Filesystem(Operation):
             yield device.path
 
     def _created(self, source: str) -> int:
+        flags = self.options.flags
+        try:
+            return self._configured(source, flags)
+        except OSError as error:
+            if error.errno != errno.EBUSY or not flags & api.MS_RDONLY:
+                raise
+        # The device is mounted already, writable: read-only is this mount alone.
+        return self._configured(source, flags & ~api.MS_RDONLY)
+
+    def _configured(self, source: str, flags: int) -> int:
         with closing(api.fsopen(self.mount.type)) as fs:
             if source:
                 api.fsconfig_string(fs, "source", source)
-            configure(fs, self.options.data, self.options.flags)
+            configure(fs, self.options.data, flags)
             api.fsconfig_create(fs)
             return api.fsmount(fs, self.options.attributes)
 

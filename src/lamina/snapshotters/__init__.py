@@ -13,6 +13,7 @@ from lamina.snapshotters.entrypoints import GROUP, entry_points
 from lamina.snapshotters.plugin import AnyPlugin, SnapshotterPlugin
 
 DRIVERS = {
+    "blockfile": "lamina.snapshotters.blockfile.plugin:PLUGIN",
     "native": "lamina.snapshotters.native.plugin:PLUGIN",
     "overlayfs": "lamina.snapshotters.overlayfs.plugin:PLUGIN",
 }

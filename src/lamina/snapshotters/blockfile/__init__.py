@@ -1,0 +1,1 @@
+"""The blockfile snapshotter: one file per snapshot with a whole filesystem in it."""

@@ -1,0 +1,40 @@
+"""mkfs: filesystems made in regular files."""
+
+from __future__ import annotations
+
+import os
+
+from lamina.tools.run import run
+
+_SECONDS = 300.0
+_EXT = ("-q", "-F", "-m", "0", "-b", "4096")
+_JOURNAL = ("-E", "lazy_journal_init=1")  # a sparse file has zeros there already
+_SMALL_JOURNAL_FROM = 512 << 20
+"""Bytes from which on mke2fs would make a journal of more than 16 MiB."""
+
+
+def make_filesystem(file: str | os.PathLike[str], type: str, size: int) -> None:
+    """Make a filesystem that fills a sparse file of `size` bytes.
+
+    Nothing is reserved for root. The journal of ext3 and ext4 has at most 16 MiB, since a copy of
+    the file copies what was ever written to it.
+
+    Args:
+        file: exists, and is as long as that.
+        type: `ext2`, `ext3`, `ext4` or `xfs`.
+        size: of the file.
+
+    Raises:
+        ToolError: the program is missing, or refuses, as for a file that is too small.
+    """
+    run([f"mkfs.{type}", *_arguments(type, size), file], timeout=_SECONDS)
+
+
+def _arguments(type: str, size: int) -> tuple[str, ...]:
+    if type == "xfs":
+        return ("-q", "-f")
+    if type == "ext2":
+        return _EXT
+    if size < _SMALL_JOURNAL_FROM:
+        return (*_EXT, *_JOURNAL)
+    return (*_EXT, *_JOURNAL, "-J", "size=16")

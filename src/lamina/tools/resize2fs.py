@@ -1,0 +1,24 @@
+"""e2fsck and resize2fs: another size for an ext filesystem that is not mounted."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from lamina.tools.run import run
+
+_SECONDS = 600.0
+_CORRECTED = 1
+
+
+def resize_ext(file: Path, size: int) -> None:
+    """Make the filesystem in a regular file, and the file, `size` bytes large, whole KiB.
+
+    Raises:
+        ToolError: e2fsprogs is missing, or there is more in it than fits.
+    """
+    run(["e2fsck", "-f", "-p", file], timeout=_SECONDS, success=(0, _CORRECTED))
+    if size > file.stat().st_size:
+        os.truncate(file, size)
+    run(["resize2fs", file, f"{size >> 10}K"], timeout=_SECONDS)
+    os.truncate(file, size)
