@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from lamina.api.call import Method
 from lamina.api.status import OK, to_status
+from lamina.api.threads import Threads
 from lamina.core.cancel import cancellable
 from lamina.errors import LaminaError
 
@@ -33,11 +32,11 @@ _HELD = 256 * 1024 * 1024
 
 
 class Dispatcher:
-    """What all connections of a server share; all of it but `_work` runs on the event loop.
+    """What all connections of a server share; all but `_run` and below runs on the event loop.
 
     Args:
         methods: handlers by path.
-        threads: as many as there are at most; they are started as they are needed.
+        threads: as many as there may be.
     """
 
     def __init__(self, methods: Mapping[str, Method], threads: int) -> None:
@@ -45,10 +44,8 @@ class Dispatcher:
         self.connections: set[Connection] = set()
         self.running = 0
         self._loop = asyncio.get_running_loop()
-        self._most_threads = threads
-        self._threads = 0
+        self._threads = Threads(self._run, threads)
         self._held = 0
-        self._jobs: SimpleQueue[tuple[Stream, bytes] | None] = SimpleQueue()
         self._outcomes: deque[tuple[Stream, Callable[[], None]]] = deque()
         self._is_loop_told = False
         self._quiet = asyncio.Event()
@@ -81,10 +78,7 @@ class Dispatcher:
             return
         stream.is_running = True
         self.running += 1
-        if self.running > self._threads < self._most_threads:
-            self._threads += 1
-            threading.Thread(target=self._work, name="grpc-call", daemon=True).start()
-        self._jobs.put((stream, message))
+        self._threads.submit((stream, message))
 
     async def quiet(self, seconds: float) -> bool:
         """Wait until there are no connections and no running calls; false if that takes longer."""
@@ -96,23 +90,20 @@ class Dispatcher:
             return False
         return True
 
-    def stop_threads(self) -> None:
+    def stop(self) -> None:
         """End the threads, each when its call has ended."""
-        for _ in range(self._threads):
-            self._jobs.put(None)
+        self._threads.stop()
 
     def _tell_if_quiet(self) -> None:
         if not self.connections and not self.running:
             self._quiet.set()
 
-    def _work(self) -> None:
-        """Run calls, on a thread."""
-        while (job := self._jobs.get()) is not None:
-            stream, message = job
-            with cancellable(stream.token):
-                outcome = self._outcome(stream, message)
-            self._hand_over(stream, partial(self._ended, stream, outcome))
-            del job, stream, message, outcome  # a waiting thread keeps no request in memory
+    def _run(self, job: tuple[Stream, bytes]) -> None:
+        """Run a call, on a thread."""
+        stream, message = job
+        with cancellable(stream.token):
+            outcome = self._outcome(stream, message)
+        self._hand_over(stream, partial(self._ended, stream, outcome))
 
     def _outcome(self, stream: Stream, message: bytes) -> Callable[[], None]:
         """Run a handler; return what to do on the event loop."""

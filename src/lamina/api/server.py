@@ -74,4 +74,4 @@ async def _wind_up(dispatcher: Dispatcher, grace_seconds: float) -> None:
             connection.break_off()
         if not await dispatcher.quiet(_UNDO_SECONDS) and dispatcher.running:
             log.warning("leaving %d calls unfinished", dispatcher.running)
-    dispatcher.stop_threads()
+    dispatcher.stop()
