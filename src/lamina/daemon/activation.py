@@ -44,6 +44,7 @@ def activated(environ: MutableMapping[str, str]) -> Activated:
         elif listener.family == socket.AF_UNIX:
             calls.append(listener)
         else:
+            listener.close()
             raise InvalidArgument(
                 f"serve calls on descriptor {fd}, which is no unix socket",
                 hint="give the socket unit a path, or FileDescriptorName=metrics",
