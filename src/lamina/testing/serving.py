@@ -6,10 +6,11 @@ import asyncio
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from lamina.api.call import Method
 from lamina.api.channel import Channel
 from lamina.api.client import RemoteSnapshotter
 from lamina.api.server import Server
@@ -24,13 +25,20 @@ TIMEOUT_SECONDS = 120.0
 def served(snapshotter: Snapshotter) -> Iterator[RemoteSnapshotter]:
     """Serve it on a socket in a temporary directory, and yield a client of it."""
     methods = snapshots_methods(lambda name: snapshotter, lambda *call: None)
+    with served_methods(methods) as channel:
+        yield RemoteSnapshotter(channel, "contract")
+
+
+@contextmanager
+def served_methods(methods: Mapping[str, Method]) -> Iterator[Channel]:
+    """Serve them on a socket in a temporary directory, and yield a channel to it."""
     with tempfile.TemporaryDirectory(prefix="lamina-") as name:
         path = Path(name, "sock")
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(path))
         listener.listen()
         with _running(Server(methods), listener), Channel(path, timeout=TIMEOUT_SECONDS) as channel:
-            yield RemoteSnapshotter(channel, "contract")
+            yield channel
 
 
 @contextmanager
