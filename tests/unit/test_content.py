@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,32 @@ def test_waiting_can_be_cancelled(content: ContentStore) -> None:
     threading.Timer(0.1, cancel.set).start()
     with content.open_writer("layer-1", expected=BLOB), pytest.raises(Cancelled):
         content.open_writer("layer-1", expected=BLOB, cancel=cancel)
+
+
+def test_writers_in_turn_while_ingests_are_swept(content: ContentStore) -> None:
+    """Each makes its directory where the last one removed its own, and nobody takes it away."""
+    done = threading.Event()
+
+    def sweep() -> None:
+        while not done.is_set():
+            content.remove_ingests(set())
+
+    def write_often() -> None:
+        for _ in range(100):
+            with content.open_writer("test") as writer:
+                writer.write(DATA)
+                writer.commit()
+
+    with ThreadPoolExecutor() as pool:
+        sweeping = pool.submit(sweep)
+        writing = [pool.submit(write_often) for _ in range(3)]
+        try:
+            for each in writing:
+                each.result()
+        finally:
+            done.set()
+        sweeping.result()
+    assert content.ingests() == []
 
 
 def test_labels(content: ContentStore) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from lamina.core.digest import Digest, algorithm, encoded
 from lamina.core.filters import FieldPath, Fields, label_field, parse
@@ -32,7 +32,7 @@ from lamina.errors import (
     NotFound,
     ResourceExhausted,
 )
-from lamina.images.ingest import Writer, lock_ingest, remove_ingest, try_lock
+from lamina.images.ingest import Writer, is_still, lock_ingest, remove_ingest, try_lock
 from lamina.images.manifest import MAX_CONFIG_BYTES, Descriptor, check_blob, content_ref
 from lamina.images.registry.cancel import Cancel
 from lamina.images.remover import Remover, blob_path
@@ -40,6 +40,9 @@ from lamina.linux.sync import syncfs
 from lamina.meta.boot import boot_id
 from lamina.meta.content import ContentInfo, ContentTable
 from lamina.meta.database import Database
+
+if TYPE_CHECKING:
+    from lamina.images.content_repair import ContentRepair
 
 log = logging.getLogger(__name__)
 
@@ -272,6 +275,13 @@ class ContentStore:
             os.close(fd)
         self._table.mark_synced(digests)
 
+    @property
+    def repair(self) -> ContentRepair:
+        """What mends the store where it and the disk have got out of step."""
+        from lamina.images.content_repair import ContentRepair  # only a check needs it
+
+        return ContentRepair(self.root, self._table)
+
     # For the collector
 
     def records(self) -> list[ContentInfo]:
@@ -369,7 +379,7 @@ def _remove_unlocked(directory: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        if not try_lock(fd):
+        if not try_lock(fd) or not is_still(directory, fd):
             return False
         remove_ingest(directory)
         return True

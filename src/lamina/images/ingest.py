@@ -194,7 +194,10 @@ def lock_ingest(directory: Path, cancel: Cancel) -> ExitStack | None:
     Raises:
         Cancelled: `cancel` was set while waiting.
     """
-    directory.mkdir(mode=0o700, exist_ok=True)
+    try:
+        directory.mkdir(mode=0o700)
+    except FileExistsError:  # `exist_ok` would raise it where the last writer removes it just now
+        pass
     with ExitStack() as stack:
         try:
             fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -204,7 +207,7 @@ def lock_ingest(directory: Path, cancel: Cancel) -> ExitStack | None:
         while not try_lock(fd):
             cancel.check("wait for another writer of", directory)
             cancel.wait(POLL_SECONDS)
-        if not _is_still(directory, fd):
+        if not is_still(directory, fd):
             return None
         return stack.pop_all()
 
@@ -228,7 +231,8 @@ def remove_ingest(directory: Path) -> None:
         pass
 
 
-def _is_still(directory: Path, fd: int) -> bool:
+def is_still(directory: Path, fd: int) -> bool:
+    """Tell whether the path leads to the directory that is open, not to one made since."""
     try:
         found = directory.stat()
     except FileNotFoundError:
