@@ -19,6 +19,9 @@ pytest_plugins = (
     "tests.fixtures_containers",
     "tests.fixtures_go",
     "tests.fixtures_registry",
+    "tests.fixtures_serve",
+    "tests.fixtures_thin_pool",
+    "tests.vm.replay",
 )
 
 _SESSION = pytest.StashKey[Session]()

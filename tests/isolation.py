@@ -7,6 +7,7 @@ session makes can so be told from everything else on the machine:
 - files and loop devices: below the session's directory
 - processes: their mount table has the marker, however they were started
 - cgroups: their name has the session's name (see the fixture `container_id`)
+- device-mapper devices: so has theirs
 
 A thing of a session that is no longer alive is a leftover and is removed.
 """
@@ -20,13 +21,17 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 PREFIX = "lamina-test-"
-KEPT_VARIABLES = ("PATH", "TERM", "LANG", "USER", "LOGNAME", "SHELL", "CI", "COLUMNS")
+KEPT_VARIABLES = (
+    *("PATH", "TERM", "LANG", "USER", "LOGNAME", "SHELL", "CI", "COLUMNS"),
+    "DM_DISABLE_UDEV",  # of a machine that has no udev
+)
 KEPT_PREFIXES = ("PYTHON", "PYTEST_")
 SESSION_VARIABLE = "LAMINA_TEST_SESSION"
 
@@ -126,10 +131,11 @@ class Session:
         if self._lock is None:
             return
         stop_processes(_processes(lambda name: name == self.name))
-        _detach_loops(lambda name: name == self.name)
         for target in reversed(mount_points()):
             if Path(target).is_relative_to(self.directory):
                 unmount(target)
+        remove_devices(lambda name: _session_of_device(name) == self.name)
+        _detach_loops(lambda name: name == self.name)
         _remove_cgroups(lambda name: name == self.name)
         _remove_directory(self.directory)
         os.close(self._lock)
@@ -167,6 +173,7 @@ def sweep() -> None:
     dead = [path for path in mine if path.is_dir() and path.name not in alive]
     names = {path.name for path in dead}
     stop_processes(_processes(names.__contains__))
+    remove_devices(lambda name: _session_of_device(name) in names)
     _detach_loops(names.__contains__)
     _remove_cgroups(names.__contains__)
     for path in dead:
@@ -211,6 +218,30 @@ def runs(process: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return state not in {"Z", "X"}
+
+
+def device_names() -> list[str]:
+    """List the names of all device-mapper devices."""
+    return [path.read_text().strip() for path in Path("/sys/block").glob("dm-*/dm/name")]
+
+
+def remove_devices(wanted: Predicate) -> None:
+    """Remove the device-mapper devices of the wanted names, those on top of others first.
+
+    Devices in use stay.
+    """
+    removed = True
+    while removed and (names := [name for name in device_names() if wanted(name)]):
+        removed = any(_dmsetup_remove(name) for name in names)
+
+
+def _dmsetup_remove(name: str) -> bool:
+    argv = ("dmsetup", "remove", name)
+    return subprocess.run(argv, stderr=subprocess.DEVNULL).returncode == 0
+
+
+def _session_of_device(name: str) -> str:
+    return "-".join(name.split("-")[:3]) if name.startswith(PREFIX) else ""
 
 
 def _detach_loops(wanted: Predicate) -> None:

@@ -133,6 +133,38 @@ def registry() -> str:
     return _try("docker-registry", "--help")
 
 
+@functools.cache
+def device_mapper() -> str:
+    """Whether this kernel has thin pools; opening the control node tells, its being there not."""
+    if reason := root() or _try("dmsetup", "version"):
+        return reason
+    targets = subprocess.run(("dmsetup", "targets"), capture_output=True, text=True, check=True)
+    found = "\nthin-pool " in f"\n{targets.stdout}"
+    return "" if found else _try("modprobe", "dm-thin-pool")
+
+
+@functools.cache
+def uml() -> str:
+    """Boot it and switch it off again."""
+    needed = ("linux.uml", "modprobe", "dmsetup", "setpriv", "busybox")
+    if missing := [name for name in needed if shutil.which(name) is None]:
+        return f"{', '.join(missing)} not installed; as root: script/bootstrap dev"
+    with tempfile.TemporaryDirectory() as name:
+        init = Path(name, "init")
+        init.write_text("#!/bin/sh\nexec busybox poweroff -f\n")
+        init.chmod(0o755)
+        hostfs = ("root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro")
+        directories = (f"uml_dir={name}", f"init={init}")
+        return _try("linux.uml", "mem=64M", *hostfs, "con=null", "con0=null,fd:1", *directories)
+
+
+def dm() -> str:
+    """Here, or in a virtual machine (tests/vm/replay.py)."""
+    here = device_mapper()
+    there = here and uml()
+    return f"{here}; no virtual machine instead: {there}" if there else ""
+
+
 def containerd() -> str:
     return root() or overlay() or _try("containerd", "--version") or _try("ctr", "--version")
 
@@ -157,6 +189,8 @@ PROBES: dict[str, Callable[[], str]] = {
         runtime,
         registry,
         containerd,
+        uml,
+        dm,
         go,
     )
 }

@@ -39,9 +39,3 @@ def test_demo_without_root_says_so_in_one_line() -> None:
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
     assert "must be run as root" in done.stderr
-
-
-def test_no_test_needs_another_kernel_yet() -> None:
-    done = subprocess.run((REPOSITORY / "script/test", "vm"), capture_output=True, text=True)
-    assert done.returncode == 0
-    assert "no test of this version needs another kernel" in done.stdout
