@@ -35,6 +35,11 @@ class CancelToken:
         """Say that nobody waits; calling it again does nothing."""
         self._cancelled = True
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody still waits."""
+        return not self._cancelled and (self.deadline is None or time.monotonic() < self.deadline)
+
     def check(self) -> None:
         """Return if somebody still waits.
 
@@ -42,10 +47,11 @@ class CancelToken:
             DeadlineExceeded: the deadline has passed.
             Cancelled: `cancel` was called before that.
         """
+        if self.is_awaited:
+            return
         if self.deadline is not None and time.monotonic() >= self.deadline:
             raise DeadlineExceeded("go on")
-        if self._cancelled:
-            raise Cancelled("go on")
+        raise Cancelled("go on")
 
 
 _current: ContextVar[CancelToken | None] = ContextVar("lamina_cancel_token", default=None)
@@ -64,6 +70,12 @@ def cancellable(token: CancelToken | None) -> Iterator[None]:
 def shielded() -> AbstractContextManager[None]:
     """Have `check_cancelled` do nothing inside the block."""
     return cancellable(None)
+
+
+def is_cancelled() -> bool:
+    """Tell whether `check_cancelled` would raise."""
+    token = _current.get()
+    return token is not None and not token.is_awaited
 
 
 def check_cancelled() -> None:

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lamina.core.cancel import check_cancelled
 from lamina.core.digest import Digest
 from lamina.errors import Aborted
 from lamina.formats.compression import Compression, compressor
@@ -138,6 +139,7 @@ class _Output:
         self._size = 0
 
     def add(self, data: bytes) -> None:
+        check_cancelled()
         self._plain.update(data)
         self._emit(self._compressor.compress(data))
 

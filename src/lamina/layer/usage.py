@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from lamina.core.cancel import check_cancelled
 from lamina.core.snapshot import Usage
 from lamina.errors import Aborted
 from lamina.layer.cursor import Cursor, is_directory
@@ -20,6 +21,7 @@ def disk_usage(path: Path) -> Usage:
     Raises:
         Aborted: a directory was moved, or the tree removed, while it was being walked.
         OSError: `path` is missing, is no directory, or cannot be read.
+        Cancelled, DeadlineExceeded: see `check_cancelled`.
     """
     with Cursor(path) as cursor:
         try:
@@ -52,6 +54,7 @@ class _Count:
 
     def _scan(self, fd: int) -> list[str]:
         """Count what a directory has and return the names of its directories."""
+        check_cancelled()
         directories = []
         with os.scandir(fd) as entries:
             for entry in entries:

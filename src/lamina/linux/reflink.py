@@ -7,12 +7,15 @@ import fcntl
 import os
 from collections.abc import Iterator
 
+from lamina.core.cancel import check_cancelled
+
 FICLONE = 0x40049409
 """ioctl_ficlone(2): _IOW(0x94, 9, int) as encoded on x86, Arm, RISC-V and s390."""
 
 _NO_COPY_FILE_RANGE = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 _CHUNK = 1 << 20
-_RANGE = 1 << 30
+_RANGE = 1 << 27
+"""Bytes that the kernel copies before anybody looks whether the copy is still wanted."""
 
 
 def clone_file(src_fd: int, dst_fd: int) -> None:
@@ -32,6 +35,7 @@ def copy_data(src_fd: int, dst_fd: int) -> None:
 
     Raises:
         OSError: from reading or writing; the target then holds a part.
+        Cancelled, DeadlineExceeded: see `check_cancelled`; as above.
     """
     size = os.fstat(src_fd).st_size
     in_kernel = True
@@ -62,6 +66,7 @@ def _extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
 def _copy_range(src_fd: int, dst_fd: int, start: int, end: int) -> int:
     """Let the kernel copy; return how far it came (short: it cannot, or the source shrank)."""
     while start < end:
+        check_cancelled()
         try:
             done = os.copy_file_range(src_fd, dst_fd, min(end - start, _RANGE), start, start)
         except OSError as error:
@@ -76,6 +81,7 @@ def _copy_range(src_fd: int, dst_fd: int, start: int, end: int) -> int:
 
 def _copy_bytes(src_fd: int, dst_fd: int, start: int, end: int) -> None:
     while start < end:
+        check_cancelled()
         data = os.pread(src_fd, min(end - start, _CHUNK), start)
         if not data:
             return

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
+from lamina.core.cancel import check_cancelled, is_cancelled
 from lamina.core.driver import Driver
 from lamina.errors import LaminaError
 from lamina.meta.trash import Trash
@@ -52,13 +53,15 @@ class Reaper:
 
         Raises:
             LaminaError: some of it cannot be destroyed.
+            Cancelled, DeadlineExceeded: see `check_cancelled`; the rest stays in the trash.
         """
         wanted = self._trash.ids()
         failures: Failures = {}
         while wanted - failures.keys():
+            check_cancelled()
             ids = self._trash.claim(BATCH, besides=failures.keys())
             if ids:
-                failures |= self.destroy(ids)
+                failures |= self.destroy(ids, stop=is_cancelled)
             else:
                 time.sleep(POLL_SECONDS)
             wanted &= self._trash.ids()

@@ -15,6 +15,7 @@ import stat
 from pathlib import Path
 from typing import Self
 
+from lamina.core.cancel import check_cancelled
 from lamina.linux.reflink import clone_file, copy_data
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -30,6 +31,7 @@ def copy_tree(source: Path, target: Path) -> None:
 
     Raises:
         OSError: something cannot be read or made; a part of the copy is there then.
+        Cancelled, DeadlineExceeded: see `check_cancelled`; as above.
     """
     with contextlib.ExitStack() as stack:
         source_fd = os.open(source, _DIRECTORY)
@@ -91,6 +93,7 @@ class _Copy:
         directories = []
         with os.scandir(self._source) as entries:
             for entry in entries:
+                check_cancelled()
                 status = entry.stat(follow_symlinks=False)
                 if stat.S_ISDIR(status.st_mode):
                     directories.append(entry.name)
