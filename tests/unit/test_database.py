@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from lamina.errors import FailedPrecondition
 from lamina.meta.database import Database
 
 SCHEMA = "CREATE TABLE t (x INTEGER PRIMARY KEY) STRICT"
@@ -28,6 +29,13 @@ def database(tmp_path: Path) -> Iterator[Database]:
 def rows(database: Database) -> list[int]:
     with database.read() as connection:
         return [x for (x,) in connection.execute("SELECT x FROM t ORDER BY x")]
+
+
+def test_an_old_sqlite_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 36, 0))
+    with pytest.raises(FailedPrecondition, match=r"needs 3\.37 or newer"):
+        Database(tmp_path / "db", (SCHEMA,))
+    assert not (tmp_path / "db").exists()
 
 
 def test_error_that_ended_the_transaction_is_the_one_reported(database: Database) -> None:

@@ -22,8 +22,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
-from lamina.errors import DataLoss, LaminaError, PermissionDenied, ResourceExhausted, Unavailable
+from lamina.errors import (
+    DataLoss,
+    FailedPrecondition,
+    LaminaError,
+    PermissionDenied,
+    ResourceExhausted,
+    Unavailable,
+)
 
+OLDEST_SQLITE = (3, 37)
+"""The first that has STRICT tables."""
 BUSY_SECONDS = 60
 _PAUSE_SECONDS = 0.005
 
@@ -38,12 +47,14 @@ class Database:
 
     Raises:
         DataLoss: the file is not a database, or of a newer version than this code.
+        FailedPrecondition: this Python's SQLite is too old.
     """
 
     process_ends: ClassVar[bool] = False
     """Set by a program that has nothing left to do but to end: `close` leaves the rest to that."""
 
     def __init__(self, path: Path, migrations: Sequence[str]) -> None:
+        _check_sqlite()
         self.path = path
         self._local = threading.local()
         self._writer = threading.RLock()
@@ -131,6 +142,15 @@ class Database:
     def _version(self) -> int:
         with self.read() as connection:
             return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _check_sqlite() -> None:
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        oldest = ".".join(map(str, OLDEST_SQLITE))
+        raise FailedPrecondition(
+            f"use SQLite {sqlite3.sqlite_version}, which this Python has",
+            hint=f"Lamina needs {oldest} or newer: use a newer distribution's Python",
+        )
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
