@@ -123,6 +123,21 @@ def test_storage_is_freed_outside_the_transaction(store: ImageStore, tmp_path: P
         assert not engine.pending()
 
 
+def test_snapshots_that_others_made_are_roots(store: ImageStore, engine: Engine) -> None:
+    """A containerd that Lamina serves labels its layers as unpacked ones, and collects them."""
+    committed(engine, "base")
+    committed(engine, "dead")
+    labels = {SNAPSHOT_REF: "sha256:1"}
+    engine.prepare("k8s.io/1/extract-1 sha256:1", "base", labels=labels)
+    engine.commit("k8s.io/2/sha256:1", "k8s.io/1/extract-1 sha256:1", labels=labels)
+    engine.prepare("k8s.io/3/extract-2 sha256:2", labels={SNAPSHOT_REF: "sha256:2"})
+    rooted = {SNAPSHOT_REF: "top", GC_ROOT: "2024-01-01T00:00:00Z"}
+    engine.prepare("extract-3 top", labels=rooted)
+    assert collect(store, {"native": engine}).snapshots == (("native", "dead"),)
+    engine.commit("top", "extract-3 top", labels=rooted)
+    assert collect(store, {"native": engine}).snapshots == ()
+
+
 def test_a_live_lease_holds_everything(store: ImageStore, engine: Engine) -> None:
     blob = put(store, b"data")
     committed(engine, "base")

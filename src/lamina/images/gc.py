@@ -6,7 +6,9 @@ to configuration and layers, `gc.ref.snapshot.NAME` from a configuration to the 
 snapshot, and snapshots to their parents.
 
 Only snapshots that unpacking made are ever collected: extractions (`extract-...` keys) and
-Committed ones with the `snapshot.ref` label. All others, a container's or a user's, are roots.
+Committed ones that are called what their label `snapshot.ref` says. All others are roots: those of
+a container or a user, those with a `gc.root` label, and those of a containerd that this root serves
+(they have the label too, but a name with the namespace in it), whose collector is containerd's.
 
 Mark and sweep are one write transaction of the metadata, in which records, blobs and snapshots
 go together: a pull takes its lease (a write) before it looks anything up, so it either is seen
@@ -158,8 +160,10 @@ def _dead_snapshots(infos: Iterable[Info], marked: Set[str]) -> list[str]:
 
 def _unpacked(info: Info) -> bool:
     """Tell whether unpacking made the snapshot, so that unpacking can make it again."""
+    if GC_ROOT in info.labels:
+        return False
     if info.kind is Kind.COMMITTED:
-        return SNAPSHOT_REF in info.labels
+        return info.labels.get(SNAPSHOT_REF) == info.name
     return info.kind is Kind.ACTIVE and info.name.startswith(EXTRACT_PREFIX)
 
 
