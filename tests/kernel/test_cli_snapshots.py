@@ -11,13 +11,14 @@ import signal
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.faulty_registry import FaultyRegistry, faulty_registry
 from tests.fixtures_command import Command
+from tests.fixtures_serve import Serve
 from tests.images import ImageFiles
 from tests.isolation import mount_points
 from tests.roots import three_layers
@@ -44,6 +45,23 @@ def pulled(command: Command, faulty: FaultyRegistry, *options: str) -> tuple[str
     return ref, files
 
 
+@pytest.fixture(params=["here", "daemon"])
+def sound(
+    request: pytest.FixtureRequest, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], None]:
+    """What is checked at the end; `snapshots` works on the command's root, or on a daemon's."""
+    if request.param == "here":
+        return command.assert_sound
+    serve: Serve = request.getfixturevalue("serve")
+    monkeypatch.setenv("LAMINA_ADDRESS", str(serve.address))
+
+    def check() -> None:
+        serve.command.assert_sound()
+        assert not command.root.exists()
+
+    return check
+
+
 def fill(command: Command, name: str, key: str, files: dict[str, bytes], target: Path) -> None:
     """Write files into a snapshot, by the very commands that are printed."""
     target.mkdir(exist_ok=True)
@@ -62,7 +80,9 @@ def names(layer: bytes) -> list[str]:
 
 
 @BOTH
-def test_life_of_snapshots(command: Command, tmp_path: Path, name: str) -> None:
+def test_life_of_snapshots(
+    command: Command, tmp_path: Path, name: str, sound: Callable[[], None]
+) -> None:
     def snapshots(*words: object) -> str:
         return command.out("snapshots", "--snapshotter", name, *words)
 
@@ -82,8 +102,14 @@ def test_life_of_snapshots(command: Command, tmp_path: Path, name: str) -> None:
     ]
     assert snapshots("ls", "kind==view").split()[3:] == ["look", "base", "View"]
     assert snapshots("tree") == " base\n  \\_ look\n  \\_ two\n"
+    depths = [(row["Name"], row["Depth"]) for row in json.loads(snapshots("tree", "--json"))]
+    assert depths == [("base", 0), ("look", 1), ("two", 1)]
     assert snapshots("label", "two", "a=b", "c").split("gc.root=")[0] == "a=b,c=true,containerd.io/"
+    assert json.loads(snapshots("label", "--json", "two", "a=", "d=e"))["d"] == "e"
+    assert snapshots("label", "two", "a=b", "d=").startswith("a=b,c=true,containerd.io/")
+    assert snapshots("mounts", "--json", "/mnt", "two") == snapshots("mount", "--json", "/", "two")
     info = json.loads(snapshots("info", "two"))
+    assert snapshots("info", "--json", "two") == snapshots("info", "two")
     assert (info["Kind"], info["Parent"], info["Labels"]["a"]) == ("Active", "base", "b")
     usage = {row["Key"]: row["Size"] for row in json.loads(snapshots("usage", "--json"))}
     assert usage["base"] > 0
@@ -92,15 +118,19 @@ def test_life_of_snapshots(command: Command, tmp_path: Path, name: str) -> None:
     assert said.startswith('lamina: remove snapshot "base": ')
     command.error("snapshots", "--snapshotter", name, "prepare", "two", code=4)
     command.error("snapshots", "--snapshotter", name, "info", "no\x1b[2J\nsuch", code=3)
-    command.error("snapshots", "--snapshotter", "zfs", "ls", code=7)
-    command.error("snapshots", "--snapshotter", "none", "ls", code=3)
+    assert command.error("snapshots", "--snapshotter", name, "info", os.fsdecode(b"\xff"), code=2)
     snapshots("rm", "two", "look", "base")
     snapshots("cleanup")
-    command.assert_sound()
+    sound()
+
+
+def test_snapshotters_that_are_not_there(command: Command) -> None:
+    command.error("snapshots", "--snapshotter", "zfs", "ls", code=7)
+    command.error("snapshots", "--snapshotter", "none", "ls", code=3)
 
 
 @BOTH
-def test_diff(command: Command, tmp_path: Path, name: str) -> None:
+def test_diff(command: Command, tmp_path: Path, name: str, sound: Callable[[], None]) -> None:
     def diff(*words: object) -> bytes:
         return command.run("snapshots", "--snapshotter", name, "diff", *words).stdout
 
@@ -126,6 +156,22 @@ def test_diff(command: Command, tmp_path: Path, name: str) -> None:
     command.run("snapshots", "diff", "--media-type", "text/html", "top", code=2)
     snapshots("rm", "top", "base")
     snapshots("cleanup")
+    sound()
+
+
+def test_diff_is_kept(command: Command, tmp_path: Path) -> None:
+    command.run("snapshots", "prepare", "one")
+    fill(command, "overlayfs", "one", {"a": b"1"}, tmp_path / "target")
+    layer = command.run("snapshots", "diff", "--keep", "--label", "x=y", "one").stdout
+    assert names(layer) == ["a"]
+    command.run("snapshots", "diff", "one")
+    [kept] = command.json("content", "ls", "--json")
+    assert kept["Digest"] == f"sha256:{hashlib.sha256(layer).hexdigest()}"
+    assert kept["Labels"]["x"] == "y"
+    assert kept["Labels"].keys() == {"containerd.io/gc.root", "containerd.io/uncompressed", "x"}
+    command.run("snapshots", "rm", "one")
+    command.run("snapshots", "cleanup")
+    assert len(command.json("content", "ls", "--json")) == 1
     command.assert_sound()
 
 
@@ -138,6 +184,40 @@ def test_unpack(command: Command, faulty: FaultyRegistry) -> None:
     command.assert_sound(3)
     command.error("snapshots", "unpack", files.layers[0].digest, code=3)
     command.error("snapshots", "unpack", "sha256:x", code=2)
+
+
+def test_unpack_to_a_daemon(
+    command: Command, faulty: FaultyRegistry, serve: Serve, tmp_path: Path
+) -> None:
+    _, files = pulled(command, faulty, "--no-unpack")
+    there = ("snapshots", "--address", serve.address)
+    for _ in range(2):
+        command.run(*there, "unpack", files.digest)
+        command.assert_sound()
+        serve.command.run("snapshots", "cleanup")
+        tree = serve.command.json("snapshots", "tree", "--json")
+        rooted = ["containerd.io/gc.root" in row["Labels"] for row in tree]
+        assert ([row["Depth"] for row in tree], rooted) == ([0, 1, 2], [False, False, True])
+    command.run("snapshots", "unpack", files.digest)
+    assert command.json("snapshots", "ls", "--json") != []
+    here = names(command.run("snapshots", "diff", tree[-1]["Name"]).stdout)
+    assert names(command.run(*there, "diff", tree[-1]["Name"]).stdout) == here != []
+    command.error(*there, "unpack", files.layers[0].digest, code=3)
+    command.run(*there, "unpack", "--sync-fs", files.digest, code=2)
+    command.run(*there, "rm", tree[-1]["Name"])
+    serve.command.run("snapshots", "cleanup")
+    serve.command.assert_sound()
+
+
+def test_a_daemon_that_is_not_there(command: Command, serve: Serve, tmp_path: Path) -> None:
+    absent = tmp_path / "absent"
+    said = command.error("snapshots", "--address", absent, "ls", code=12)
+    assert str(absent) in said
+    there = ("snapshots", "ls", "-a", f"unix://{serve.address}")
+    assert command.out(*there).split() == ["KEY", "PARENT", "KIND"]
+    assert "not loaded: none" in command.error(*there, "--snapshotter", "none", code=2)
+    command.run("snapshots", "--address", "", "ls", code=2)
+    assert not command.root.exists()
 
 
 def test_content(command: Command, faulty: FaultyRegistry) -> None:
@@ -156,41 +236,6 @@ def test_content(command: Command, faulty: FaultyRegistry) -> None:
     command.error("content", "get", "../../etc/passwd", code=2)
     command.run("images", "rm", ref)
     command.assert_sound()
-
-
-def test_fsck_finds_what_was_done_to_the_store(command: Command, faulty: FaultyRegistry) -> None:
-    _, files = pulled(command, faulty)
-    command.assert_sound(3)
-    blobs = command.root / "io.containerd.content.v1.content/blobs/sha256"
-    first, second = (layer.digest.removeprefix("sha256:") for layer in files.layers[:2])
-    (blobs / first).unlink()
-    (blobs / second).write_bytes(b"short")
-    stray = hashlib.sha256(b"stray").hexdigest()
-    (blobs / stray).write_bytes(b"stray")
-    abandoned = command.root / "tmpmounts/0123456789abcdef/lamina-mount-1"
-    abandoned.mkdir(parents=True)
-    storage = command.root / "io.containerd.snapshotter.v1.overlayfs/snapshots/4711"
-    storage.mkdir()
-    done = command.run("fsck", code=13)
-    assert done.stderr.decode().startswith("lamina: check: 5 problems in ")
-    found = "".join(sorted(done.stdout.decode().splitlines(keepends=True)))
-    for words in (
-        f"{abandoned.parent}: the process that mounted it has died; lamina snapshots cleanup\n",
-        f"{blobs / stray}: no record names this blob; lamina snapshots cleanup\n",
-        "overlayfs: 4711: there is storage of this number but no snapshot; lamina snapshots clean",
-        f"sha256:{first}: its file is gone; pull the image again\n",
-        f"sha256:{second}: its file has 5 bytes instead of {len(files.layers[1].blob)}; pull",
-    ):
-        assert words in found
-    command.run("snapshots", "cleanup")
-    problems = json.loads(command.run("fsck", "--json", code=13).stdout)
-    assert sorted(problem["Subject"] for problem in problems) == sorted(
-        [f"sha256:{first}", f"sha256:{second}"]
-    )
-    ref = command.out("images", "ls", "-q").strip()
-    command.run("images", "pull", "-q", "--plain-http", ref)
-    command.run("images", "pull", "-q", "--plain-http", "--snapshotter", "native", ref)
-    assert command.out("fsck") == ""
 
 
 _HOLDER = """

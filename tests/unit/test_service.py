@@ -328,6 +328,6 @@ def test_namespace_is_sent() -> None:
 
 
 def test_a_damaged_response_is_data_loss() -> None:
-    with served_methods({f"/{SERVICE}/Stat": Method(lambda data, call: b"\xff")}) as channel:
-        with pytest.raises(DataLoss, match="decode the daemon's StatSnapshotResponse"):
-            RemoteSnapshotter(channel, "x").stat("a")
+    methods = {f"/{SERVICE}/Stat": Method(lambda data, call: b"\xff")}
+    with served_methods(methods) as channel, pytest.raises(DataLoss, match="decode the daemon's"):
+        RemoteSnapshotter(channel, "x").stat("a")

@@ -232,7 +232,7 @@ def _plain(info: Info) -> Mapping[str, object]:
     if info.parent:
         plain["Parent"] = info.parent
     if info.labels:
-        plain["Labels"] = dict(info.labels)
+        plain["Labels"] = dict(sorted(info.labels.items()))
     plain["Created"] = info.created.isoformat().replace("+00:00", "Z")
     plain["Updated"] = info.updated.isoformat().replace("+00:00", "Z")
     return plain
