@@ -114,7 +114,7 @@ def test_the_bodys_own_errors_pass_through(path: Path) -> None:
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
-        pytest.raises(LaminaError, match="listen: .*--address"),
+        pytest.raises(LaminaError, match=r"listen: .*--address"),
         listening(tmp_path / "file" / "sock", **OWN),
     ):
         pass

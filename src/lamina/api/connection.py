@@ -60,6 +60,8 @@ PREFACE_SECONDS = 10.0
 _CONNECTION_WINDOW = 4 * RECEIVE_WINDOW
 _CLOSE_SECONDS = 5.0
 _DRAINED = b"draining"
+_HEARD_SECONDS = 1.0
+"""How long a client may take to say that it has heard of the end."""
 _GREETING = settings(
     {
         MAX_CONCURRENT_STREAMS: STREAMS,
@@ -167,6 +169,7 @@ class Connection(asyncio.Protocol):
             self.sender.add(goaway(MAX_STREAM, ErrorCode.NO_ERROR, "the server is stopping"))
             self.sender.add(frame(PING, 0, 0, _DRAINED))
             self.sender.flush()
+            self._loop.call_later(_HEARD_SECONDS, self._drained)
 
     def break_off(self) -> None:
         """End all calls with UNAVAILABLE, and close."""
@@ -210,6 +213,16 @@ class Connection(asyncio.Protocol):
         for stream in list(self._streams.values()):
             stream.abandon()
 
+    def _drained(self) -> None:
+        """Go on draining: the client has heard of it, or does not listen between its calls."""
+        if self._is_draining or self._is_closing:
+            return
+        self._say_goodbye()
+        if self._streams:
+            self.sender.flush()
+        else:
+            self._close()
+
     def _say_goodbye(self) -> None:
         self._is_draining = True
         self.sender.add(goaway(self._last, ErrorCode.NO_ERROR, "the server is stopping"))
@@ -242,10 +255,8 @@ class Connection(asyncio.Protocol):
     def _ping(self, each: Frame) -> None:
         if not each.flags & ACK:
             self.sender.add(frame(PING, ACK, 0, each.payload))
-        elif each.payload == _DRAINED and not self._is_draining:
-            self._say_goodbye()
-            if not self._streams:
-                self._close()
+        elif each.payload == _DRAINED:
+            self._drained()
 
     # Streams
 
