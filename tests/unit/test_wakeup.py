@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -28,6 +31,46 @@ def test_root_that_is_gone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     janitor.wake()
     janitor.close()
     assert caplog.text == ""
+
+
+def fake_janitor(path: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this shell script run in place of Python."""
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(path))
+
+
+def ended(janitor: Janitor, number: int) -> Janitor:
+    deadline = time.monotonic() + 30
+    while janitor.ended < number:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return janitor
+
+
+def test_descriptors_are_not_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = tmp_path / "listed"
+    fake_janitor(tmp_path / "sh", f"readlink /proc/$$/fd/* > {listed}", monkeypatch)
+    marker = tmp_path / "a lock of the shell that has started us"
+    with marker.open("w") as lock:
+        os.set_inheritable(lock.fileno(), True)
+        janitor = Janitor(tmp_path)
+        janitor.wake()
+        janitor.close()
+        ended(janitor, 1)
+    assert str(marker) not in listed.read_text()
+    assert listed.read_text().count("/dev/null") == 2  # and the file itself
+
+
+def test_runs_are_coalesced_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_janitor(tmp_path / "sh", f"echo >> {tmp_path}/runs; exit 1", monkeypatch)
+    janitor = Janitor(tmp_path)
+    for _ in range(100):
+        janitor.wake()
+    ended(janitor, 1)
+    janitor.close()
+    assert (tmp_path / "runs").read_text() == "\n"
+    assert (janitor.ended, janitor.failed) == (1, 1)
 
 
 def test_caller_that_ignores_its_children(tmp_path: Path) -> None:
