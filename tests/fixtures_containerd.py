@@ -1,11 +1,13 @@
 """A real containerd with a root, a state directory and a socket of its own.
 
-A test module asks for it with `pytest_plugins = ["tests.fixtures_containerd"]`.
+It is the `containerd` on PATH, as is its `ctr`: a run against another one puts that one's directory
+first.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,64 +18,109 @@ import pytest
 
 START_SECONDS = 30.0
 STOP_SECONDS = 10.0
+COMMAND_SECONDS = 120.0
+CRI_PLUGIN = "io.containerd.grpc.v1.cri"
 
 
 class Containerd:
-    """A running containerd and the `ctr` that talks to it."""
+    """A containerd and the `ctr` that talks to it."""
 
-    def __init__(self, directory: Path, ctr: str = "ctr") -> None:
+    def __init__(
+        self, directory: Path, binary: str = "containerd", ctr: str = "ctr", config: str = ""
+    ) -> None:
         self.root = directory / "root"
         self.address = directory / "containerd.sock"
         self.log = directory / "containerd.log"
-        self._ctr = ctr
+        self._binary, self._ctr = binary, ctr
+        self._config = directory / "config.toml"
+        self._process: subprocess.Popen[bytes] | None = None
+        directory.mkdir(parents=True, exist_ok=True)
+        self._config.write_text(
+            f"root = {json.dumps(str(self.root))}\n"
+            f"state = {json.dumps(str(directory / 'state'))}\n"
+            f"{config}\n"
+            "[grpc]\n"
+            f"address = {json.dumps(str(self.address))}\n"
+        )
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [self._binary, "--config", str(self._config)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        _wait_until_it_answers(self._process, self)
+
+    def kill(self) -> None:
+        """Kill it; its containers go on."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def stop(self) -> None:
+        """Let it come to an end; its containers go on."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
 
     def argv(self, *arguments: str) -> list[str]:
         """Return the command line of `ctr` for this daemon."""
         return [self._ctr, "--address", str(self.address), *arguments]
 
     def ctr(self, *arguments: str) -> str:
-        """Run `ctr` and return what it prints."""
-        done = subprocess.run(
-            self.argv(*arguments), stdin=subprocess.DEVNULL, capture_output=True, text=True
-        )
+        """Run `ctr`, which must succeed, and return what it prints."""
+        done = self.try_ctr(*arguments)
         said = f"{done.stderr}{self.log.read_text()[-2000:]}"
         assert done.returncode == 0, f"ctr {' '.join(arguments)}: {said}"
         return done.stdout
+
+    def try_ctr(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run `ctr` to its end, good or bad."""
+        return subprocess.run(
+            self.argv(*arguments),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_SECONDS,
+        )
+
+
+def config_version(binary: str = "containerd") -> int:
+    """Return the version of the configuration that this containerd is documented to take."""
+    done = subprocess.run((binary, "--version"), check=True, capture_output=True, text=True)
+    major = re.search(r"\bv?(\d+)\.\d+\.\d+", done.stdout)
+    assert major is not None, done.stdout
+    return 2 if major[1] == "1" else 3
 
 
 @contextmanager
 def running_containerd(
     directory: Path, *, binary: str = "containerd", ctr: str = "ctr", extra_config: str = ""
 ) -> Iterator[Containerd]:
-    """Run containerd below `directory` until the body ends; `extra_config` is appended TOML."""
-    daemon = Containerd(directory, ctr)
-    directory.mkdir(parents=True, exist_ok=True)
-    config = directory / "config.toml"
-    config.write_text(
-        "version = 2\n"
-        f"root = {json.dumps(str(daemon.root))}\n"
-        f"state = {json.dumps(str(directory / 'state'))}\n"
-        'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
-        "[grpc]\n"
-        f"address = {json.dumps(str(daemon.address))}\n" + extra_config
-    )
-    with daemon.log.open("wb") as log:
-        process = subprocess.Popen(
-            [binary, "--config", str(config)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
+    """Run containerd below `directory` until the body ends, without CRI.
+
+    `extra_config` is the TOML of further tables, in version 2 of the configuration.
+    """
+    config = f'version = 2\ndisabled_plugins = ["{CRI_PLUGIN}"]\n{extra_config}'
+    with started(Containerd(directory, binary, ctr, config)) as daemon:
+        yield daemon
+
+
+@contextmanager
+def started(daemon: Containerd) -> Iterator[Containerd]:
+    """Run containerd until the body ends."""
     try:
-        _wait_until_it_answers(process, daemon)
+        daemon.start()
         yield daemon
     finally:
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        daemon.stop()
 
 
 @pytest.fixture
