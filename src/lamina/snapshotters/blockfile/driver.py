@@ -89,14 +89,19 @@ class BlockfileDriver:
         owner = (*snapshot.parents, snapshot.id)[0] if is_view else snapshot.id
         file = self.of(owner)
         fs_type = self._type_of(file)
-        added = [] if fs_type != "xfs" else ["nouuid"]  # copies have the UUID of their parent
-        if _is_extraction(snapshot) and fs_type in {"ext3", "ext4"}:
-            # Each barrier is an fsync of the file, and nothing in it has to survive a power loss
-            # before the sync that follows its commit.
-            added.append("nobarrier")
-        added = [option for option in added if option not in self._mount_options]
+        added = self._added_options(fs_type, is_extraction=_is_extraction(snapshot))
         options = (*self._mount_options, *added, "ro" if is_view else "rw")
         return [Mount(fs_type, str(file), options=options)]
+
+    def _added_options(self, fs_type: str, *, is_extraction: bool) -> tuple[str, ...]:
+        given = {option.partition("=")[0] for option in self._mount_options}
+        if fs_type == "xfs" and "nouuid" not in given:
+            return ("nouuid",)  # copies have the UUID of their parent
+        if is_extraction and fs_type in {"ext3", "ext4"} and not given & {"barrier", "nobarrier"}:
+            # Each barrier is an fsync of the file, and nothing in it has to survive a power loss
+            # before the sync that follows its commit.
+            return ("nobarrier",)
+        return ()
 
     def seal(self, snapshot: Snapshot) -> Usage:
         """Settle the filesystem, mounted or not, and measure."""
