@@ -25,6 +25,7 @@ from lamina.daemon.listening import listening, listening_tcp
 from lamina.daemon.logs import LineWriter, start_logging
 from lamina.daemon.notify import Notifier
 from lamina.daemon.snapshotters import Snapshotters, load
+from lamina.linux.malloc import share_arenas
 from lamina.store import Store
 from lamina.version import VERSION
 
@@ -54,6 +55,7 @@ def serve(store: Store, settings: Daemon, environ: MutableMapping[str, str]) -> 
         LaminaError: something cannot be listened on.
     """
     started = time.monotonic()
+    share_arenas()
     notifier = Notifier.from_environment(environ)
     with ExitStack() as stack:
         writer = start_logging(settings.debug.level, settings.debug.format)
