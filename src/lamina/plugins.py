@@ -6,7 +6,10 @@ entry point group `lamina.snapshotters`. Whether one works is found out by loadi
 
 from __future__ import annotations
 
+import fcntl
+import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +23,8 @@ from lamina.snapshotters.plugin import PLUGIN_TYPE, AnyPlugin, SnapshotterConfig
 if TYPE_CHECKING:
     from lamina.config import Config
     from lamina.snapshotters.engine import Engine
+
+log = logging.getLogger(__name__)
 
 TWELVE = (
     "aufs",
@@ -37,6 +42,10 @@ TWELVE = (
 )
 CONTAINERD_DATABASE = "metadata.db"
 """The file by which a directory is seen to hold the snapshots of containerd itself."""
+PROBE_PREFIX = ".lamina-probe-"
+"""Begins the names of directories in which drivers are tried."""
+PROBE_START_SECONDS = 1.0
+"""After which such a directory is locked by its process, if that lives."""
 NOTHING: Mapping[str, str] = MappingProxyType({})
 # Go's names of what the kernel calls otherwise.
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm/v7", "i686": "386"}
@@ -171,18 +180,93 @@ def _try(plugin: AnyPlugin, section: SnapshotterConfig, directory: Path) -> tupl
             driver.close()
 
 
+def abandoned_probes(root: Path) -> list[Path]:
+    """Return the directories near `root` in which processes that have died tried drivers."""
+    nearest = _nearest(root)
+    places = (nearest, *nearest.glob(f"{PLUGIN_TYPE}.*"))
+    return [path for place in places for path in _probes_in(place) if not _is_locked(path)]
+
+
+def remove_probe(path: Path) -> None:
+    """Remove a directory in which a driver was tried, unless it is being tried.
+
+    Raises:
+        LaminaError: something there cannot be unmounted.
+        OSError: something cannot be removed.
+    """
+    if path.name.startswith(PROBE_PREFIX) and path.is_dir() and not _is_locked(path):
+        _clear(path)
+
+
 @contextmanager
 def _probe_directory(directory: Path) -> Iterator[Path]:
-    """Make a directory where `directory` is or, while it does not exist, as near as can be."""
-    from lamina.snapshotters.tree import remove_tree
+    """Make a directory where `directory` is or, while it does not exist, as near as can be.
 
-    nearest = next(path for path in (directory, *directory.parents) if path.is_dir())
-    place = nearest / f".lamina-probe-{os.getpid()}"
+    It is locked meanwhile, by which it is told from those that killed processes have left; these
+    are removed.
+    """
+    nearest = _nearest(directory)
+    for path in _probes_in(nearest):
+        _sweep(path)
+    place = nearest / f"{PROBE_PREFIX}{os.getpid()}-{os.urandom(4).hex()}"
     place.mkdir(mode=0o700)
+    fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
         yield place
     finally:
-        remove_tree(place)
+        try:
+            _clear(place)
+        finally:
+            os.close(fd)
+
+
+def _nearest(directory: Path) -> Path:
+    return next(path for path in (directory, *directory.parents) if path.is_dir())
+
+
+def _probes_in(directory: Path) -> list[Path]:
+    try:
+        with os.scandir(directory) as entries:
+            return [Path(entry.path) for entry in entries if entry.name.startswith(PROBE_PREFIX)]
+    except OSError:
+        return []  # who may not look there cannot tidy up either
+
+
+def _is_locked(path: Path) -> bool:
+    """Tell whether a living process is at work there; one that has just made it counts as one."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return True
+    try:
+        if time.time() - os.fstat(fd).st_ctime < PROBE_START_SECONDS:
+            return True
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def _sweep(path: Path) -> None:
+    try:
+        remove_probe(path)
+    except (LaminaError, OSError) as error:
+        log.warning("cannot remove what a killed process has left in %s: %s", path, error)
+
+
+def _clear(path: Path) -> None:
+    from lamina.snapshotters.tree import remove_tree
+
+    try:
+        remove_tree(path)
+    except FailedPrecondition:  # a mount is there
+        from lamina.mount import unmount_recursive  # only after a kill in the middle of one
+
+        unmount_recursive(path)
+        remove_tree(path)
 
 
 def _refuse_containerds(directory: Path) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from lamina.checkout import Checkout
     from lamina.core.digest import Digest
     from lamina.core.problem import Problem
+    from lamina.fsck import Repaired
     from lamina.images.archive.exporting import ExportOptions
     from lamina.images.archive.importing import ImportOptions
     from lamina.images.catalogue import Image
@@ -356,20 +357,24 @@ class Store:
         for name in self._existing_snapshotters():
             self.snapshotter(name).cleanup()
 
-    def fsck(self) -> list[Problem]:
-        """Compare images, content, snapshots and mount points with the disk; change nothing.
+    def fsck(self, *, deep: bool = False) -> list[Problem]:
+        """Compare records, disk and mounts, both ways; change nothing.
 
         What a dead process left half done is undone by opening the store, so it is no problem.
-        Blobs are not read: each is hashed when it is used.
-        """
-        from lamina.checkout import abandoned
-        from lamina.images.fsck import abandoned_mount, check
 
-        problems = check(self.images)
-        for name, engine in self._existing_snapshotters().items():
-            problems += (p._replace(subject=f"{name}: {p.subject}") for p in engine.fsck())
-        problems += (abandoned_mount(path) for path in abandoned(self))
-        return problems
+        Args:
+            deep: hash every blob as well, which is measured only otherwise: each is hashed when it
+                is used.
+        """
+        from lamina.fsck import check
+
+        return check(self, deep=deep)
+
+    def repair(self, *, deep: bool = False) -> Repaired:
+        """Do what `fsck` says that can be done; nothing that may still be wanted is deleted."""
+        from lamina.fsck import repair
+
+        return repair(self, deep=deep)
 
     def close(self) -> None:
         """Close everything; calling it again does nothing."""
@@ -419,18 +424,27 @@ class Store:
         engine = self.snapshotter(name)
         return Destination(name, engine, Ability.REBASE in engine.abilities)
 
-    def _existing_snapshotters(self) -> Mapping[str, Engine]:
-        """Return those that have a directory already; what cannot be loaded is left alone."""
+    def existing_snapshotters(self) -> list[str]:
+        """Return the names of those that have a directory already, usable or not."""
         prefix = f"{PLUGIN_TYPE}."
         found = {path.name.removeprefix(prefix) for path in self.root.glob(f"{prefix}*")}
+        return sorted(filter(self._has_directory, found | DRIVERS.keys() | self._engines.keys()))
+
+    def _has_directory(self, name: str) -> bool:
+        if name in self._engines:
+            return True
+        try:
+            return plugins.directory_of(name, self.root, self._config).is_dir()
+        except LaminaError as error:
+            log.warning("leaving snapshotter %s alone: %s", name, error)
+            return False
+
+    def _existing_snapshotters(self) -> Mapping[str, Engine]:
+        """Return those that have a directory already; what cannot be loaded is left alone."""
         existing: dict[str, Engine] = {}
-        for name in sorted(found | DRIVERS.keys() | self._engines.keys()):
+        for name in self.existing_snapshotters():
             try:
-                if (
-                    name in self._engines
-                    or plugins.directory_of(name, self.root, self._config).is_dir()
-                ):
-                    existing[name] = self.snapshotter(name)
+                existing[name] = self.snapshotter(name)
             except LaminaError as error:
                 log.warning("leaving snapshotter %s alone: %s", name, error)
         return existing

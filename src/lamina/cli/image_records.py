@@ -69,7 +69,8 @@ def check(
         print_table(columns, [_check_row(*row) for row in rows])
     if len(ready) < len(rows):
         what = f"check: {len(rows) - len(ready)} of {len(rows)} images are not ready in"
-        raise FailedPrecondition(what, name, hint="lamina images pull gets what is missing")
+        hint = "images pull --no-unpack gets what is missing, images pull unpacks"
+        raise FailedPrecondition(what, name, hint=hint)
 
 
 @click.command(cls=Command)

@@ -13,11 +13,14 @@ may see its storage vanish.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from lamina.core.mount import Mount
 from lamina.core.snapshot import EMPTY_LABELS, Kind, Usage
+
+if TYPE_CHECKING:
+    from lamina.core.problem import Problem
 
 
 class Ability(enum.StrEnum):
@@ -102,4 +105,22 @@ class Driver(Protocol):
 
     def close(self) -> None:
         """Let go of descriptors; called once."""
+        ...
+
+
+@runtime_checkable
+class Inspectable(Protocol):
+    """What a driver may have besides: it keeps more than files, and can tell what is amiss there.
+
+    For devices, mounts, datasets, a pool: whatever the kernel or a volume manager knows of and
+    `ids` does not show.
+    """
+
+    def faults(self, exists: Callable[[int], bool]) -> Iterable[Problem]:
+        """Return what is wrong with them; changes nothing.
+
+        Args:
+            exists: tells whether there is a snapshot of that id, or storage of one that waits to
+                be freed. Ask it after the object was seen: every object has its row before it.
+        """
         ...

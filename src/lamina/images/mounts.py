@@ -25,14 +25,16 @@ def sweep_mounts(directory: Path, owners: Owners) -> None:
     """Unmount and remove what dead processes left; what is still in use stays for next time."""
     for path in abandoned_mounts(directory, owners):
         try:
-            unmount_recursive(path)
-            _remove(path)
+            remove_abandoned(path)
         except (LaminaError, OSError) as error:
             log.warning("an abandoned mount stays: %s", error, extra={"path": str(path)})
 
 
-def _remove(path: Path) -> None:
-    """Remove mount points; with rmdir, so that nothing is deleted through what is mounted."""
+def remove_abandoned(path: Path) -> None:
+    """Unmount and remove one; with rmdir, so that nothing is deleted through what is mounted."""
+    if not path.is_dir():
+        return
+    unmount_recursive(path)
     for point in path.iterdir():
         point.rmdir()
     path.rmdir()

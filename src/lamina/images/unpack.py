@@ -56,6 +56,7 @@ from lamina.layer.limits import Applied, LayerLimits
 from lamina.layer.target import LayerTarget, layer_target
 from lamina.meta.leases import EXTRACT_PREFIX, Resource
 from lamina.mount import temp_mount
+from lamina.mount.watch import has_own_filesystem, watched_writes
 
 if TYPE_CHECKING:
     from lamina.layer.process import LayerJob, LayerWorkers
@@ -156,11 +157,14 @@ class Unpacker:
         self._store.content.label(image.manifest.config.digest, label)
 
     def _present(self, layers: Sequence[_Layer]) -> int:
-        """Return how many layers, from the base on, are there; one implies those below it."""
-        for layer in reversed(layers):
-            if self._exists(layer.chain_id):
-                return layer.position + 1
-        return 0
+        """Return how many layers, from the base on, are there.
+
+        One does not imply those below it: a layer may be lost while others stand on it.
+        """
+        for layer in layers:
+            if not self._exists(layer.chain_id):
+                return layer.position
+        return len(layers)
 
     def _exists(self, chain_id: Digest) -> bool:
         try:
@@ -267,6 +271,8 @@ class Unpacker:
             target = layer_target(mounts, rebase=rebase)
             if target is None:
                 path = stack.enter_context(temp_mount(mounts, dir=self._store.mounts))
+                if has_own_filesystem(mounts):
+                    stack.enter_context(watched_writes(mounts, path))
                 target = LayerTarget(path)
             applied = self._apply(layer, layer.download, target)
         self._store.content.label(layer.descriptor.digest, {UNCOMPRESSED: applied.diff_id})

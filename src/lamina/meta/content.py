@@ -90,6 +90,16 @@ class ContentTable:
             row = connection.execute("SELECT * FROM content WHERE digest=?", (digest,)).fetchone()
         return _from_row(row)
 
+    def reset_labels(self, digest: Digest, labels: Mapping[str, str]) -> None:
+        """Replace labels that cannot be read; others, and those of an unknown blob, stay."""
+        from lamina.meta.damage import unreadable  # only a repair needs it
+
+        with self.database.write() as connection:
+            connection.execute(
+                f"UPDATE content SET labels=? WHERE digest=? AND {unreadable('labels')}",
+                (json.dumps(dict(labels)), digest),
+            )
+
     def unsynced(self) -> list[Digest]:
         """List the blobs that this boot has written and no syncfs has made durable since."""
         query = "SELECT digest FROM content WHERE unsynced=?"

@@ -98,14 +98,17 @@ def replace_lost(connection: sqlite3.Connection, id: int) -> None:
 
 def damage(connection: sqlite3.Connection) -> list[str]:
     """Return what is wrong with the database file itself and with references inside it."""
-    integrity = [row[0] for row in connection.execute("PRAGMA integrity_check")]
-    dangling = connection.execute("PRAGMA foreign_key_check").fetchall()
+    from lamina.meta.damage import dangling, integrity  # only a check needs it
+
     uncommitted = connection.execute(
         "SELECT s.key FROM snapshots s JOIN snapshots p ON p.id = s.parent WHERE p.kind <> ?",
         (Kind.COMMITTED,),
     ).fetchall()
     return [
-        *(text for text in integrity if text != "ok"),
-        *(f"row {row[1]} of table {row[0]} refers to a row that is gone" for row in dangling),
+        *integrity(connection),
+        *(
+            f"row {id} of table {table} refers to a row that is gone"
+            for table, id in dangling(connection)
+        ),
         *(f'the parent of snapshot "{row[0]}" is not Committed' for row in uncommitted),
     ]

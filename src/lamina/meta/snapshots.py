@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lamina.core.driver import Snapshot
 from lamina.core.snapshot import Info, Kind, Usage
@@ -39,6 +40,9 @@ from lamina.meta.snapshot_rows import Record
 from lamina.meta.snapshot_schema import MIGRATIONS
 from lamina.meta.totals import Totals, totals
 from lamina.meta.trash import Trash
+
+if TYPE_CHECKING:
+    from lamina.meta.snapshot_repair import SnapshotRepair
 
 PAGE = 500
 """Rows that a walk reads at a time."""
@@ -78,6 +82,13 @@ class SnapshotStore:
     def close(self) -> None:
         """Close the file; calling it again does nothing."""
         self._database.close()
+
+    @property
+    def repair(self) -> SnapshotRepair:
+        """What mends the store where it and the disk have got out of step."""
+        from lamina.meta.snapshot_repair import SnapshotRepair  # only a check needs it
+
+        return SnapshotRepair(self._database)
 
     # Reading
 

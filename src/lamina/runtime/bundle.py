@@ -90,6 +90,21 @@ class Bundle:
         finally:
             os.close(fd)
 
+    def is_idle(self) -> bool:
+        """Tell whether nobody is at it and it does not run; makes nothing."""
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return True
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(fd)
+        pid = self.pid()
+        return not pid or not Path("/proc", str(pid)).exists()
+
     def write_spec(self, spec: dict[str, Any]) -> None:
         """Write `config.json`."""
         self.config.write_text(json.dumps(spec), encoding="utf-8")

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lamina.core.cancel import shielded
 from lamina.core.driver import Ability, Driver, Snapshot
 from lamina.core.mount import Mount
 from lamina.core.snapshot import Info, Kind, Snapshotter, Usage
@@ -29,6 +30,7 @@ from lamina.snapshotters.reaper import Reaper
 if TYPE_CHECKING:
     from lamina.core.problem import Problem
     from lamina.meta.totals import Totals
+    from lamina.snapshotters.fsck import OriginOf
 
 log = logging.getLogger(__name__)
 
@@ -222,15 +224,18 @@ class Engine(Snapshotter):
             self._reaper.drain()
         self._owners.sweep()
 
-    def fsck(self) -> list[Problem]:
+    def fsck(self, origin: OriginOf | None = None) -> list[Problem]:
         """Compare the store with the disk, and return what is wrong; changes nothing.
 
         What other processes are doing meanwhile is no problem, nor is work for the background.
+
+        Args:
+            origin: tells where a layer can be had from again, so that its repair restores it.
         """
-        from lamina.snapshotters.fsck import check  # hardly ever called
+        from lamina.snapshotters.fsck import check, unknown  # hardly ever called
 
         with _translated("check snapshotter", self.name):
-            return check(self._store, self._driver)
+            return check(self._store, self._driver, self._reaper, origin or unknown)
 
     def close(self) -> None:
         """Close the store, stop being an owner, and close the driver."""
@@ -274,7 +279,8 @@ class Engine(Snapshotter):
     def _undo(self, what: str, key: str, undo: Callable[[], object]) -> None:
         """Undo a change that failed; what cannot be undone now (a full disk) is tried again."""
         try:
-            undo()
+            with shielded():
+                undo()
         except Exception as error:  # the first failure is the one to report
             log.warning("cannot undo %s of a snapshot: %s", what, error, extra={"key": key})
             self._undos.append(undo)
@@ -284,7 +290,8 @@ class Engine(Snapshotter):
         while self._undos:
             undo = self._undos.popleft()
             try:
-                undo()
+                with shielded():
+                    undo()
             except Exception:
                 self._undos.append(undo)
                 raise
