@@ -57,7 +57,6 @@ from lamina.layer.target import LayerTarget, layer_target
 from lamina.meta.leases import EXTRACT_PREFIX, Resource
 from lamina.mount import temp_mount
 from lamina.mount.watch import has_own_filesystem, watched_writes
-from lamina.mount.watch import has_own_filesystem, watched_writes
 
 if TYPE_CHECKING:
     from lamina.layer.process import LayerJob, LayerWorkers
@@ -272,8 +271,6 @@ class Unpacker:
             target = layer_target(mounts, rebase=rebase)
             if target is None:
                 path = stack.enter_context(temp_mount(mounts, dir=self._store.mounts))
-                if has_own_filesystem(mounts):
-                    stack.enter_context(watched_writes(mounts, path))
                 if has_own_filesystem(mounts):
                     stack.enter_context(watched_writes(mounts, path))
                 target = LayerTarget(path)
