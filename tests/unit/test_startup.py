@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures_serve import Serve
 from tests.startup import HEAVY, imported
 
 
@@ -20,3 +21,18 @@ def test_plugins_ls_imports_nothing_heavy(tmp_path: Path) -> None:
     modules = imported("--root", str(tmp_path), "plugins", "ls")
     assert "lamina.plugins" in modules
     assert modules & (HEAVY | {"lamina.store", "sqlite3"}) == set()
+
+
+@pytest.mark.root
+def test_snapshots_imports_nothing_of_the_api(tmp_path: Path) -> None:
+    modules = imported("--root", str(tmp_path), "snapshots", "--snapshotter", "native", "ls")
+    assert "lamina.store" in modules
+    assert not [name for name in modules if name.startswith(("lamina.api", "google", "hpack"))]
+    assert modules & HEAVY == set()
+
+
+@pytest.mark.root
+def test_a_daemons_snapshots_need_neither_store_nor_event_loop(serve: Serve) -> None:
+    modules = imported("snapshots", "--address", str(serve.address), "ls")
+    assert "lamina.api.client" in modules
+    assert modules & (HEAVY - {"socket"} | {"sqlite3", "lamina.api.server"}) == set()

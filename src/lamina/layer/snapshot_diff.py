@@ -5,8 +5,10 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
+from lamina.core.labels import GC_ROOT
 from lamina.core.snapshot import Kind, Snapshotter
 from lamina.formats.compression import Compression
 from lamina.layer.diff import Diff, write_diff, write_upper_diff
@@ -70,7 +72,8 @@ def _mounted(snapshotter: Snapshotter, key: str, mounts: Path) -> Iterator[Path]
             yield path
         return
     view = f"diff-{secrets.token_hex(6)} {key}"
-    found = snapshotter.view(view, key)
+    # A daemon's collector would take it away under our feet.
+    found = snapshotter.view(view, key, labels={GC_ROOT: datetime.now(UTC).isoformat()})
     try:
         with temp_mount(found, dir=mounts, read_only=True) as path:
             yield path
