@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from lamina.core.driver import Snapshot
 from lamina.core.labels import OVERLAY_VOLATILE
 from lamina.core.mount import Mount
+from lamina.core.snapshot import Kind
 from lamina.errors import FailedPrecondition, LaminaError
 from lamina.linux.inode_flags import FS_IMMUTABLE_FL, get_flags, set_flags
 from lamina.mount import mount_all, temp_mount, unmount, unmount_all
@@ -248,20 +250,43 @@ def test_removal_of_many_entries(tmp_path: Path) -> None:
     assert not tree.exists()
 
 
-def test_removal_of_what_is_immutable(tmp_path: Path) -> None:
+def make_immutable(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        set_flags(fd, get_flags(fd) | FS_IMMUTABLE_FL)
+    except OSError:
+        pytest.skip("this filesystem has no immutable flag")
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("names", [("dir/file", "dir"), ("dir/empty",), ("dir",), ("",)])
+def test_removal_of_what_is_immutable(tmp_path: Path, names: tuple[str, ...]) -> None:
     tree = tmp_path / "tree"
-    (tree / "dir").mkdir(parents=True)
+    (tree / "dir/empty").mkdir(parents=True)
     (tree / "dir/file").touch()
-    for path in (tree / "dir/file", tree / "dir"):
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            set_flags(fd, get_flags(fd) | FS_IMMUTABLE_FL)
-        except OSError:
-            pytest.skip("this filesystem has no immutable flag")
-        finally:
-            os.close(fd)
+    for name in names:
+        make_immutable(tree / name)
     remove_tree(tree)
     assert not tree.exists()
+
+
+def test_removal_of_an_immutable_root(tmp_path: Path) -> None:
+    driver = NativeDriver(tmp_path)
+    driver.create(Snapshot(1, Kind.ACTIVE))
+    make_immutable(driver.of(1))
+    driver.destroy(1)
+    assert driver.ids() == []
+    driver.close()
+
+
+def test_removal_of_a_deep_tree_that_is_immutable(tmp_path: Path) -> None:
+    deep = tmp_path.joinpath("tree", *(["d"] * 70))
+    deep.mkdir(parents=True)
+    for path in (deep, *list(deep.parents)[:70]):
+        make_immutable(path)
+    remove_tree(tmp_path / "tree")
+    assert not (tmp_path / "tree").exists()
 
 
 def test_removal_follows_no_link(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from lamina.core.snapshot import EMPTY_LABELS
 from lamina.linux.inode_flags import FS_TOPDIR_FL, get_flags, set_flags
 from lamina.linux.sync import syncfs
-from lamina.snapshotters.tree import remove_tree_in
+from lamina.snapshotters.tree import remove_tree_in, unprotect
 
 _REMOVED = "rm-"
 _STORED = re.compile(rf"(?:{_REMOVED})?([1-9][0-9]{{0,17}})", re.ASCII)
@@ -48,10 +48,17 @@ class DirectoryDriver:
         # Through the descriptor: by now the path may lead to a root that was made anew.
         remove_tree_in(self._fd, removed)
         try:
-            os.rename(str(id), removed.name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+            self._rename(str(id), removed.name)
         except FileNotFoundError:
             return
         remove_tree_in(self._fd, removed)
+
+    def _rename(self, name: str, new: str) -> None:
+        try:
+            os.rename(name, new, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+        except PermissionError:  # it may be a root file system, and immutable
+            unprotect(self._fd, name)
+            os.rename(name, new, src_dir_fd=self._fd, dst_dir_fd=self._fd)
 
     def ids(self) -> list[int]:
         """List the directories, those being removed included."""

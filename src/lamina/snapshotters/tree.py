@@ -68,7 +68,7 @@ class _Removal:
             while True:
                 self._empty(fd, depth)
                 try:
-                    os.rmdir(name, dir_fd=parent)
+                    self._rmdir(parent, name)
                 except OSError as error:
                     # New are what moved up here, and what a scan missed while others vanished.
                     if error.errno != errno.ENOTEMPTY:
@@ -99,42 +99,40 @@ class _Removal:
             raise self._explained(error) from error
         return fd
 
+    def _rmdir(self, parent: int, name: str) -> None:
+        try:
+            os.rmdir(name, dir_fd=parent)
+        except PermissionError:
+            unprotect(parent, name)
+            os.rmdir(name, dir_fd=parent)
+
     def _unlink(self, parent: int, name: str) -> None:
         try:
             os.unlink(name, dir_fd=parent)
         except PermissionError:
-            self._unprotect(parent, name)
+            unprotect(parent, name)
             os.unlink(name, dir_fd=parent)
         except OSError as error:
             raise self._explained(error) from error
 
-    def _unprotect(self, parent: int, name: str) -> None:
-        """Let a name be removed: its directory writable, neither of them immutable."""
-        if not os.fstat(parent).st_mode & 0o200:
-            os.fchmod(parent, 0o700)
-        _clear_protection(parent)
-        try:
-            fd = os.open(
-                name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent
-            )
-        except OSError:
-            return  # links, sockets and devices have no flags
-        try:
-            _clear_protection(fd)
-        finally:
-            os.close(fd)
-
     def _move_up(self, parent: int, name: str) -> None:
         while True:
+            new = f".deep-{next(self._moved)}"
             try:
-                os.rename(
-                    name, f".deep-{next(self._moved)}", src_dir_fd=parent, dst_dir_fd=self._top
-                )
+                self._rename(parent, name, new)
             except OSError as error:
                 if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
                     raise self._explained(error) from error
                 continue  # the tree has something of that name
             return
+
+    def _rename(self, parent: int, name: str, new: str) -> None:
+        try:
+            os.rename(name, new, src_dir_fd=parent, dst_dir_fd=self._top)
+        except PermissionError:
+            unprotect(parent, name)
+            _clear_protection(self._top)
+            os.rename(name, new, src_dir_fd=parent, dst_dir_fd=self._top)
 
     def _explained(self, error: OSError) -> Exception:
         if error.errno not in {errno.EXDEV, errno.EBUSY}:
@@ -143,6 +141,23 @@ class _Removal:
             f"remove {self._path}: something is mounted below it", error.filename or "",
             hint="unmount it; /proc/self/mountinfo tells what it is",
         )  # fmt: skip
+
+
+def unprotect(parent: int, name: str) -> None:
+    """Let a name be removed or renamed: its directory writable, neither of them immutable."""
+    if not os.fstat(parent).st_mode & 0o200:
+        os.fchmod(parent, 0o700)
+    _clear_protection(parent)
+    try:
+        fd = os.open(
+            name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent
+        )
+    except OSError:
+        return  # links, sockets and devices have no flags
+    try:
+        _clear_protection(fd)
+    finally:
+        os.close(fd)
 
 
 def _clear_protection(fd: int) -> None:
