@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -73,6 +74,19 @@ def test_exposition() -> None:
     assert found[of("lamina_janitor_failures_total")] == 2
     assert any(("version", VERSION) in labels for name, labels in found if name.endswith("_info"))
     assert found[of("process_resident_memory_bytes")] > 1 << 20
+
+
+def test_every_metric_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs/serve.md").read_text()
+    documented = set(re.findall(r"^\| `(lamina_\w+)`", text, re.M))
+    metrics = Metrics({"overlayfs": lambda: TOTALS}, [], lambda: (0, 0))
+    families = text_string_to_metric_families(metrics.exposition().decode())
+    names = {
+        f"{family.name}_total" if family.type == "counter" else family.name
+        for family in families
+        if family.name.startswith("lamina_")
+    }
+    assert names == documented
 
 
 def test_a_real_store_counts_its_removals(tmp_path: Path) -> None:
