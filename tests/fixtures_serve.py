@@ -24,7 +24,9 @@ HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 
 """The preface of a client, and empty SETTINGS."""
 HAND_OVER = 'export LISTEN_PID=$$ LISTEN_FDS=1; exec "$0" "$@" 3<&{}'
 """What systemd does to start the service of a socket unit."""
-CRI_PLUGINS = {2: (CRI_PLUGIN,), 3: (CRI_PLUGIN, "io.containerd.cri.v1.images")}
+MEASURE = "stats_collect_period = 1\n"
+CRI_IMAGES_PLUGIN = "io.containerd.cri.v1.images"
+CRI_PLUGINS = {2: (CRI_PLUGIN,), 3: (CRI_PLUGIN, CRI_IMAGES_PLUGIN)}
 """What has to be disabled to have no CRI, by the version of the configuration."""
 
 
@@ -51,7 +53,7 @@ class Serve:
 
     def start(self) -> None:
         """Start it and wait until it answers."""
-        argv = [PROGRAM, "--root", str(self.root), "--config", str(self._config), "serve"]
+        argv = [PROGRAM, "--root", str(self.root), *self.options, "serve"]
         descriptors = []
         if self._listener is None:
             argv += ["--address", str(self.address)]
@@ -71,6 +73,11 @@ class Serve:
             assert self._process.poll() is None, f"lamina serve ended: {self.log.read_text()}"
             assert time.monotonic() < deadline, f"does not answer: {self.log.read_text()}"
             time.sleep(0.01)
+
+    @property
+    def options(self) -> tuple[str, str]:
+        """What other commands need to read the same configuration."""
+        return ("--config", str(self._config))
 
     def kill(self) -> None:
         """Kill it as the kernel does when memory is short."""
@@ -137,16 +144,24 @@ def serving(daemon: Serve) -> Iterator[Serve]:
         daemon.close()
 
 
-def proxied_containerd(
-    directory: Path, serve: Serve, *, cri: bool = False, extra_config: str = ""
-) -> Containerd:
-    """Return a containerd, not started, with the documented configuration."""
+def proxied_containerd(directory: Path, serve: Serve, *, cri: bool = False) -> Containerd:
+    """Return a containerd, not started, with the documented configuration.
+
+    CRI, where it is wanted, measures snapshots every second.
+    """
     version = config_version()
     config = documented("containerd 2.x" if version == 3 else "containerd 1.6 and 1.7")
+    top = f"version = {version}\n"
     if not cri:
-        disabled = f"disabled_plugins = {json.dumps(CRI_PLUGINS[version])}\n"
-        config = config.replace(f"version = {version}\n", f"version = {version}\n{disabled}")
-    return Containerd(directory, config=localised(config, serve, directory / "root") + extra_config)
+        config = config.replace(
+            top, f"{top}disabled_plugins = {json.dumps(CRI_PLUGINS[version])}\n"
+        )
+    elif version == 2:
+        config += f'[plugins."{CRI_PLUGIN}"]\n{MEASURE}'
+    else:
+        table = f'[plugins."{CRI_IMAGES_PLUGIN}"]\n'
+        config = config.replace(table, table + MEASURE)
+    return Containerd(directory, config=localised(config, serve, directory / "root"))
 
 
 def documented(heading: str) -> str:
