@@ -171,7 +171,7 @@ def _described(name: str, error: OSError) -> LaminaError:
 def _try(plugin: AnyPlugin, section: SnapshotterConfig, directory: Path) -> tuple[str, ...]:
     """Load the driver, and return its capabilities."""
     _refuse_containerds(directory)
-    with _probe_directory(directory) as place:
+    with probe_directory(directory) as place:
         plugin.probe(section, place)
         driver = plugin.load(section, place)
         try:
@@ -199,7 +199,7 @@ def remove_probe(path: Path) -> None:
 
 
 @contextmanager
-def _probe_directory(directory: Path) -> Iterator[Path]:
+def probe_directory(directory: Path) -> Iterator[Path]:
     """Make a directory where `directory` is or, while it does not exist, as near as can be.
 
     It is locked meanwhile, by which it is told from those that killed processes have left; these

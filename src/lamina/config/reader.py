@@ -84,7 +84,7 @@ class Reader:
         self.problems += [prefix + fault for fault in faults]
         if not faults:
             self._merge(document)
-        for imported in _imports(path.parent, document):
+        for imported in imported_files(path.parent, document):
             self._read(imported, f"{imported}: ")
 
     def _merge(self, document: Table) -> None:
@@ -105,7 +105,7 @@ class Reader:
         yield from daemon_value_faults(self.daemon)
 
 
-def _imports(directory: Path, document: Table) -> Iterator[Path]:
+def imported_files(directory: Path, document: Table) -> Iterator[Path]:
     """Yield the imported files: paths or patterns, relative to the importing file."""
     patterns = document.get("imports", [])
     if type_fault(patterns, tuple):

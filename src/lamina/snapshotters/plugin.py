@@ -49,6 +49,25 @@ def _loads_or_not(config: SnapshotterConfig, directory: Path) -> None:
     """Find nothing out beyond what `load` does."""
 
 
+class Need(NamedTuple):
+    """Something that a snapshotter needs of the machine, found out by trying it.
+
+    Attributes:
+        what: in a few words: `overlay mounts`.
+        tried: what `probe` does, in the imperative: `mount an overlay with an upper directory`.
+        probe: does it in an empty directory on the filesystem where the snapshotter keeps its
+            data, and takes it back; returns None where it works, else the reason.
+        fix: the command, or the setting, that would provide it.
+        without: what the snapshotter lacks without it; "" where it does not work at all.
+    """
+
+    what: str
+    tried: str
+    probe: Callable[[Path], str | None]
+    fix: str
+    without: str = ""
+
+
 class SnapshotterPlugin(NamedTuple, Generic[ConfigT]):
     """How to load one snapshotter.
 
@@ -60,12 +79,18 @@ class SnapshotterPlugin(NamedTuple, Generic[ConfigT]):
             OSError where something is wrong.
         probe: tries, in a directory on the same filesystem, what `load` only assumes, such as a
             mount. Raises as `load` does. Asked by `plugins ls`, not before each use.
+        needs: what `doctor` tells of, one by one.
+        rank: where several snapshotters work, the highest rank is the best choice.
+        merit: why one would choose it.
     """
 
     id: str
     config: type[ConfigT]
     load: Callable[[ConfigT, Path], Driver]
     probe: Callable[[ConfigT, Path], None] = _loads_or_not
+    needs: tuple[Need, ...] = ()
+    rank: int = 0
+    merit: str = ""
 
     @property
     def uri(self) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lamina.snapshotters.plugin import SnapshotterConfig, SnapshotterPlugin
+from lamina.snapshotters.plugin import Need, SnapshotterConfig, SnapshotterPlugin
 
 if TYPE_CHECKING:
     from lamina.core.driver import Driver
@@ -23,4 +23,25 @@ def _load(config: NativeConfig, root: Path) -> Driver:
     return NativeDriver(root)
 
 
-PLUGIN = SnapshotterPlugin(id="native", config=NativeConfig, load=_load)
+def _reflink(directory: Path) -> str | None:
+    from lamina.linux import probes
+
+    return probes.reflink(directory)
+
+
+PLUGIN = SnapshotterPlugin(
+    id="native",
+    config=NativeConfig,
+    load=_load,
+    needs=(
+        Need(
+            what="shared blocks",
+            tried="let two files share their blocks (FICLONE)",
+            probe=_reflink,
+            fix="put the root on btrfs, or on xfs made with `mkfs.xfs -m reflink=1`",
+            without="every snapshot is a whole copy of its parent",
+        ),
+    ),
+    rank=10,
+    merit="needs nothing of the kernel; every snapshot is a copy",
+)

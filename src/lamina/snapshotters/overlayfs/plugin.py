@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamina.errors import SnapshotterSkipped
-from lamina.snapshotters.plugin import SnapshotterConfig, SnapshotterPlugin
+from lamina.snapshotters.plugin import Need, SnapshotterConfig, SnapshotterPlugin
 
 if TYPE_CHECKING:
     from lamina.core.driver import Driver
@@ -63,12 +63,28 @@ def _load(config: OverlayConfig, root: Path) -> Driver:
     return driver
 
 
-def _probe(config: OverlayConfig, directory: Path) -> None:
+def _overlay(directory: Path) -> str | None:
     from lamina.linux import probes
     from lamina.linux.userns import in_user_namespace
 
     probe = probes.overlay_userxattr if in_user_namespace() else probes.overlay
-    reason = probe(directory)
+    return probe(directory)
+
+
+def _entry_types(directory: Path) -> str | None:
+    from lamina.linux.dirent import types_are_known
+
+    return None if types_are_known(directory.parent) else "the filesystem does not tell them"
+
+
+def _idmapped(directory: Path) -> str | None:
+    from lamina.linux import probes
+
+    return probes.overlay_on_idmapped(directory)
+
+
+def _probe(config: OverlayConfig, directory: Path) -> None:
+    reason = _overlay(directory)
     if reason is not None:
         raise SnapshotterSkipped(
             "overlayfs",
@@ -78,4 +94,34 @@ def _probe(config: OverlayConfig, directory: Path) -> None:
         )
 
 
-PLUGIN = SnapshotterPlugin(id="overlayfs", config=OverlayConfig, load=_load, probe=_probe)
+NEEDS = (
+    Need(
+        what="overlay mounts",
+        tried="mount an overlay with an upper directory",
+        probe=_overlay,
+        fix="modprobe overlay, and run as root; or --root DIR on ext4, xfs or btrfs",
+    ),
+    Need(
+        what="d_type",
+        tried="list a directory with its entries' types",
+        probe=_entry_types,
+        fix="make the filesystem anew, with `mkfs.xfs -n ftype=1`; or --root DIR elsewhere",
+    ),
+    Need(
+        what="id-mapped layers",
+        tried="mount an overlay on an id-mapped lower directory",
+        probe=_idmapped,
+        fix="boot Linux 5.19 or newer, and run as root",
+        without="no containers with id maps (`run --uidmap --gidmap`)",
+    ),
+)
+
+PLUGIN = SnapshotterPlugin(
+    id="overlayfs",
+    config=OverlayConfig,
+    load=_load,
+    probe=_probe,
+    needs=NEEDS,
+    rank=100,
+    merit="snapshots share their layers' files, on disk and in memory, and take a millisecond",
+)
