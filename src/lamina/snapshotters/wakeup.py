@@ -29,6 +29,16 @@ REGISTRATIONS = "janitor.d"
 DELAY_SECONDS = 0.2
 """How long a wake-up waits for others, so that many removals start one process."""
 
+# `-m lamina.snapshotters.janitor`, but idle before it imports anything: that is most of what a
+# short run costs, and a daemon under load has many of them.
+_PROGRAM = """\
+import contextlib, os, sys
+with contextlib.suppress(OSError):
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+from lamina.snapshotters.janitor import main
+sys.exit(main(sys.argv[1:]))
+"""
+
 
 class Janitor:
     """Wakes the janitor of a root; for any number of snapshotters there.
@@ -136,7 +146,7 @@ def janitor_lock(root: Path, kind: int) -> Iterator[bool]:
 
 def _spawn(root: Path) -> int:
     # -P: a module in the current directory must not take the place of one of ours.
-    argv = [sys.executable, "-P", "-m", "lamina.snapshotters.janitor", str(root)]
+    argv = [sys.executable, "-P", "-c", _PROGRAM, str(root)]
     actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
         (os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in range(3)
     ]
