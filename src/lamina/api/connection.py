@@ -60,7 +60,7 @@ PREFACE_SECONDS = 10.0
 _CONNECTION_WINDOW = 4 * RECEIVE_WINDOW
 _CLOSE_SECONDS = 5.0
 _DRAINED = b"draining"
-_HEARD_SECONDS = 1.0
+_HEARD_SECONDS = 0.5
 """How long a client may take to say that it has heard of the end."""
 _GREETING = settings(
     {
@@ -99,7 +99,7 @@ class Connection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         if not self._dispatcher.add(self):
-            log.warning("connection refused: too many of them")
+            log.warning("connection refused: too many of them, or the server is stopping")
             transport.abort()
             return
         self._timer = self._loop.call_later(PREFACE_SECONDS, self._sent_away)
@@ -161,7 +161,8 @@ class Connection(asyncio.Protocol):
     def drain(self) -> None:
         """Take no new calls, and close when the running ones have ended.
 
-        The client is told twice: what it has sent before it hears of it is still answered.
+        The client is told twice: what it has sent before it hears of it is still answered. It
+        answers a ping then, unless it is one that does not listen between its calls.
         """
         if not self._is_introduced:
             self._close()
@@ -169,7 +170,7 @@ class Connection(asyncio.Protocol):
             self.sender.add(goaway(MAX_STREAM, ErrorCode.NO_ERROR, "the server is stopping"))
             self.sender.add(frame(PING, 0, 0, _DRAINED))
             self.sender.flush()
-            self._loop.call_later(_HEARD_SECONDS, self._drained)
+            self._timer = self._loop.call_later(_HEARD_SECONDS, self._say_goodbye)
 
     def break_off(self) -> None:
         """End all calls with UNAVAILABLE, and close."""
@@ -213,19 +214,15 @@ class Connection(asyncio.Protocol):
         for stream in list(self._streams.values()):
             stream.abandon()
 
-    def _drained(self) -> None:
-        """Go on draining: the client has heard of it, or does not listen between its calls."""
+    def _say_goodbye(self) -> None:
+        """Refuse calls from here on, and close when there are none."""
         if self._is_draining or self._is_closing:
             return
-        self._say_goodbye()
-        if self._streams:
-            self.sender.flush()
-        else:
-            self._close()
-
-    def _say_goodbye(self) -> None:
         self._is_draining = True
         self.sender.add(goaway(self._last, ErrorCode.NO_ERROR, "the server is stopping"))
+        self.sender.flush()
+        if not self._streams:
+            self._close()
 
     def _close(self) -> None:
         """Close once everything is written, or a bit later if the client does not read it."""
@@ -256,7 +253,7 @@ class Connection(asyncio.Protocol):
         if not each.flags & ACK:
             self.sender.add(frame(PING, ACK, 0, each.payload))
         elif each.payload == _DRAINED:
-            self._drained()
+            self._say_goodbye()
 
     # Streams
 

@@ -46,13 +46,14 @@ class Dispatcher:
         self._loop = asyncio.get_running_loop()
         self._threads = Threads(self._run, threads)
         self._held = 0
+        self._is_stopping = False
         self._outcomes: deque[tuple[Stream, Callable[[], None]]] = deque()
         self._is_loop_told = False
         self._quiet = asyncio.Event()
 
     def add(self, connection: Connection) -> bool:
-        """Get to know a connection; false if there are too many."""
-        if len(self.connections) >= _CONNECTIONS:
+        """Get to know a connection; false if there are too many, or the server is stopping."""
+        if self._is_stopping or len(self.connections) >= _CONNECTIONS:
             return False
         self.connections.add(connection)
         return True
@@ -79,6 +80,17 @@ class Dispatcher:
         stream.is_running = True
         self.running += 1
         self._threads.submit((stream, message))
+
+    def drain(self) -> None:
+        """Take no new calls; see `Connection.drain`."""
+        self._is_stopping = True
+        for connection in list(self.connections):
+            connection.drain()
+
+    def break_off(self) -> None:
+        """End all calls; see `Connection.break_off`."""
+        for connection in list(self.connections):
+            connection.break_off()
 
     async def quiet(self, seconds: float) -> bool:
         """Wait until there are no connections and no running calls; false if that takes longer."""

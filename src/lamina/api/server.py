@@ -52,8 +52,7 @@ class Server:
         try:
             await stop.wait()
         finally:
-            for listener in listeners:
-                listener.close()
+            await _close(sockets, listeners)
             await _wind_up(dispatcher, grace_seconds)
 
 
@@ -65,13 +64,20 @@ async def _listen(listening: socket.socket, dispatcher: Dispatcher) -> asyncio.S
     )
 
 
+async def _close(sockets: Sequence[socket.socket], listeners: Sequence[asyncio.Server]) -> None:
+    for each in sockets:
+        asyncio.get_running_loop().remove_reader(each)
+    # What is accepted already becomes a connection now; a closed listener would only lose it.
+    await asyncio.sleep(0)
+    for listener in listeners:
+        listener.close()
+
+
 async def _wind_up(dispatcher: Dispatcher, grace_seconds: float) -> None:
-    for connection in list(dispatcher.connections):
-        connection.drain()
+    dispatcher.drain()
     if not await dispatcher.quiet(grace_seconds):
         log.warning("cancelling %d calls that are still running", dispatcher.running)
-        for connection in list(dispatcher.connections):
-            connection.break_off()
+        dispatcher.break_off()
         if not await dispatcher.quiet(_UNDO_SECONDS) and dispatcher.running:
             log.warning("leaving %d calls unfinished", dispatcher.running)
     dispatcher.stop()
