@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
+import threading
 import time
 from collections.abc import Iterator
 
@@ -151,6 +153,23 @@ def test_a_reader_that_does_not_read_holds_nobody_up() -> None:
     for _ in range(13_000):
         writer.handle(record("x" * 100))
     assert time.monotonic() - began < 10
+    text: list[str] = []
+    with open(reading) as pipe:
+        reader = threading.Thread(target=lambda: text.append(pipe.read()))
+        reader.start()
+        writer.close()
+        os.close(writing)
+        reader.join()
+    left_out = re.search(r'level=warning msg="left out (\d+) log lines"\n', text[0])
+    assert left_out is not None
+    assert text[0].count("xxx\n") + int(left_out[1]) == 13_000
+
+
+def test_a_reader_that_is_gone() -> None:
+    reading, writing = os.pipe()
+    writer = LineWriter(TextFormatter(), writing)
     os.close(reading)
+    for _ in range(10):
+        writer.handle(record("x"))
     writer.close()
     os.close(writing)

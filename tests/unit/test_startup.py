@@ -10,7 +10,10 @@ from tests.fixtures_serve import Serve
 from tests.startup import HEAVY, imported
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["images", "pull", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["run", "--help"], ["images", "pull", "--help"], ["serve", "--help"]],
+)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     modules = imported(*arguments)
     assert "lamina.cli.main" in modules

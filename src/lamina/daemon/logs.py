@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from queue import Empty, Full, Queue
+from queue import Empty, SimpleQueue
 
 FATAL_LEVELS = ("fatal", "panic")
 _LEVELS = {
@@ -107,7 +107,7 @@ class LineWriter(logging.Handler):
         super().__init__()
         self.setFormatter(formatter)
         self._fd = fd
-        self._lines: Queue[str | None] = Queue(_LONGEST_QUEUE)
+        self._lines: SimpleQueue[str | None] = SimpleQueue()
         self._left_out = 0
         self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
         self._thread.start()
@@ -119,17 +119,14 @@ class LineWriter(logging.Handler):
         except Exception:  # a wrong format string is no reason to fail a call
             self.handleError(record)
             return
-        try:
-            self._lines.put_nowait(line)
-        except Full:
+        if self._lines.qsize() < _LONGEST_QUEUE:
+            self._lines.put(line)
+        else:
             self._left_out += 1
 
     def close(self) -> None:
         """Write what waits, unless the reader has stopped reading."""
-        try:
-            self._lines.put(None, timeout=_FLUSH_SECONDS)
-        except Full:
-            pass
+        self._lines.put(None)
         self._thread.join(_FLUSH_SECONDS)
         super().close()
 
@@ -138,13 +135,13 @@ class LineWriter(logging.Handler):
             lines = [line, *self._waiting()]
             ended = lines[-1] is None
             text = "".join(f"{line}\n" for line in lines if line is not None)
+            text += self._confession()
             try:
                 _write(self._fd, text.encode(errors="replace"))
             except OSError:
                 return  # nobody can be told
             if ended:
                 return
-            self._confess()
 
     def _waiting(self) -> Iterator[str | None]:
         """Yield the lines that wait by now, up to the end mark."""
@@ -156,10 +153,16 @@ class LineWriter(logging.Handler):
                 return
             yield line
 
-    def _confess(self) -> None:
+    def _confession(self) -> str:
+        """Return a line that says how many were left out; "" if none were."""
+        self.acquire()
         left_out, self._left_out = self._left_out, 0
-        if left_out:
-            logging.getLogger(__name__).warning("left out %d log lines", left_out)
+        self.release()
+        if not left_out:
+            return ""
+        text = f"left out {left_out} log lines"
+        record = logging.LogRecord(__name__, logging.WARNING, "", 0, text, (), None)
+        return f"{self.format(record)}\n"
 
 
 def _write(fd: int, data: bytes) -> None:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 
 from lamina import plugins
-from lamina.errors import InvalidArgument, LaminaError, SnapshotterSkipped
+from lamina.errors import FailedPrecondition, InvalidArgument, LaminaError, SnapshotterSkipped
 from lamina.snapshotters.engine import Engine
 from lamina.store import Store
 
@@ -63,7 +63,11 @@ class Snapshotters:
 
 
 def load(store: Store, aliases: Mapping[str, str]) -> Snapshotters:
-    """Load every snapshotter that can work here, and log each that cannot, with what would help."""
+    """Load every snapshotter that can work here, and log each that cannot, with what would help.
+
+    Raises:
+        FailedPrecondition: none can.
+    """
     engines: dict[str, Engine] = {}
     faults: dict[str, LaminaError] = {}
     for id in plugins.known():
@@ -80,6 +84,9 @@ def load(store: Store, aliases: Mapping[str, str]) -> Snapshotters:
             _log(logging.WARNING, "cannot load snapshotter", id, faults[id])
         else:
             log.info("loaded snapshotter", extra={"snapshotter": id})
+    if not engines:
+        hint = "the log says why, as `lamina plugins ls -d` does"
+        raise FailedPrecondition("serve snapshotters: none can work on", store.root, hint=hint)
     return Snapshotters(engines, faults, aliases)
 
 
