@@ -230,9 +230,10 @@ def remove_devices(wanted: Predicate) -> None:
 
     Devices in use stay.
     """
-    removed = True
-    while removed and (names := [name for name in device_names() if wanted(name)]):
-        removed = any(_dmsetup_remove(name) for name in names)
+    while names := [name for name in device_names() if wanted(name)]:
+        removed = [name for name in names if _dmsetup_remove(name)]
+        if not removed:
+            return
 
 
 def _dmsetup_remove(name: str) -> bool:

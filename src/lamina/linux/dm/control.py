@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
-import fcntl
 import logging
 import os
 from collections.abc import Sequence
@@ -12,12 +12,16 @@ from types import TracebackType
 
 from lamina.linux.dm import layout, nodes, udev
 from lamina.linux.dm.layout import DeviceInfo, Listed, Target
+from lamina.linux.libc import function
 
 log = logging.getLogger(__name__)
 
 _ROOM = 16384
 """Bytes for an answer of unknown length; doubled until the answer fits."""
 _UDEV_SECONDS = 10.0
+
+# Not fcntl.ioctl: with a buffer of more than 1024 bytes that keeps all other threads waiting.
+_ioctl = function("ioctl", ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
 
 
 class DeviceMapper:
@@ -125,7 +129,9 @@ class DeviceMapper:
 
     def resume(self, name: str) -> DeviceInfo:
         """Put the loaded table into effect, if there is one, let I/O go on, and make the node."""
-        header = self._change("resume", layout.DM_DEV_SUSPEND, name)
+        # udev has nothing to do where the device is what it was: that is not waited for.
+        wait = self._wait_for_udev and self.info(name).has_inactive_table
+        header = self._change("resume", layout.DM_DEV_SUSPEND, name, wait=wait)
         nodes.make(nodes.node(name), header.dev)
         return layout.parse_info(header)
 
@@ -145,7 +151,7 @@ class DeviceMapper:
         """
         flags = layout.DM_DEFERRED_REMOVE if deferred else 0
         number = self.info(name).number
-        header = self._change("remove", layout.DM_DEV_REMOVE, name, flags)
+        header = self._change("remove", layout.DM_DEV_REMOVE, name, flags, wait=self._wait_for_udev)
         nodes.remove(nodes.node(name), number)
         return not header.flags & layout.DM_DEFERRED_REMOVE
 
@@ -233,8 +239,10 @@ class DeviceMapper:
                 return header, layout.answer_of(buffer)
             room *= 2
 
-    def _change(self, what: str, command: int, name: str, flags: int = 0) -> layout.DmIoctl:
-        """Run a command that raises a uevent; where udev handles those, wait until it has."""
+    def _change(
+        self, what: str, command: int, name: str, flags: int = 0, *, wait: bool
+    ) -> layout.DmIoctl:
+        """Run a command that raises a uevent, and `wait` until udev has handled that."""
         answers: list[layout.DmIoctl] = []
 
         def change(event_number: int) -> bool:
@@ -243,7 +251,7 @@ class DeviceMapper:
             answers.append(layout.header_of(buffer))
             return bool(answers[0].flags & layout.DM_UEVENT_GENERATED_FLAG)
 
-        if not self._wait_for_udev:
+        if not wait:
             change(0)
         elif not udev.settle(change, timeout_seconds=_UDEV_SECONDS):
             log.warning("udev does not answer; it is not waited for again", extra={"device": name})
@@ -251,8 +259,9 @@ class DeviceMapper:
         return answers[0]
 
     def _ioctl(self, what: str, command: int, name: str, buffer: bytearray) -> None:
+        argument = (ctypes.c_char * len(buffer)).from_buffer(buffer)
         try:
-            fcntl.ioctl(self._fd, layout.request(command), buffer)
+            _ioctl(self._fd, layout.request(command), argument)
         except OSError as error:
             text = f"device-mapper: {what}: {error.strerror}"
             raise OSError(error.errno, text, name or None) from error
