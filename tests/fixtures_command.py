@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,8 +16,9 @@ import pytest
 
 import lamina
 from tests.isolation import mount_points
+from tests.startup import LAMINA
 
-PROGRAM = str(Path(sys.executable).with_name("lamina"))
+PROGRAM = LAMINA
 
 
 @dataclass

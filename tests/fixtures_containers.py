@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from lamina.core.snapshot import Kind
 from lamina.images.manifest import OCI_MANIFEST, Descriptor
 from lamina.store import Store
 from tests.archives import gnu_tar
+from tests.fixtures_command import Command
 from tests.images import OCI_LAYER, Layer, digest, image
-from tests.startup import LAMINA
 
 IMAGE = "docker.io/library/busybox:latest"
 _APPLETS = """
@@ -34,38 +34,31 @@ _GROUP = "root:x:0:\napp:x:1001:\nwheel:x:10:root,app\n"
 
 @dataclass
 class Machine:
-    """One root directory, its command line, and the processes started on it."""
+    """A root directory with an image, and the id of a container there."""
 
     root: Path
     id: str
-    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    command: Command
 
     def argv(self, *arguments: str) -> list[str]:
-        return [LAMINA, "--root", str(self.root), *arguments]
+        return self.command.argv(*arguments)
 
     def lamina(
         self, *arguments: str, stdin: bytes = b"", code: int | None = 0
     ) -> subprocess.CompletedProcess[str]:
         """Run a command to its end; `code` is what it must exit with, None for anything."""
-        done = subprocess.run(
-            self.argv(*arguments), input=stdin, capture_output=True, timeout=60, check=False
-        )
-        text = subprocess.CompletedProcess(
+        done = self.command.run(*arguments, code=code, input=stdin)
+        return subprocess.CompletedProcess(
             done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
         )
-        assert code is None or text.returncode == code, text.stderr
-        return text
 
     def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command line in a throw-away container."""
         return self.lamina("run", "--rm", "busybox", self.id, *arguments, **options)
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start a command and leave it running."""
-        pipe = subprocess.PIPE
-        process = subprocess.Popen(self.argv(*arguments), stdin=pipe, stdout=pipe, stderr=pipe)
-        self.started.append(process)
-        return process
+        """Start a command and leave it running, with a pipe for its standard input too."""
+        return self.command.start(*arguments, stdin=subprocess.PIPE)
 
     def add_image(self, tar: bytes, config: Mapping[str, object]) -> None:
         """Add the image `busybox` of one layer; an earlier one loses the name."""
@@ -96,9 +89,7 @@ class Machine:
         return found + [f"cgroup {path}" for path in groups]
 
     def close(self) -> None:
-        for process in self.started:
-            process.kill()
-            process.communicate()
+        self.command.close()
         for id in self.lamina("tasks", "ls", "-q", code=None).stdout.split():
             self.lamina("tasks", "rm", "-f", id, code=None)
         for id in self.lamina("containers", "ls", "-q", code=None).stdout.split():
@@ -112,7 +103,7 @@ def machine(root_dir: Path, tmp_path: Path, container_id: str) -> Iterator[Machi
     rootfs = tmp_path / "busybox"
     rootfs.mkdir()
     make_rootfs(rootfs)
-    machine = Machine(root_dir, container_id)
+    machine = Machine(root_dir, container_id, Command(root_dir))
     machine.add_image(gnu_tar(rootfs), config)
     yield machine
     machine.close()
