@@ -93,7 +93,9 @@ class Session:
         if joined:
             session = cls(Path(joined), None)
         else:
-            directory = Path(tempfile.mkdtemp(prefix=PREFIX))
+            # Not mkdtemp, whose names may begin with `_`: containers are named after it.
+            directory = Path(tempfile.gettempdir(), f"{PREFIX}{os.urandom(4).hex()}")
+            directory.mkdir(0o700)
             session = cls(directory, _take_lock(directory))
             session.home.mkdir()
         if os.geteuid() == 0:
