@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from lamina.api.channel import Channel
 from lamina.api.client import RemoteSnapshotter
 from lamina.core.snapshot import Kind
-from lamina.errors import InvalidArgument, LaminaError, NotFound
+from lamina.errors import InvalidArgument, LaminaError, NotFound, NotImplementedHere
 from tests.fixtures_command import PROGRAM, Command
 
 pytestmark = [pytest.mark.root]
@@ -187,6 +187,9 @@ def test_names_that_lead_nowhere(daemon: Daemon) -> None:
         daemon.snapshotter("nosuch").stat("k")
     with pytest.raises(InvalidArgument, match="snapshotter argument missing"):
         daemon.snapshotter("").stat("k")
+    with Channel(daemon.address) as channel, pytest.raises(NotImplementedHere):
+        channel.unary("/no.such.Service/Method", b"")
+    assert any("method=/no.such.Service/Method" in line for line in daemon.lines())
     skipped = [line for line in daemon.lines() if "snapshotter=native" in line]
     assert len([line for line in skipped if 'msg="skipping snapshotter"' in line]) == 1
 

@@ -60,6 +60,7 @@ PREFACE_SECONDS = 10.0
 _CONNECTION_WINDOW = 4 * RECEIVE_WINDOW
 _CLOSE_SECONDS = 5.0
 _DRAINED = b"draining"
+_LOGGED_PATH = 200
 _HEARD_SECONDS = 0.5
 """How long a client may take to say that it has heard of the end."""
 _GREETING = settings(
@@ -285,6 +286,8 @@ class Connection(asyncio.Protocol):
             status, code, text = request.refusal
             stream.finish(code, text, status=status)
         elif method is None:
+            fields = {"method": request.path[:_LOGGED_PATH], "code": "Unimplemented"}
+            log.info("call of an unknown method", extra=fields)
             stream.finish(*to_status(NotImplementedHere("call method", request.path)))
         elif each.flags & END_STREAM:
             self._request_complete(stream)
