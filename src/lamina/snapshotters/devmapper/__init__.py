@@ -1,0 +1,1 @@
+"""Snapshots as thin devices of a device-mapper pool."""
