@@ -51,6 +51,7 @@ class Checkout:
         self.key = f"{snapshotter}@{store.images.owners.token}-{next(_numbers)}"
         self.path = store.root / DIRECTORY / self.key
         self._images = store.images
+        self._collect = store.collect
         self._base = base
         self._destination = Destination(snapshotter, store.snapshotter(snapshotter))
         self._mounts: list[Mount] = []
@@ -75,7 +76,7 @@ class Checkout:
         """Make an image of the tree: the one it was made from, and one layer more.
 
         The checkout is over then. The image can be checked out, run and exported like any other;
-        one that has the name already is replaced.
+        one that has the name already is replaced, and what only that one named is collected.
 
         Args:
             ref: the new image's reference, full or short.
@@ -88,15 +89,24 @@ class Checkout:
             ResourceExhausted: there is no room for the layer.
         """
         self._require_mounted("commit")
-        return commit_image(
-            self._images,
-            self._destination,
-            self._base,
-            self.key,
-            str(parse(ref)),
-            comment=comment,
-            release=self._unmount,
-        )
+        name = str(parse(ref))
+        old = self._images.catalogue.find(name)
+        try:
+            image = commit_image(
+                self._images,
+                self._destination,
+                self._base,
+                self.key,
+                name,
+                comment=comment,
+                release=self._unmount,
+            )
+        except LaminaError:
+            self._collect_quietly()  # a layer may be written, and nothing names it
+            raise
+        if old is not None and old.target.digest != image.target.digest:
+            self._collect_quietly()
+        return image
 
     def discard(self) -> None:
         """Unmount the tree and forget its changes; after a commit or a discard, do nothing."""
@@ -118,6 +128,13 @@ class Checkout:
             self.discard()
             raise
         self._mounts = mounts
+
+    def _collect_quietly(self) -> None:
+        """Free what nothing names any more; whatever fails there, the next collection repeats."""
+        try:
+            self._collect()
+        except LaminaError as error:
+            log.warning("left for the next collection: %s", error, extra={"key": self.key})
 
     def _unmount(self) -> None:
         if self._mounts:

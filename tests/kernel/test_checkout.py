@@ -120,6 +120,30 @@ def test_commit_in_turn_and_in_place_of_another(store: Store, ref: str) -> None:
     assert_none_left(store, "overlayfs")
 
 
+def test_what_only_a_replaced_image_named_is_collected(store: Store, ref: str) -> None:
+    for content in ("first", "second"):
+        with store.checkout(ref) as tree:
+            (tree.path / "file").write_text(content)
+            tree.commit("changed")
+    blobs = {info.digest for info in store.images.content.walk()}
+    assert len(blobs) == 5 + 3  # of each image but the replaced one; the base layers are shared
+    assert len(list(store.snapshotter().walk())) == 3 + 1
+    assert store.collect().blobs == ()
+
+
+def test_a_commit_that_fails_leaves_nothing(store: Store, ref: str) -> None:
+    """Its image has been removed meanwhile, so there is nothing to put the layer on."""
+    with store.checkout(ref) as tree:
+        (tree.path / "file").touch()
+        store.remove_image(ref)
+        store.collect()
+        with pytest.raises(NotFound):
+            tree.commit("changed")
+        assert (tree.path / "file").exists()
+        assert list(store.images.content.walk()) == []
+    assert_none_left(store, "overlayfs")
+
+
 def test_equal_changes_are_one_layer(store: Store, ref: str) -> None:
     with store.checkout(ref) as first, store.checkout(ref) as second:
         assert first.path != second.path
