@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import ClassVar
@@ -28,7 +29,7 @@ _SUPERBLOCK_FLAGS = {
 }
 
 
-class Operation:
+class Operation(ABC):
     """One step of a plan: a mount value with its options sorted out.
 
     A plain class, because dataclasses take milliseconds to make and each command pays for that.
@@ -51,9 +52,9 @@ class Operation:
         """Say in a few words what `execute` does, without the target."""
         return f"mount {self.mount.type} {self.mount.source}"
 
+    @abstractmethod
     def execute(self, target_fd: int) -> None:
         """Do it on an open (O_PATH) target; leaves nothing behind when it raises OSError."""
-        raise NotImplementedError
 
 
 class Bind(Operation):
