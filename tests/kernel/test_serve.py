@@ -163,6 +163,46 @@ def test_a_living_daemons_socket_is_left_to_it(daemon: Daemon) -> None:
     assert list(daemon.snapshotter("native").walk()) == []
 
 
+def test_many_that_start_at_once_where_one_has_died(daemon: Daemon) -> None:
+    daemon.start()
+    daemon.signal(signal.SIGKILL)
+    daemon.wait()
+    many = [subprocess.Popen(daemon.argv(), stderr=subprocess.PIPE) for _ in range(5)]
+    try:
+        deadline = time.monotonic() + SECONDS
+        while sum(each.poll() is None for each in many) > 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        (winner,) = [each for each in many if each.poll() is None]
+        assert [each.returncode for each in many if each is not winner] == [7] * 4
+        daemon.snapshotter("overlayfs").prepare("k")
+        winner.send_signal(signal.SIGTERM)
+        assert winner.wait(SECONDS) == 0
+    finally:
+        for each in many:
+            each.kill()
+            each.communicate()
+
+
+def test_one_that_fails_later_takes_no_other_down(daemon: Daemon) -> None:
+    path = daemon.directory / "metrics.sock"
+    daemon.start("--metrics-address", str(path))
+    overlayfs, native = daemon.snapshotter("overlayfs"), daemon.snapshotter("native")
+    overlayfs.prepare("k")
+    for file in (daemon.root / "io.containerd.snapshotter.v1.overlayfs").glob("snapshots.sqlite*"):
+        file.write_bytes(b"lost" * 10_000)
+    for number in range(3):
+        with pytest.raises(LaminaError):
+            overlayfs.prepare(f"k {number}")
+        native.prepare(f"k {number}")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        client.sendall(b"GET /v1/metrics HTTP/1.0\r\n\r\n")
+        page = b"".join(iter(lambda: client.recv(65536), b""))
+    assert b'lamina_snapshotter_up{snapshotter="native"} 1.0' in page
+    assert b'lamina_snapshotter_up{snapshotter="overlayfs"} 0.0' in page
+
+
 def test_names_that_lead_nowhere(daemon: Daemon) -> None:
     daemon.config.write_text(
         """

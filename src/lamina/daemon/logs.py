@@ -16,14 +16,14 @@ import time
 from collections.abc import Iterator
 from queue import Empty, SimpleQueue
 
-FATAL_LEVELS = ("fatal", "panic")
 _LEVELS = {
     "trace": 5,
     "debug": logging.DEBUG,
     "info": logging.INFO,
     "warn": logging.WARNING,
     "error": logging.ERROR,
-    **dict.fromkeys(FATAL_LEVELS, logging.CRITICAL),
+    "fatal": logging.CRITICAL,
+    "panic": logging.CRITICAL,
 }
 # From the least number on; logrus writes `warning` where its configuration says `warn`.
 _NAMES = ((50, "fatal"), (40, "error"), (30, "warning"), (20, "info"), (10, "debug"), (0, "trace"))

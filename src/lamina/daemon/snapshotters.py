@@ -98,4 +98,7 @@ def _log(level: int, message: str, id: str, fault: LaminaError) -> None:
 
 
 def _reason(fault: LaminaError) -> str:
-    return fault.reason if isinstance(fault, SnapshotterSkipped) else fault.what
+    """Return why, without the hint, which is told by itself."""
+    if isinstance(fault, SnapshotterSkipped):
+        return fault.reason
+    return str(fault).removesuffix(f"; {fault.hint}")
