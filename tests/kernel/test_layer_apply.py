@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -176,6 +177,24 @@ def test_implied_directories_look_as_below(tmp_path: Path) -> None:
     assert (found["d/e"].mode, found["d/e"].owner) == ("drwx--x--x", (0, 0))
     assert (found["blocked"].mode, found["blocked"].owner) == ("drwxr-xr-x", (0, 0))
     assert found["d/e/f"].mode == "-rw-r--r--"
+
+
+def test_a_whiteout_of_what_no_layer_has(tmp_path: Path) -> None:
+    """As with containerd the whiteout stays, and in a directory of the layer's own it is listed."""
+    lower = tmp_path / "lower"
+    lower.mkdir()
+    mounts = overlay_mounts(tmp_path, [lower])
+    target = layer_target(mounts, rebase=False)
+    assert target is not None
+    archive = root_archive().file(".wh.gone").dir("own").file("own/.wh.gone").file("own/file")
+    apply(archive, target)
+    with temp_mount(mounts, dir=tmp_path) as root:
+        assert os.listdir(root) == ["own"]
+        assert sorted(os.listdir(root / "own")) == ["file", "gone"]
+        assert not os.path.lexists(root / "own/gone")
+        (root / "own/gone").write_text("a new one")
+        shutil.rmtree(root / "own")
+        assert os.listdir(root) == []
 
 
 def test_a_whiteout_of_what_the_layer_itself_has(tmp_path: Path) -> None:
