@@ -235,10 +235,10 @@ def test_names_that_lead_nowhere(daemon: Daemon) -> None:
 
 
 def test_faults_of_the_configuration(daemon: Daemon) -> None:
-    daemon.config.write_text("[grpc]\nuid = 'root'\nadress = '/x'\n[debug]\nlevel = 1")
+    daemon.config.write_text("[grpc]\nuid = 'root'\nsock = '/x'\n[debug]\nlevel = 1")
     done = subprocess.run(daemon.argv(), capture_output=True, timeout=SECONDS, check=False)
     assert done.returncode == 2
-    for fault in ("grpc.uid: ", "grpc.adress: ", "debug.level: "):
+    for fault in ("grpc.uid: ", "grpc.sock: ", "debug.level: "):
         assert fault in done.stderr.decode()
     daemon.config.write_text("")
     for options, fault in (

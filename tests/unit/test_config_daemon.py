@@ -83,7 +83,7 @@ def test_all_faults_of_keys_are_reported_together(file: Path) -> None:
         version = 3
         metrics = 1
         [grpc]
-          adress = "/run/x.sock"
+          sock = "/run/x.sock"
           uid = "root"
         [debug]
           level = true
@@ -95,7 +95,7 @@ def test_all_faults_of_keys_are_reported_together(file: Path) -> None:
         load(file)
     assert caught.value.problems == (
         "metrics: expected a table, got 1",
-        "grpc.adress: unknown key; known are address, gid, uid",
+        "grpc.sock: unknown key; known are address, gid, uid",
         "grpc.uid: expected a whole number, got 'root'",
         "debug.level: expected a string, got True",
         'plugins."io.lamina.daemon.v1.snapshots".alias: unknown key; known are aliases',

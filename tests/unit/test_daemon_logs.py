@@ -63,7 +63,7 @@ def test_time_is_local_with_nine_digits() -> None:
         ("two words", '"two words"'),
         ("a:b", '"a:b"'),
         ("ünïcode", '"ünïcode"'),
-        ('quo"te\\', '"quo\\"te\\\\"'),
+        ('a"b\\', '"a\\"b\\\\"'),
         ("a\nb\t\x00\x7f", '"a\\nb\\t\\x00\\x7f"'),
         ("\u200b\U000e0001", '"\\u200b\\U000e0001"'),
         (ValueError("x y"), '"x y"'),
