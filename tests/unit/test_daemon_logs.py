@@ -67,7 +67,7 @@ def test_time_is_local_with_nine_digits() -> None:
         ("a\nb\t\x00\x7f", '"a\\nb\\t\\x00\\x7f"'),
         ("\u200b\U000e0001", '"\\u200b\\U000e0001"'),
         (ValueError("x y"), '"x y"'),
-        (True, "True"),
+        (True, "true"),
     ],
 )
 def test_values_are_quoted_as_logrus_does(value: object, written: str) -> None:

@@ -79,7 +79,7 @@ def rfc3339(nanoseconds: int) -> str:
 
 def _quoted(value: object) -> str:
     """Return a value as logrus does: quoted as Go's %q where it has unusual characters."""
-    text = value if isinstance(value, str) else str(value)
+    text = str(value).lower() if isinstance(value, bool) else str(value)
     if _PLAIN.match(text):
         return text
     return '"' + "".join(map(_escaped, text)) + '"'
