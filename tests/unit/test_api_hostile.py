@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from lamina.api import connection, stream
+from lamina.api import connection, session, stream
 from lamina.api.http2 import (
     ACK,
     CONTINUATION,
@@ -347,11 +347,11 @@ def test_client_that_does_not_introduce_itself(
 def test_more_streams_than_allowed(raw: Raw) -> None:
     opened = b"".join(
         frame(HEADERS, END_HEADERS, 2 * number + 1, head("/test/Echo"))
-        for number in range(connection.STREAMS + 1)
+        for number in range(session.STREAMS + 1)
     )
     raw.send(opened)
     refused = raw.wait_for(RST_STREAM)
-    assert refused.stream == 2 * connection.STREAMS + 1
+    assert refused.stream == 2 * session.STREAMS + 1
     assert parse_word(refused.payload) == ErrorCode.REFUSED_STREAM
     raw.send(frame(DATA, END_STREAM, 1, pack(b"x")))
     assert raw.status(1) == "0"
@@ -375,7 +375,7 @@ def test_rapid_reset(server: Serving, raw: Raw, caplog: pytest.LogCaptureFixture
 
 
 def test_resets_now_and_then_are_fine(raw: Raw, handlers: Handlers) -> None:
-    for number in range(0, 3 * connection.RESETS, 2):
+    for number in range(0, 3 * session.RESETS, 2):
         id = 2 * number + 1
         raw.send(frame(HEADERS, END_HEADERS, id, head()) + rst_stream(id, ErrorCode.CANCEL))
         raw.send(request(id + 2, "/test/Inline"))
@@ -385,7 +385,7 @@ def test_resets_now_and_then_are_fine(raw: Raw, handlers: Handlers) -> None:
 def test_abandoned_calls_count_as_long_as_they_run(
     tmp_path: Path, handlers: Handlers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "STREAMS", 3)
+    monkeypatch.setattr(session, "STREAMS", 3)
     with serving(tmp_path / "t", handlers.methods()) as server, Raw(server.path) as raw:
         raw.greet()
         for id in (1, 3, 5):

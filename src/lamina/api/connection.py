@@ -1,4 +1,4 @@
-"""The server's end of one HTTP/2 connection (RFC 9113)."""
+"""One client's connection to the server: from its greeting to its end."""
 
 from __future__ import annotations
 
@@ -7,93 +7,34 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from lamina.api.http2 import (
-    ACK,
-    DATA,
-    DEFAULT_WINDOW,
-    END_STREAM,
-    HEADER_LIST_LIMIT,
-    HEADER_TABLE_SIZE,
-    HEADERS,
-    INITIAL_WINDOW_SIZE,
-    MAX_CONCURRENT_STREAMS,
-    MAX_FRAME_SIZE,
-    MAX_HEADER_LIST_SIZE,
-    MAX_STREAM,
-    PING,
-    PREFACE,
-    RST_STREAM,
-    SETTINGS,
-    WINDOW_UPDATE,
-    ConnectionFault,
-    ErrorCode,
-    Frame,
-    FrameReader,
-    frame,
-    goaway,
-    parse_increment,
-    parse_settings,
-    rst_stream,
-    settings,
-    window_update,
-)
-from lamina.api.message import MESSAGE_LIMIT, PREFIX_SIZE, unpack
-from lamina.api.request import Malformed, Request, RequestDecoder
-from lamina.api.sender import Sender
-from lamina.api.status import to_status
-from lamina.api.stream import RECEIVE_WINDOW, Stream
-from lamina.api.window import ReceiveWindow
-from lamina.errors import LaminaError, NotImplementedHere, ResourceExhausted, Unavailable
+from lamina.api.http2 import ConnectionFault
+from lamina.api.session import GREETING, Session
 
 if TYPE_CHECKING:
     from lamina.api.dispatch import Dispatcher
 
 log = logging.getLogger(__name__)
 
-STREAMS = 1000
-"""Calls that a client may have open at a time; those it has given up count as long as they run."""
-RESETS = 1000
-"""Calls that may end by a reset, more than end otherwise, before a client is sent away."""
 PREFACE_SECONDS = 10.0
 """A client that has not introduced itself by then is sent away."""
 
-_CONNECTION_WINDOW = 4 * RECEIVE_WINDOW
-_CLOSE_SECONDS = 5.0
-_DRAINED = b"draining"
-_LOGGED_PATH = 200
 _HEARD_SECONDS = 0.5
 """How long a client may take to say that it has heard of the end."""
-_GREETING = settings(
-    {
-        MAX_CONCURRENT_STREAMS: STREAMS,
-        INITIAL_WINDOW_SIZE: RECEIVE_WINDOW,
-        MAX_HEADER_LIST_SIZE: HEADER_LIST_LIMIT,
-    }
-) + window_update(0, _CONNECTION_WINDOW - DEFAULT_WINDOW)
+_CLOSE_SECONDS = 5.0
+"""How long a client may take to read what is left, once we have nothing more to say."""
 
 
 class Connection(asyncio.Protocol):
-    """One client, and its calls; everything here runs on the event loop."""
+    """The socket, and when it is read, written and closed; what is said is the `Session`'s."""
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
         self._loop = asyncio.get_running_loop()
+        self._session = Session(dispatcher, write=self._write, finished=self._close)
         self._transport: asyncio.Transport | None = None
-        self._preface = PREFACE
         self._timer: asyncio.TimerHandle | None = None
-        self._reader = FrameReader()
-        self._requests = RequestDecoder()
-        self._window = ReceiveWindow(_CONNECTION_WINDOW)
-        self._streams: dict[int, Stream] = {}
-        self._slots = 0  # streams that are not over, or whose thread is still at work
-        self._last = 0
-        self._resets = 0
-        self._is_introduced = False
-        self._is_draining = False
+        self._is_waiting = True  # for the client to introduce itself
         self._is_closing = False
-        self.sender = Sender(self._write)
-
-    # Called by asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Greet the client."""
@@ -103,61 +44,47 @@ class Connection(asyncio.Protocol):
             log.warning("connection refused: too many of them, or the server is stopping")
             transport.abort()
             return
-        self._timer = self._loop.call_later(PREFACE_SECONDS, self._sent_away)
-        self._write(_GREETING)
+        self._set_timer(PREFACE_SECONDS, self._send_away)
+        self._write(GREETING)
 
     def data_received(self, data: bytes) -> None:
         """Take what has come, and answer all of it in one write."""
         if self._is_closing:
             return
         try:
-            self._take(data)
+            self._session.take(data)
         except ConnectionFault as fault:
-            self._fail(fault)
-        self.sender.flush()
+            log.warning("connection closed: %s", fault)
+            self._session.give_up(fault)
+            self._close()
+            return
+        if self._is_waiting and self._session.is_introduced:
+            self._is_waiting = False
+            self._cancel_timer()
+        self._session.flush()
 
     def pause_writing(self) -> None:
         """Do nothing more for a client that does not read what it has got already."""
-        self.sender.paused = True
+        self._session.sender.paused = True
         if self._transport is not None:
             self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         """Go on."""
-        self.sender.paused = False
-        self.sender.pump()
-        self.sender.flush()
-        if self._transport is not None and not self.sender.paused:
+        sender = self._session.sender
+        sender.paused = False
+        sender.pump()
+        self._session.flush()
+        if self._transport is not None and not sender.paused:
             self._transport.resume_reading()
 
     def connection_lost(self, error: Exception | None) -> None:
         """Cancel the client's calls."""
         self._transport = None
         self._is_closing = True
-        if self._timer is not None:
-            self._timer.cancel()
-        self._abandon_all()
+        self._cancel_timer()
+        self._session.abandon_all()
         self._dispatcher.discard(self)
-
-    # Called by streams and the dispatcher
-
-    def stream_over(self, stream: Stream) -> None:
-        """Forget a stream whose client has got all of it, or will not."""
-        del self._streams[stream.id]
-        if not stream.is_running:
-            self.free(stream)
-        if self._is_draining and not self._streams:
-            self._close()
-
-    def count_answer(self) -> None:
-        """Balance a reset by a call that has been answered."""
-        if self._resets:
-            self._resets -= 1
-
-    def free(self, stream: Stream) -> None:
-        """Take back what a call occupied, now that it is over and no thread is at work for it."""
-        self._slots -= 1
-        self._dispatcher.hold(stream, 0)
 
     def drain(self) -> None:
         """Take no new calls, and close when the running ones have ended.
@@ -165,232 +92,44 @@ class Connection(asyncio.Protocol):
         The client is told twice: what it has sent before it hears of it is still answered. It
         answers a ping then, unless it is one that does not listen between its calls.
         """
-        if not self._is_introduced:
+        if self._is_waiting:
             self._close()
         elif not self._is_closing:
-            self.sender.add(goaway(MAX_STREAM, ErrorCode.NO_ERROR, "the server is stopping"))
-            self.sender.add(frame(PING, 0, 0, _DRAINED))
-            self.sender.flush()
-            self._timer = self._loop.call_later(_HEARD_SECONDS, self._say_goodbye)
+            self._session.announce_goodbye()
+            self._session.flush()
+            self._set_timer(_HEARD_SECONDS, self._say_goodbye)
 
     def break_off(self) -> None:
         """End all calls with UNAVAILABLE, and close."""
-        text = str(Unavailable("finish the call: the server is stopping"))
-        for stream in list(self._streams.values()):
-            stream.break_off(Unavailable.grpc_code, text)
-        self._say_goodbye()
+        self._session.break_off()
         self._close()
 
-    # The connection
+    def _say_goodbye(self) -> None:
+        self._session.say_goodbye()
+        self._session.flush()
 
-    def _take(self, data: bytes) -> None:
-        if self._preface:
-            known = self._preface[: len(data)]
-            if not data.startswith(known):
-                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "this is not HTTP/2")
-            self._preface = self._preface[len(known) :]
-            data = data[len(known) :]
-        for each in self._reader.feed(data):
-            if not self._is_introduced and each.type != SETTINGS:
-                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
-            handler = _HANDLERS.get(each.type)
-            if handler is not None:
-                handler(self, each)
+    def _send_away(self) -> None:
+        log.warning("connection closed: no HTTP/2 preface within %.0f s", PREFACE_SECONDS)
+        self._close()
+
+    def _close(self) -> None:
+        """Close once everything is written, or a bit later if the client does not read it."""
+        if self._is_closing:
+            return
+        self._is_closing = True
+        self._session.sender.flush()
+        if self._transport is not None:
+            self._transport.close()
+            self._set_timer(_CLOSE_SECONDS, self._transport.abort)
 
     def _write(self, data: bytes) -> None:
         if self._transport is not None:
             self._transport.write(data)
 
-    def _fail(self, fault: ConnectionFault) -> None:
-        log.warning("connection closed: %s", fault)
-        self._abandon_all()
-        self.sender.add(goaway(self._last, fault.code, fault.reason))
-        self._close()
+    def _set_timer(self, seconds: float, action: Callable[[], None]) -> None:
+        self._cancel_timer()
+        self._timer = self._loop.call_later(seconds, action)
 
-    def _sent_away(self) -> None:
-        log.warning("connection closed: no HTTP/2 preface within %.0f s", PREFACE_SECONDS)
-        self._close()
-
-    def _abandon_all(self) -> None:
-        for stream in list(self._streams.values()):
-            stream.abandon()
-
-    def _say_goodbye(self) -> None:
-        """Refuse calls from here on, and close when there are none."""
-        if self._is_draining or self._is_closing:
-            return
-        self._is_draining = True
-        self.sender.add(goaway(self._last, ErrorCode.NO_ERROR, "the server is stopping"))
-        self.sender.flush()
-        if not self._streams:
-            self._close()
-
-    def _close(self) -> None:
-        """Close once everything is written, or a bit later if the client does not read it."""
-        self._is_closing = True
-        self.sender.flush()
+    def _cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if self._transport is not None:
-            self._transport.close()
-            self._timer = self._loop.call_later(_CLOSE_SECONDS, self._transport.abort)
-
-    def _settings(self, each: Frame) -> None:
-        if each.flags & ACK:
-            return
-        if not self._is_introduced and self._timer is not None:
-            self._is_introduced = True
-            self._timer.cancel()
-        for setting, value in parse_settings(each.payload):
-            if setting == INITIAL_WINDOW_SIZE:
-                self.sender.set_initial_window(self._streams.values(), value)
-            elif setting == HEADER_TABLE_SIZE:
-                self.sender.set_table_size(value)
-            elif setting == MAX_FRAME_SIZE:
-                self.sender.set_frame_size(value)
-        self.sender.add(frame(SETTINGS, ACK, 0))
-
-    def _ping(self, each: Frame) -> None:
-        if not each.flags & ACK:
-            self.sender.add(frame(PING, ACK, 0, each.payload))
-        elif each.payload == _DRAINED:
-            self._say_goodbye()
-
-    # Streams
-
-    def _headers(self, each: Frame) -> None:
-        if each.stream <= self._last:
-            self._trailers(each)
-            return
-        if each.stream % 2 == 0:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"a request on stream {each.stream}")
-        try:
-            request = self._requests.decode(each.payload)
-        except Malformed as error:
-            log.debug("request refused: %s", error)
-            self._refuse(each.stream, ErrorCode.PROTOCOL_ERROR)
-            return
-        if self._slots >= STREAMS or self._is_draining:
-            self._refuse(each.stream, ErrorCode.REFUSED_STREAM)
-            return
-        self._last = each.stream
-        self._open(each, request)
-
-    def _open(self, each: Frame, request: Request) -> None:
-        now = self._loop.time()
-        method = self._dispatcher.methods.get(request.path)
-        stream = Stream(self, each.stream, request, method, now)
-        self._streams[each.stream] = stream
-        self._slots += 1
-        if request.refusal is not None:
-            status, code, text = request.refusal
-            stream.finish(code, text, status=status)
-        elif method is None:
-            fields = {"method": request.path[:_LOGGED_PATH], "code": "Unimplemented"}
-            log.info("call of an unknown method", extra=fields)
-            stream.finish(*to_status(NotImplementedHere("call method", request.path)))
-        elif each.flags & END_STREAM:
-            self._request_complete(stream)
-        elif stream.token.deadline is not None:
-            stream.timer = self._loop.call_at(stream.token.deadline, stream.expire)
-
-    def _refuse(self, stream: int, code: ErrorCode) -> None:
-        """Reset a stream that never comes to be a call."""
-        self._last = stream
-        self._count_reset()
-        self.sender.add(rst_stream(stream, code))
-
-    def _trailers(self, each: Frame) -> None:
-        """Take header fields after a request's message; gRPC has no use for any."""
-        self._requests.skip(each.payload)
-        stream = self._streams.get(each.stream)
-        if stream is None or stream.half_closed or not each.flags & END_STREAM:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"stream {each.stream} is used again")
-        self._request_complete(stream)
-
-    def _data(self, each: Frame) -> None:
-        stream = self._known(each)
-        increment = self._window.take(each.size)
-        if increment:
-            self.sender.add(window_update(0, increment))
-        if stream is None or stream.is_decided:
-            return
-        if stream.half_closed:
-            stream.reset(ErrorCode.STREAM_CLOSED)
-            return
-        if each.flags & END_STREAM:
-            self._request_complete(stream, each.payload)
-            return
-        stream.body = stream.body or bytearray()
-        stream.body += each.payload
-        increment = stream.receive_window.take(each.size)
-        if increment:
-            self.sender.add(window_update(stream.id, increment))
-        self._hold(stream, stream.held + len(each.payload))
-
-    def _hold(self, stream: Stream, size: int) -> None:
-        if size > MESSAGE_LIMIT + PREFIX_SIZE:
-            error = ResourceExhausted(f"read a message of more than {MESSAGE_LIMIT} bytes")
-        elif not self._dispatcher.hold(stream, size):
-            error = ResourceExhausted("read a message: too many large ones are on their way")
-        else:
-            return
-        stream.body = None
-        stream.finish(*to_status(error))
-
-    def _request_complete(self, stream: Stream, last: bytes = b"") -> None:
-        stream.half_closed = True
-        body = last
-        if stream.body is not None:
-            stream.body += last
-            body, stream.body = bytes(stream.body), None
-        try:
-            message = unpack(body, stream.request.encoding)
-        except LaminaError as error:
-            stream.finish(*to_status(error))
-            return
-        self._dispatcher.start(stream, message)
-
-    def _window_update(self, each: Frame) -> None:
-        increment = parse_increment(each.payload)
-        stream = self._known(each) if each.stream else None
-        if stream is not None:
-            if not increment:
-                stream.reset(ErrorCode.PROTOCOL_ERROR)
-                self._count_reset()
-            elif not self.sender.enlarge_stream(stream, increment):
-                stream.reset(ErrorCode.FLOW_CONTROL_ERROR)
-                self._count_reset()
-        elif not each.stream:
-            if not increment:
-                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a WINDOW_UPDATE of 0 bytes")
-            self.sender.enlarge(increment)
-
-    def _rst_stream(self, each: Frame) -> None:
-        stream = self._known(each)
-        if stream is not None:
-            self._count_reset()
-            stream.abandon()
-
-    def _known(self, each: Frame) -> Stream | None:
-        """Return the frame's stream; None if that is over."""
-        stream = self._streams.get(each.stream)
-        if stream is None and (each.stream > self._last or each.stream % 2 == 0):
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"stream {each.stream} is not open")
-        return stream
-
-    def _count_reset(self) -> None:
-        self._resets += 1
-        if self._resets > RESETS:
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many calls are cancelled")
-
-
-_HANDLERS: dict[int, Callable[[Connection, Frame], None]] = {
-    DATA: Connection._data,
-    HEADERS: Connection._headers,
-    RST_STREAM: Connection._rst_stream,
-    SETTINGS: Connection._settings,
-    PING: Connection._ping,
-    WINDOW_UPDATE: Connection._window_update,
-}
-"""What to do with a frame; a GOAWAY needs nothing, as we open no streams."""

@@ -151,19 +151,19 @@ class Dispatcher:
 
     def _collect(self) -> None:
         self._is_loop_told = False  # before the first look: what comes after the last is told anew
-        connections = set()
+        sessions = set()
         while self._outcomes:
             stream, outcome = self._outcomes.popleft()
             outcome()
-            connections.add(stream.connection)
-        for connection in connections:
-            connection.sender.flush()
+            sessions.add(stream.session)
+        for session in sessions:
+            session.flush()
 
     def _ended(self, stream: Stream, outcome: Callable[[], None]) -> None:
         stream.is_running = False
         self.running -= 1
         if stream.is_over:
-            stream.connection.free(stream)
+            stream.session.free(stream)
         else:
             outcome()
         if not self.running:

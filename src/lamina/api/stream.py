@@ -30,7 +30,7 @@ from lamina.core.cancel import CancelToken
 from lamina.errors import DeadlineExceeded, Unavailable
 
 if TYPE_CHECKING:
-    from lamina.api.connection import Connection
+    from lamina.api.session import Session
 
 RECEIVE_WINDOW = 1024 * 1024
 """Bytes of a request that its client may send before it has to wait for us."""
@@ -59,10 +59,10 @@ class Stream(Outgoing):
     """
 
     def __init__(
-        self, connection: Connection, id: int, request: Request, method: Method | None, now: float
+        self, session: Session, id: int, request: Request, method: Method | None, now: float
     ) -> None:
-        super().__init__(id, connection.sender.initial_window)
-        self.connection = connection
+        super().__init__(id, session.sender.initial_window)
+        self.session = session
         self.request = request
         self.method = method
         self.token = CancelToken(None if request.timeout is None else now + request.timeout)
@@ -75,7 +75,7 @@ class Stream(Outgoing):
         self.is_running = False
         self.is_over = False
         self.timer: TimerHandle | None = None
-        self._sender = connection.sender
+        self._sender = session.sender
         self._room = threading.Semaphore(_AHEAD) if method and method.stream else None
         self._has_head = False
 
@@ -139,7 +139,7 @@ class Stream(Outgoing):
     def expire(self) -> None:
         """Tell the client that its deadline has passed."""
         self.break_off(DeadlineExceeded.grpc_code, str(DeadlineExceeded(self.request.path)))
-        self._sender.flush()
+        self.session.flush()
 
     def reset(self, code: ErrorCode) -> None:
         """End the stream without a status."""
@@ -161,7 +161,7 @@ class Stream(Outgoing):
 
     def all_sent(self) -> None:
         """Be done: the client gets all of it."""
-        self.connection.count_answer()
+        self.session.count_answer()
         self._end()
 
     def _end(self) -> None:
@@ -171,7 +171,7 @@ class Stream(Outgoing):
         self.message_sent()
         if self.timer is not None:
             self.timer.cancel()
-        self.connection.stream_over(self)
+        self.session.stream_over(self)
 
     def wait_for_room(self) -> None:
         """Wait, on the handler's thread, until another response can be sent.
