@@ -136,7 +136,13 @@ def registry() -> str:
 @functools.cache
 def device_mapper() -> str:
     """Whether this kernel has thin pools; opening the control node tells, its being there not."""
-    if reason := root() or _try("dmsetup", "version"):
+    if reason := root():
+        return reason
+    try:
+        os.close(os.open("/dev/mapper/control", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
+    if reason := _try("dmsetup", "version"):
         return reason
     targets = subprocess.run(("dmsetup", "targets"), capture_output=True, text=True, check=True)
     found = "\nthin-pool " in f"\n{targets.stdout}"
