@@ -345,6 +345,27 @@ def test_mounts_of_storage_that_is_gone(damaged: Damaged) -> None:
     assert command.out("fsck") == ""
 
 
+@pytest.mark.loop
+def test_a_loop_device_of_a_file_that_is_gone(damaged: Damaged) -> None:
+    """It is in use, so it is told of and not taken away."""
+    file = damaged.command.root / "image"
+    file.write_bytes(bytes(1 << 20))
+    argv = ["losetup", "--find", "--show", str(file)]
+    device = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        assert damaged.command.out("fsck") == ""
+        file.unlink()
+        line = (
+            f"{device}: it shows a file of this root that is gone;"
+            f" end what uses it, then losetup -d {device}"
+        )
+        damaged.expect(line)
+        assert damaged.command.run("fsck", "--repair", code=13).stdout.decode() == f"{line}\n"
+    finally:
+        subprocess.run(["losetup", "-d", device], check=True)
+    assert damaged.command.out("fsck") == ""
+
+
 def test_containers(damaged: Damaged, container_id: str) -> None:
     command = damaged.command
     first, second, third = (f"{container_id}-{i}" for i in range(3))

@@ -16,6 +16,7 @@ from lamina.checkout import abandoned, sweep
 from lamina.core.problem import Problem, Repair
 from lamina.errors import LaminaError, SnapshotterSkipped
 from lamina.fsck.containers import check_containers
+from lamina.fsck.devices import check_devices
 from lamina.fsck.mounts import check_mounts
 from lamina.images import fsck as images_fsck
 from lamina.images.operation import Options
@@ -65,6 +66,7 @@ def check(store: Store, *, deep: bool = False) -> list[Problem]:
     problems += _checkouts(store)
     problems += check_containers(store, engines)
     problems += check_mounts(store, engines)
+    problems += check_devices(store)
     problems += _probes(store)
     return problems
 

@@ -70,7 +70,9 @@ class _Check:
         stored = set(driver.ids())
         after = store.complete_ids()
         self._missing = sorted((before.keys() & after.keys()) - stored)
-        self._orphans = sorted(stored - store.ids().keys() - store.trash.ids())
+        orphans = stored - store.ids().keys() - store.trash.ids()
+        # Listed again: what was in the trash may be gone from both by now.
+        self._orphans = sorted(orphans & set(driver.ids())) if orphans else []
         names = {after[id] for id in self._missing} | set(store.lost())
         self._records = {
             record.info.name: record for record in store.walk(lambda info: info.name in names)
@@ -81,7 +83,7 @@ class _Check:
         return [
             *map(self._damage, self._store.damage()),
             *(self._unstored(missing[id]) for id in self._missing if id in missing),
-            *(self._orphan(id) for id in self._orphans if id in set(self._driver.ids())),
+            *map(self._orphan, self._orphans),
             *(self._half_done(key, state) for key, state in self._store.half_done()),
             *(self._lost(key) for key in self._store.lost()),
             *map(_failed, self._store.failed()),
