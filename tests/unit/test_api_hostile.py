@@ -109,6 +109,14 @@ def test_request_with_trailers(raw: Raw) -> None:
     assert raw.answer(1)[0] == pack(b"hi")
 
 
+def test_trailers_of_a_request_that_is_answered_already(raw: Raw) -> None:
+    raw.send(frame(HEADERS, END_HEADERS, 1, head("/test/Nothing")))
+    assert raw.status(1) == "12"
+    raw.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, Encoder().encode([("x", "y")])))
+    raw.send(request(3))
+    assert raw.status(3) == "0"
+
+
 def test_padding_counts_for_flow_control(raw: Raw) -> None:
     raw.send(frame(HEADERS, END_HEADERS, 1, head("/test/Size")))
     for _ in range(70):

@@ -247,10 +247,11 @@ class Session:
     def _trailers(self, each: Frame) -> None:
         """Take header fields after a request's message; gRPC has no use for any."""
         self._requests.skip(each.payload)
-        stream = self._streams.get(each.stream)
-        if stream is None or stream.half_closed or not each.flags & END_STREAM:
+        stream = self._known(each)
+        if not each.flags & END_STREAM or (stream is not None and stream.half_closed):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"stream {each.stream} is used again")
-        self._request_complete(stream)
+        if stream is not None and not stream.is_decided:
+            self._request_complete(stream)
 
     def _data(self, each: Frame) -> None:
         stream = self._known(each)

@@ -65,7 +65,7 @@ class Threads(Generic[Job]):
     def _look(self) -> None:
         """Start more threads if jobs wait and none has been taken up."""
         self._is_watched = False
-        if self._jobs.empty() or self._is_stopped:
+        if self._jobs.empty() or self._count >= self._most or self._is_stopped:
             return
         if self._taken == self._taken_before:
             self._start(min(self._count, self._most - self._count))
