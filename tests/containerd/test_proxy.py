@@ -76,6 +76,15 @@ class Client:
     def pull(self, reference: str) -> None:
         self.daemon.ctr("images", "pull", "--plain-http", *self.option, reference)
 
+    def reconnect(self) -> None:
+        """Wait until containerd has a connection to Lamina again.
+
+        It gives an attempt one second, and then waits for up to three: a restart that takes longer,
+        as on a busy machine, may cost it an attempt.
+        """
+        argv = ("snapshots", *self.option, "ls")
+        wait_for(lambda: self.daemon.try_ctr(*argv).returncode == 0)
+
     def start_pull(self, reference: str) -> subprocess.Popen[bytes]:
         argv = self.daemon.argv("images", "pull", "--plain-http", *self.option, reference)
         null = subprocess.DEVNULL
@@ -163,15 +172,17 @@ def test_ctr_snapshots(client: Client, serve: Serve, snapshotter: str, reference
     assert int(size) > 0
     assert int(inodes) > 0
     client.snapshots("commit", "kept", "work")
-    client.snapshots("view", "look", "kept")
-    assert ["look", "kept", "View"] in [
+    client.snapshots("prepare", "child", "kept")
+    assert ["child", "kept", "Active"] in [
         line.split() for line in client.snapshots("ls").splitlines()
     ]
     refused = client.daemon.try_ctr("snapshots", *client.option, "rm", "kept")
     assert refused.returncode != 0
     assert "cannot remove snapshot with child" in refused.stderr
-    for key in ("look", "kept"):
-        client.snapshots("rm", key)
+    # Nothing holds a view that ctr makes: garbage collection may take it at any time.
+    assert json.loads(client.snapshots("view", "--mounts", "look", "kept"))[0]["Type"]
+    for key in ("child", "look", "kept"):
+        client.daemon.try_ctr("snapshots", *client.option, "rm", key)
     assert_all_removed(client, serve, snapshotter, reference)
 
 
@@ -200,6 +211,7 @@ def test_lamina_restarts_in_a_pull(
         serve.start()
 
     interrupted_pull(client, serve, snapshotter, many_layers, restart)
+    client.reconnect()
     client.pull(many_layers)
     assert client.run(many_layers, "ls", "/fill").split() == sorted(map(str, range(24)))
     assert_all_removed(client, serve, snapshotter, many_layers)
@@ -245,13 +257,10 @@ def test_containers_go_on_without_lamina(
     id = client.start(reference, "sh", "-c", COUNT)
     serve.kill()
     client.assert_counts(id, by=10)
-    failed = client.daemon.try_ctr("snapshots", *client.option, "ls")
-    assert failed.returncode != 0
-    assert "unavailable" in failed.stderr.lower()
+    assert client.daemon.try_ctr("snapshots", *client.option, "ls").returncode != 0
     client.assert_counts(id, by=10)
     serve.start()
-    # containerd waits for up to 3 seconds between its attempts to connect.
-    wait_for(lambda: client.daemon.try_ctr("snapshots", *client.option, "ls").returncode == 0)
+    client.reconnect()
     assert client.run(reference, "cat", "/etc/changed") == "above\n"
     client.assert_counts(id)
     assert serve.command.out("fsck") == ""
