@@ -197,12 +197,16 @@ class DeviceMapper:
         """Send a message to the target that maps `sector`; return its answer, mostly "".
 
         Raises:
-            OSError: what the target means by it. EINVAL when it does not know the message.
+            OSError: what the target means by it. EINVAL when it does not know the message,
+                EMSGSIZE when its answer is longer than 16 KiB.
         """
         payload = layout.pack_message(sector, text)
         buffer = layout.pack(name=name, payload=payload, room=_ROOM)
         self._ioctl(f"message {text!r}", layout.DM_TARGET_MSG, name, buffer)
-        has_answer = layout.header_of(buffer).flags & layout.DM_DATA_OUT_FLAG
+        flags = layout.header_of(buffer).flags
+        if flags & layout.DM_BUFFER_FULL_FLAG:  # a second try would be a second message
+            raise OSError(errno.EMSGSIZE, f"device-mapper: message {text!r}: long answer", name)
+        has_answer = flags & layout.DM_DATA_OUT_FLAG
         return layout.parse_text(layout.answer_of(buffer)) if has_answer else ""
 
     def activate(
