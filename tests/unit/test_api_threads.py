@@ -74,12 +74,18 @@ def test_a_job_waits_only_a_moment_behind_long_ones() -> None:
     release = threading.Event()
     taken = threading.Event()
 
+    def work(kind: str) -> None:
+        if kind == "long":
+            release.wait(WAIT)
+        else:
+            taken.set()
+
     async def test() -> None:
-        threads: Threads[Callable[[], object]] = Threads(lambda job: job() and None, 64)
+        threads = Threads(work, 64)
         for _ in range(40):
-            threads.submit(lambda: release.wait(WAIT))
+            threads.submit("long")
         before = time.monotonic()
-        threads.submit(taken.set)
+        threads.submit("short")
         await _until(taken.is_set)
         assert time.monotonic() - before < 1
         release.set()
