@@ -224,7 +224,11 @@ def runs(process: int) -> bool:
 
 def device_names() -> list[str]:
     """List the names of all device-mapper devices."""
-    return [path.read_text().strip() for path in Path("/sys/block").glob("dm-*/dm/name")]
+    names = []
+    for path in Path("/sys/block").glob("dm-*/dm/name"):
+        with contextlib.suppress(OSError):  # removed meanwhile
+            names.append(path.read_text().strip())
+    return names
 
 
 def remove_devices(wanted: Predicate) -> None:
