@@ -21,10 +21,12 @@ class TestOverlayfs(SnapshotterContract):
 
 class TestOverlayfsSyncRemove(TestOverlayfs):
     config: ClassVar = {"sync_remove": True}
+    accesses = ("in-process",)
 
 
 class TestOverlayfsOptions(TestOverlayfs):
     config: ClassVar = {"upperdir_label": True, "mount_options": ("metacopy=off",)}
+    accesses = ("in-process",)
 
 
 @pytest.mark.root

@@ -32,9 +32,9 @@ class ContentChecks:
     def test_layer_file_update(self, snapshotter: Snapshotter, work: Path) -> None:
         """Changes of mode, or within the size, are seen, on both sides of a full second."""
         layers: list[Layer] = [[make_dir("etc"), write("etc/f", "n0000\n")]]
-        for number in range(1, 6):
+        for number in range(1, 4):
             edits: Layer = [write("etc/f", f"n000{number}\n"), chmod("etc/f", 0o600 + number)]
-            layers.append([_just_after_a_second, *edits] if number % 2 else edits)
+            layers.append([_just_after_a_second, *edits] if number == 1 else edits)
         check_layers(snapshotter, work, *layers)
 
     def test_remove_directory_in_lower_layer(self, snapshotter: Snapshotter, work: Path) -> None:
