@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ from lamina.errors import (
 )
 from lamina.linux import loop
 from lamina.mount import mount_all, temp_mount, unmount_all
+from lamina.snapshotters.blockfile.image import settle
 from lamina.snapshotters.blockfile.plugin import PLUGIN, BlockfileConfig
 from lamina.snapshotters.engine import Engine
 from tests.filesystems import mounted
@@ -59,8 +61,8 @@ def allocated(file: Path) -> int:
 
 
 def is_bound(file: Path) -> bool:
-    with loop.shared(file) as device:
-        return device is not None
+    devices = Path("/sys/block").glob("loop*")
+    return str(file) in {loop.backing_file(device.name) for device in devices}
 
 
 def commit(engine: Engine, name: str, parent: str, work: Path, **files: str) -> None:
@@ -375,6 +377,20 @@ def test_missing_file_is_data_loss(tmp_path: Path) -> None:
         engine.remove("v")
         engine.remove("one")
         assert engine.fsck() == []
+
+
+def test_commit_survives_that_the_file_is_opened_meanwhile(tmp_path: Path) -> None:
+    """A lease that is broken sends a signal; the wrong one would end the process."""
+    file = image(tmp_path / "sn", 1)
+    program = "import os, sys\nwhile True: os.close(os.open(sys.argv[1], os.O_WRONLY))"
+    with open_engine(tmp_path / "sn") as engine:
+        engine.prepare("a")
+        with subprocess.Popen([sys.executable, "-c", program, file]) as writer:
+            try:
+                for _ in range(2000):
+                    settle(file, "ext4")
+            finally:
+                writer.kill()
 
 
 # Copies

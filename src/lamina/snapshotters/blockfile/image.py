@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -116,6 +117,9 @@ def _grow_xfs(file: Path, size: int) -> None:
 def _is_being_written(file: Path) -> bool:
     """Tell whether anybody, a loop device included, has the file open for writing."""
     with file.open("rb", buffering=0) as opened:
+        # Who opens it for writing meanwhile has this signal sent, which by default is SIGIO and
+        # ends the process; this one is ignored.
+        fcntl.fcntl(opened, fcntl.F_SETSIG, signal.SIGURG)
         try:
             fcntl.fcntl(opened, fcntl.F_SETLEASE, fcntl.F_RDLCK)
         except BlockingIOError:
