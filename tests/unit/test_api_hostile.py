@@ -426,6 +426,16 @@ def test_client_that_does_not_read(raw: Raw, handlers: Handlers) -> None:
     assert raw.status(1) == "0"
 
 
+def test_client_that_does_not_read_and_leaves(raw: Raw, handlers: Handlers) -> None:
+    raw.send(request(1, "/test/Wait"))
+    raw.socket.settimeout(0.2)
+    with pytest.raises(TimeoutError):
+        for number in range(1, 200_000):
+            raw.send(request(2 * number + 1, "/test/Inline", bytes(1000)))
+    raw.socket.close()
+    assert handlers.ended.wait(WAIT)
+
+
 def test_client_that_takes_nothing_is_given_up(
     tmp_path: Path, handlers: Handlers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
