@@ -74,11 +74,11 @@ class SnapshotRepair:
 
 def _give_up(connection: sqlite3.Connection, id: int) -> None:
     row = connection.execute(
-        "SELECT kind, labels FROM snapshots WHERE id = ? AND state = 'ready'", (id,)
+        "SELECT key, kind, labels FROM snapshots WHERE id = ? AND state = 'ready'", (id,)
     ).fetchone()
     if row is None:
         return
-    is_layer = SNAPSHOT_REF in json.loads(row["labels"])
+    is_layer = json.loads(row["labels"]).get(SNAPSHOT_REF) == row["key"]
     if row["kind"] == Kind.COMMITTED and (is_layer or _has_children(connection, id)):
         connection.execute(
             "UPDATE snapshots SET state = 'lost', unsynced = NULL WHERE id = ?", (id,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -26,6 +27,10 @@ class Origin(NamedTuple):
     image: str
     restore: Callable[[], object] | None = None
 
+
+_CONTAINERDS = re.compile(r"[^/]+/[0-9]+/.+", re.DOTALL)
+"""Keys that a containerd gives to a daemon: `NAMESPACE/NUMBER/KEY`. It has records of its own."""
+_ASK_CONTAINERD = "a containerd has it: remove there what stands on it, and pull its image again"
 
 OriginOf = Callable[[str], Origin | None]
 """Returns where the layer of a chain id can be had from; None where no image has it."""
@@ -98,6 +103,8 @@ class _Check:
 
     def _unstored(self, record: Record) -> Problem:
         what = "its storage is gone"
+        if _CONTAINERDS.fullmatch(record.info.name):
+            return Problem(record.info.name, what, _ASK_CONTAINERD)
         if record.info.kind == Kind.COMMITTED:
             # All at once: what is unpacked again must not stand on another that is gone.
             return self._layer(record, what, lambda: self._give_up(self._missing))
@@ -109,12 +116,16 @@ class _Check:
         record = self._records.get(key)
         if record is None:
             return Problem(key, what, "check again")  # lost since the list was made
+        if _CONTAINERDS.fullmatch(key):
+            return Problem(key, what, _ASK_CONTAINERD)
         return self._layer(record, what, lambda: None)
 
     def _layer(self, record: Record, what: str, give_up: Callable[[], None]) -> Problem:
         """Describe a Committed snapshot that has to be had from elsewhere, or to go."""
         key = record.info.name
-        origin = self._origin(record.info.labels.get(SNAPSHOT_REF, ""))
+        # Only what is called what it is can be made again by unpacking an image.
+        is_layer = record.info.labels.get(SNAPSHOT_REF) == key
+        origin = self._origin(key) if is_layer else None
         if origin is not None and origin.restore is not None:
             does = f"unpacks it again from the content of {origin.image}"
             return Problem(key, what, "", Repair(does, _both(give_up, origin.restore)))
