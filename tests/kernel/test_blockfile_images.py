@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from lamina.core.labels import MAX_SIZE
 from lamina.core.snapshot import Kind
 from lamina.errors import ResourceExhausted
 from lamina.linux.loop import backing_file
@@ -152,8 +153,10 @@ def test_containers(machine: Machine) -> None:
     script = "echo x > /file && cat /file && mount | grep ' / '"
     done = machine.lamina("run", "--rm", *snapshotter, "busybox", machine.id, "sh", "-c", script)
     assert done.stdout.startswith("x\n/dev/loop")
-    machine.lamina("run", "-d", *snapshotter, "busybox", machine.id, "sleep", "1000")
-    assert len(bound_below(machine.root)) == 1
+    label = ("--snapshotter-label", f"{MAX_SIZE}={200 << 20}")
+    machine.lamina("run", "-d", *snapshotter, *label, "busybox", machine.id, "sleep", "1000")
+    [file] = bound_below(machine.root)
+    assert Path(file).stat().st_size == 200 << 20
     machine.lamina("tasks", "rm", "-f", machine.id, code=137)
     machine.lamina("containers", "rm", machine.id)
     assert machine.leftovers() == []
