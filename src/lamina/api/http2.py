@@ -142,12 +142,12 @@ class FrameReader:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a stream's frame on stream 0")
             if flags & (PADDED | PRIORITISED):
                 payload = _bare(type, flags, payload)
-            frame = Frame(type, flags, stream, payload, size)
+            found = Frame(type, flags, stream, payload, size)
             if type == HEADERS and not flags & END_HEADERS:
                 self._block = bytearray(payload)
-                self._block_start = frame
+                self._block_start = found
                 return None
-            return frame
+            return found
         _check_control(type, stream, size)
         if type == PRIORITY or type > CONTINUATION:
             return None
