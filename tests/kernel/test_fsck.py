@@ -439,6 +439,16 @@ def test_rows_that_cannot_be_read(damaged: Damaged, value: str) -> None:
     command.assert_sound(0)
 
 
+def test_a_record_that_names_no_blob(damaged: Damaged) -> None:
+    outside = damaged.command.root.parent / "outside"
+    outside.write_bytes(b"wanted")
+    digest = f"sha256:../../../../{outside.name}"
+    damaged.execute(f"INSERT INTO content VALUES ('{digest}', 5, '{{}}', 1, 1, NULL)")
+    damaged.expect(f"{digest}: its file has 6 bytes instead of 5; --repair forgets it")
+    damaged.repair()
+    assert outside.exists()
+
+
 def test_an_index_that_is_out_of_step_and_rows_that_dangle(damaged: Damaged) -> None:
     name = "content_unsynced"
     with closing(sqlite3.connect(damaged.command.root / "metadata.sqlite")) as connection:

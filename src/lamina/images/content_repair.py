@@ -7,7 +7,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from lamina.core.digest import Digest, algorithm, encoded
+from lamina.core.digest import Digest, algorithm, encoded, parse_digest
+from lamina.errors import InvalidArgument
 from lamina.images.ingest import remove_ingest, try_lock
 from lamina.images.remover import blob_path
 from lamina.meta.content import ContentTable
@@ -69,6 +70,12 @@ class ContentRepair:
             os.close(fd)
 
     def _drop(self, digest: Digest, *, record: bool) -> None:
+        try:
+            parse_digest(digest)
+        except InvalidArgument:  # a damaged row names no file of ours
+            with self._table.database.write() as connection:
+                self._table.delete(connection, digest)
+            return
         path = blob_path(self._root, digest)
         before = _identity(path)
         if _is_sound(path, digest):
