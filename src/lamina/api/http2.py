@@ -128,9 +128,9 @@ class FrameReader:
                 position = start - _HEADER_SIZE
                 break
             payload = buffer[start:position]
-            frame = self._frame(length_and_type & 0xFF, flags, stream & MAX_STREAM, payload)
-            if frame is not None:
-                yield frame
+            found = self._frame(length_and_type & 0xFF, flags, stream & MAX_STREAM, payload)
+            if found is not None:
+                yield found
         self._rest = buffer[position:]
 
     def _frame(self, type: int, flags: int, stream: int, payload: bytes) -> Frame | None:
