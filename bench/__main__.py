@@ -8,7 +8,7 @@ import sys
 
 from bench.figures import Figure, record
 
-BENCHMARKS = ("startup", "engine", "run", "memory", "pull")
+BENCHMARKS = ("startup", "engine", "serve", "run", "memory", "pull")
 
 
 def main(names: list[str]) -> int:
