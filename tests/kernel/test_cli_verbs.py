@@ -259,3 +259,12 @@ def test_aliases(command: Command) -> None:
     ):  # fmt: skip
         command.run(*words)
         command.json(*words, "--json")
+
+
+def test_labels_of_containers(command: Command, container_id: str) -> None:
+    with command.open() as store:
+        store.containers.create(Container(id=container_id, labels={"a": "b"}))
+    assert command.out("containers", "label", container_id, "c=d") == "a=b,c=d\n"
+    assert command.json("containers", "label", "--json", container_id) == {"a": "b", "c": "d"}
+    [listed] = command.json("containers", "ls", "--json")
+    assert (listed["ID"], listed["Labels"]) == (container_id, {"a": "b", "c": "d"})

@@ -194,7 +194,9 @@ def test_stray_blob_download_storage_and_mount_point(damaged: Damaged) -> None:
         f"{mounts}: the process that mounted it has died; --repair unmounts and removes it",
         "overlayfs: 4711: there is storage of this number but no snapshot; --repair removes it",
     )
-    assert len(damaged.repair()) == 4
+    [*outcomes] = damaged.command.json("fsck", "--repair", "--json")
+    assert [(o["Repaired"], o["Failure"]) for o in outcomes] == [(True, "")] * 4
+    assert damaged.repair() == []
     assert not any(path.exists() for path in (stray, ingest, mounts, storage))
     damaged.command.assert_sound(3)
 

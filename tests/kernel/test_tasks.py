@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from pathlib import Path
@@ -118,6 +119,7 @@ def test_signal_to_an_exec_process(sleeping: Machine) -> None:
     id = sleeping.id
     sleeping.lamina("tasks", "exec", "-d", "--exec-id", "one", id, "sleep", "500")
     assert len(sleeping.lamina("tasks", "ps", id).stdout.splitlines()) == 3
+    assert len(json.loads(sleeping.lamina("tasks", "ps", "--json", id).stdout)) == 2
     sleeping.lamina("tasks", "exec", "-d", "--exec-id", "one", id, "sleep", "500", code=4)
     sleeping.lamina("tasks", "kill", "-s", "KILL", "--exec-id", "one", id)
     wait_for(lambda: len(sleeping.lamina("tasks", "ps", id).stdout.splitlines()) == 2)
