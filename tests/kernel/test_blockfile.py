@@ -7,13 +7,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from lamina.core.labels import MAX_SIZE, SNAPSHOT_REF
+from lamina.core.driver import Snapshot
+from lamina.core.labels import GID_MAPPING, MAX_SIZE, SNAPSHOT_REF, UID_MAPPING
 from lamina.core.mount import Mount
+from lamina.core.snapshot import Kind
 from lamina.errors import (
     DataLoss,
     FailedPrecondition,
@@ -231,6 +234,19 @@ def test_mount_options(tmp_path: Path) -> None:
         assert mount.options == ("loop", "nouuid", "rw")
 
 
+def test_mount_options_of_a_user_namespace(tmp_path: Path) -> None:
+    maps = {UID_MAPPING: "0:100000:65536", GID_MAPPING: "0:200000:65536"}
+    with open_engine(tmp_path / "sn") as engine:
+        [mount] = engine.prepare("a", labels=maps)
+        assert mount.options == ("uidmap=0:100000:65536", "gidmap=0:200000:65536", "loop", "rw")
+        with pytest.raises(InvalidArgument, match="maps no container id 0"):
+            engine.prepare("b", labels={UID_MAPPING: "1:100000:1"})
+    with open_engine(tmp_path / "2", BlockfileConfig(fs_type="ext3")) as engine:
+        assert engine.abilities == set()
+        [mount] = engine.prepare("a", labels=maps)
+        assert mount.options == ("loop", "rw")
+
+
 @BOTH
 def test_parent_and_children_are_mounted_side_by_side(
     tmp_path: Path, config: BlockfileConfig
@@ -391,6 +407,32 @@ def test_commit_survives_that_the_file_is_opened_meanwhile(tmp_path: Path) -> No
                     settle(file, "ext4")
             finally:
                 writer.kill()
+
+
+def test_file_that_a_power_loss_has_emptied_is_data_loss(tmp_path: Path) -> None:
+    with open_engine(tmp_path / "sn") as engine:
+        engine.prepare("a")
+        os.truncate(image(tmp_path / "sn", 1), 0)
+        with pytest.raises(DataLoss, match="power loss"):
+            engine.mounts("a")
+        engine.remove("a")
+
+
+def test_scratch_is_made_once_by_many(tmp_path: Path) -> None:
+    root = tmp_path / "sn"
+    drivers = [PLUGIN.load(EXT4, root) for _ in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        found = [
+            pool.submit(driver.create, Snapshot(number, Kind.ACTIVE))
+            for number, driver in enumerate(drivers, 1)
+        ]
+        for future in found:
+            future.result()
+    for driver in drivers:
+        driver.close()
+    assert sorted(path.name for path in root.glob("scratch*")) == ["scratch", "scratch.lock"]
+    heads = {path.read_bytes()[:4096] for path in (root / "snapshots").iterdir()}
+    assert len(heads) == 1, "all of them have the same filesystem, by its UUID"
 
 
 # Copies

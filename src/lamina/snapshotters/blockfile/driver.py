@@ -26,12 +26,15 @@ from lamina.snapshotters.blockfile.copy import clone_image, copy_image
 from lamina.snapshotters.blockfile.image import make_image, resize_image, settle
 from lamina.snapshotters.blockfile.scratch import Scratch
 from lamina.snapshotters.blockfile.superblock import family_of, read_superblock
+from lamina.snapshotters.mappings import mapped_root, mapping_options
 
 log = logging.getLogger(__name__)
 
 _STORED = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
 _SECTOR = 512
 _KIB = 1024
+_IDMAPPED = frozenset({"ext4", "xfs"})
+"""Filesystems that can be mounted with id maps (>= 5.12)."""
 
 
 class BlockfileDriver:
@@ -43,8 +46,6 @@ class BlockfileDriver:
         fs_type: the filesystem of files that do not say themselves what they have.
         mount_options: of every mount, before `ro` or `rw`; with `loop`.
     """
-
-    abilities: frozenset[Ability] = frozenset()
 
     def __init__(
         self,
@@ -61,6 +62,12 @@ class BlockfileDriver:
         self._scratch = scratch
         self._fs_type = fs_type
         self._mount_options = mount_options
+        self._can_remap = fs_type in _IDMAPPED
+
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        """Id maps, where the filesystem can be mounted with them."""
+        return frozenset({Ability.REMAP_IDS} if self._can_remap else ())
 
     def of(self, id: int) -> Path:
         """Return that snapshot's file, which may not exist."""
@@ -68,6 +75,7 @@ class BlockfileDriver:
 
     def create(self, snapshot: Snapshot) -> None:
         """Copy the parent's file, or the scratch; a View with a parent needs neither."""
+        mapped_root(snapshot.labels)  # refuses labels that no mount could be made with
         file = self.of(snapshot.id)
         if snapshot.kind == Kind.VIEW and snapshot.parents:
             file.open("xb").close()
@@ -89,8 +97,9 @@ class BlockfileDriver:
         owner = (*snapshot.parents, snapshot.id)[0] if is_view else snapshot.id
         file = self.of(owner)
         fs_type = self._type_of(file)
+        mapping = mapping_options(snapshot.labels) if self._can_remap else ()
         added = self._added_options(fs_type, is_extraction=_is_extraction(snapshot))
-        options = (*self._mount_options, *added, "ro" if is_view else "rw")
+        options = (*mapping, *self._mount_options, *added, "ro" if is_view else "rw")
         return [Mount(fs_type, str(file), options=options)]
 
     def _added_options(self, fs_type: str, *, is_extraction: bool) -> tuple[str, ...]:
@@ -163,11 +172,13 @@ class BlockfileDriver:
     def _type_of(self, file: Path) -> str:
         """Return the filesystem in a file, which the configuration may have changed since."""
         try:
+            if not file.stat().st_size:
+                hint = "a power loss left nothing of it: remove its snapshot, and make it again"
+                raise DataLoss("use image file", file, hint=hint)
             family = read_superblock(file).family
         except FileNotFoundError as error:
-            raise DataLoss(
-                "use image file", file, hint="it is gone: remove its snapshot, and pull it again"
-            ) from error
+            hint = "it is gone: remove its snapshot, and pull it again"
+            raise DataLoss("use image file", file, hint=hint) from error
         if family in {"", family_of(self._fs_type)}:
             return self._fs_type
         return "ext4" if family == "ext" else family

@@ -20,7 +20,7 @@ from lamina.core.snapshot import Kind, Usage
 from lamina.layer.usage import disk_usage
 from lamina.meta.boot import boot_id
 from lamina.snapshotters.directories import DirectoryDriver, make_directory
-from lamina.snapshotters.overlayfs.mappings import mapped_root, mapping_options
+from lamina.snapshotters.mappings import mapped_root, mapping_options
 from lamina.snapshotters.overlayfs.volatile import check_volatile, prepare_volatile
 
 
