@@ -14,8 +14,10 @@ from lamina import plugins
 from lamina.config import Config
 from lamina.errors import FailedPrecondition, Internal, NotFound, SnapshotterSkipped
 from lamina.plugins import TWELVE, PluginStatus
+from lamina.snapshotters import DRIVERS
 from lamina.snapshotters.entrypoints import entry_points
 
+USABLE = ", ".join(sorted(DRIVERS))
 GOOD = """
 from lamina.core.driver import Ability
 from lamina.errors import SnapshotterSkipped
@@ -81,7 +83,7 @@ def test_the_twelve_are_always_listed(root_dir: Path) -> None:
     assert len(TWELVE) == 12
 
 
-@pytest.mark.parametrize("name", [name for name in TWELVE if name not in {"native", "overlayfs"}])
+@pytest.mark.parametrize("name", [name for name in TWELVE if name not in DRIVERS])
 def test_those_not_built_yet_say_so(name: str, root_dir: Path) -> None:
     status = statuses(root_dir)[name]
     assert status.status == "skip"
@@ -193,10 +195,10 @@ def test_details_have_the_reason_and_the_fix(root_dir: Path) -> None:
     assert "Error:" not in native
     assert "Code:        FailedPrecondition" in zfs
     assert "Message:     load snapshotter zfs: not implemented in this version" in zfs
-    assert "Fix:         use one of native, overlayfs" in zfs
+    assert f"Fix:         use one of {USABLE}" in zfs
 
 
 def test_json(root_dir: Path) -> None:
     (zfs,) = json.loads(lamina("plugins", "ls", "--json", "id==zfs", root=root_dir))
     assert zfs["Status"] == "skip"
-    assert zfs["Error"]["Fix"] == "use one of native, overlayfs"
+    assert zfs["Error"]["Fix"] == f"use one of {USABLE}"
