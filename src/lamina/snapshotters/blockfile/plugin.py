@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lamina.core.units import parse_size
 from lamina.errors import InvalidArgument, SnapshotterSkipped
-from lamina.snapshotters.plugin import SnapshotterConfig, SnapshotterPlugin
+from lamina.snapshotters.plugin import Need, SnapshotterConfig, SnapshotterPlugin
 
 if TYPE_CHECKING:
     from lamina.core.driver import Driver
@@ -111,4 +111,53 @@ def _probe(config: BlockfileConfig, directory: Path) -> None:
         ) from error
 
 
-PLUGIN = SnapshotterPlugin(id="blockfile", config=BlockfileConfig, load=_load, probe=_probe)
+def _loop(directory: Path) -> str | None:
+    from lamina.linux import probes
+
+    return probes.loop(directory)
+
+
+def _reflink(directory: Path) -> str | None:
+    from lamina.linux import probes
+
+    return probes.reflink(directory)
+
+
+def _mkfs(directory: Path) -> str | None:
+    from lamina.tools.lookup import installed
+
+    return None if installed("mkfs.ext4") else "it is not installed"
+
+
+NEEDS = (
+    Need(
+        what="loop devices",
+        tried="bind a file to a loop device",
+        probe=_loop,
+        fix="modprobe loop, and run as root, with /dev/loop-control",
+    ),
+    Need(
+        what="shared blocks",
+        tried="let two files share their blocks (FICLONE)",
+        probe=_reflink,
+        fix="put the root on btrfs, or on xfs made with `mkfs.xfs -m reflink=1`",
+        without="every snapshot is a whole copy of its parent",
+    ),
+    Need(
+        what="mkfs.ext4",
+        tried="look for it in PATH",
+        probe=_mkfs,
+        fix="apt-get install e2fsprogs",
+        without='the keys scratch_file, or fs_type = "xfs", are needed',
+    ),
+)
+
+PLUGIN = SnapshotterPlugin(
+    id="blockfile",
+    config=BlockfileConfig,
+    load=_load,
+    probe=_probe,
+    needs=NEEDS,
+    rank=20,
+    merit="a snapshot is a file with a filesystem of fixed size; cheap where blocks can be shared",
+)
