@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import subprocess
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import lamina
 from lamina.core.labels import MAX_SIZE
 from lamina.core.snapshot import Kind
 from lamina.errors import ResourceExhausted
@@ -18,7 +21,7 @@ from lamina.linux.loop import backing_file
 from lamina.snapshotters.blockfile.plugin import PLUGIN, BlockfileConfig
 from lamina.snapshotters.engine import Engine
 from tests.filesystems import mounted
-from tests.fixtures_containers import Machine, wait_for
+from tests.fixtures_containers import IMAGE, Machine, wait_for
 from tests.fixtures_registry import LocalRegistry
 from tests.images import ImageFiles, Layer, image
 from tests.isolation import mount_points
@@ -163,3 +166,36 @@ def test_containers(machine: Machine) -> None:
     listed = machine.lamina("snapshots", *snapshotter, "ls").stdout
     assert "Active" not in listed
     wait_for(lambda: not bound_below(machine.root))
+
+
+@pytest.mark.parametrize("fs_type", ["ext4", "xfs"])
+def test_checkout_is_compared_while_it_is_mounted(machine: Machine, fs_type: str) -> None:
+    section = {"fs_type": fs_type, "scratch_size": "400MiB"}
+    with lamina.open(machine.root, config=config_of(section, machine.root)) as store:
+        with store.checkout(IMAGE, snapshotter="blockfile") as tree:
+            (tree.path / "new").write_text("x")
+            (tree.path / "etc/group").unlink()
+            layer = io.BytesIO()
+            tree.diff(layer)
+            assert names(layer) >= {"new", "etc/.wh.group"}
+            (tree.path / "more").write_text("y")
+            tree.commit("changed")
+        with store.checkout("changed", snapshotter="blockfile") as tree:
+            assert (tree.path / "new").read_text() == "x"
+            assert (tree.path / "more").read_text() == "y"
+            assert not (tree.path / "etc/group").exists()
+        assert store.snapshotter("blockfile").fsck() == []
+    assert bound_below(machine.root) == []
+
+
+def config_of(section: dict[str, str], directory: Path) -> Path:
+    file = directory / "config.toml"
+    lines = [f'{key} = "{value}"' for key, value in section.items()]
+    file.write_text("\n".join(["version = 3", f'[plugins."{PLUGIN.uri}"]', *lines]))
+    return file
+
+
+def names(layer: io.BytesIO) -> set[str]:
+    layer.seek(0)
+    with tarfile.open(fileobj=layer) as archive:
+        return {name.removeprefix("./") for name in archive.getnames()}
