@@ -65,7 +65,7 @@ def test_error(client: grpc.Channel, name: str) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         unary(client, name)("schöne %\n键".encode())
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
-    assert caught.value.details() == 'stat snapshot "schöne %\n键": not found; look elsewhere'
+    assert caught.value.details() == 'stat snapshot "schöne %\n键"; look elsewhere: not found'
 
 
 def test_long_error(client: grpc.Channel) -> None:

@@ -31,16 +31,23 @@ def from_status(code: int, text: str) -> LaminaError:
         code: any number but 0; one that gRPC does not know counts as UNKNOWN.
         text: the status message.
     """
-    kind = _CLASSES.get(code, LaminaError)
-    what, found, hint = text.partition(f": {kind.class_text}; ")
-    return kind(what, hint=hint) if found else kind(text)
+    return _CLASSES.get(code, LaminaError)(text)
 
 
 def to_status(error: BaseException) -> tuple[int, str]:
-    """Return code and text for what a handler has raised; only the error tree's text is told."""
-    if isinstance(error, LaminaError):
-        return error.grpc_code, str(error)
-    return errors.Internal.grpc_code, f"internal error ({type(error).__name__}), see the log"
+    """Return code and text for what a handler has raised; only the error tree's text is told.
+
+    The class is named last, after the hint: there containerd's clients look for it, and add it
+    where it is missing.
+    """
+    if not isinstance(error, LaminaError):
+        return errors.Internal.grpc_code, f"internal error ({type(error).__name__}), see the log"
+    text = str(error)
+    ending = f": {error.class_text}" if error.class_text else ""
+    if error.hint:
+        body = text.removesuffix(f"; {error.hint}").removesuffix(ending)
+        text = f"{body}; {error.hint}{ending}"
+    return error.grpc_code, text
 
 
 def encode_message(text: str) -> bytes:
