@@ -542,12 +542,23 @@ def test_max_size_of_xfs(tmp_path: Path) -> None:
         assert len(list((tmp_path / "sn/snapshots").iterdir())) == 3
 
 
-@pytest.mark.parametrize("text", ["-1", "0", "1GiB", "9" * 30, "1e9", "\u0663"])
+@pytest.mark.parametrize("text", ["-1", "0", "4095", "1GiB", "9" * 30, "1e9", "\u0663"])
 def test_max_size_that_is_none(tmp_path: Path, text: str) -> None:
     with open_engine(tmp_path / "sn") as engine:
         with pytest.raises(InvalidArgument, match="max-size"):
             engine.prepare("a", labels={MAX_SIZE: text})
         assert list(engine.walk()) == []
+
+
+@pytest.mark.parametrize("size", [4096, 1 << 62])
+@BOTH
+def test_max_size_beyond_what_can_be(tmp_path: Path, config: BlockfileConfig, size: int) -> None:
+    with open_engine(tmp_path / "sn", config) as engine:
+        commit(engine, "one", "", tmp_path, file="x")
+        for parent in ("", "one"):
+            with pytest.raises(InvalidArgument):
+                engine.prepare("a", parent, labels={MAX_SIZE: str(size)})
+        assert len(list((tmp_path / "sn/snapshots").iterdir())) == 1
 
 
 def test_max_size_below_the_content(tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ _CORRECTED = 1
 
 
 def resize_ext(file: Path, size: int) -> None:
-    """Make the filesystem in a regular file, and the file, `size` bytes large, whole KiB.
+    """Make the filesystem in a regular file `size` bytes large, whole KiB.
+
+    The file is at least as long before, and exactly as long afterwards.
 
     Raises:
         ToolError: e2fsprogs is missing, or there is more in it than fits.
     """
     run(["e2fsck", "-f", "-p", file], timeout=_SECONDS, success=(0, _CORRECTED))
-    if size > file.stat().st_size:
-        os.truncate(file, size)
     run(["resize2fs", file, f"{size >> 10}K"], timeout=_SECONDS)
     os.truncate(file, size)

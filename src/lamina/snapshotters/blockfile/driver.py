@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 _STORED = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
 _SECTOR = 512
-_KIB = 1024
+_BLOCK = 4096
 _IDMAPPED = frozenset({"ext4", "xfs"})
 """Filesystems that can be mounted with id maps (>= 5.12)."""
 
@@ -201,7 +201,7 @@ def _max_size(snapshot: Snapshot) -> int:
     text = snapshot.labels.get(MAX_SIZE, "")
     if not text or _is_extraction(snapshot):
         return 0
-    if not text.isascii() or not text.isdecimal() or not _KIB <= int(text) < 1 << 63:
+    if not text.isascii() or not text.isdecimal() or not _BLOCK <= int(text) < 1 << 63:
         hint = "write a number of bytes, such as 10737418240"
         raise InvalidArgument(f"use label {MAX_SIZE}", text, hint=hint)
-    return int(text) // 4096 * 4096
+    return int(text) // _BLOCK * _BLOCK

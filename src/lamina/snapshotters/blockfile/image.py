@@ -34,8 +34,8 @@ def make_image(file: Path, fs_type: str, size: int) -> None:
     """
     from lamina.tools.mkfs import make_filesystem  # to run a container, none is made
 
-    with file.open("xb") as opened:
-        opened.truncate(size)
+    file.open("xb").close()
+    _set_length(file, size)
     try:
         make_filesystem(file, fs_type, size)
     except ToolError as error:
@@ -84,15 +84,27 @@ def resize_image(file: Path, fs_type: str, size: int) -> None:
     if size == current:
         return
     if family == "ext":
+        _set_length(file, max(size, current))
         _resize_ext(file, size)
     elif family == "xfs" and size > current:
-        os.truncate(file, size)
+        _set_length(file, size)
         _grow_xfs(file, size)
     else:
         raise InvalidArgument(
             f"change {fs_type} of {current} bytes to {size}",
             hint="ext4 can shrink and grow, xfs only grow, others neither",
         )
+
+
+def _set_length(file: Path, size: int) -> None:
+    try:
+        os.truncate(file, size)
+    except OSError as error:
+        if error.errno != errno.EFBIG:
+            raise
+        raise InvalidArgument(
+            f"make {file} {size} bytes long", hint="its disk takes no file of that size"
+        ) from error
 
 
 def _resize_ext(file: Path, size: int) -> None:
@@ -127,9 +139,14 @@ def _is_being_written(file: Path) -> bool:
         except OSError as error:
             if error.errno not in _NO_LEASES:
                 raise
-            return True  # cannot be known without looking for a loop device
+            return _has_device(file)  # the most likely one
         fcntl.fcntl(opened, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     return False
+
+
+def _has_device(file: Path) -> bool:
+    with loop.shared(file) as device:
+        return device is not None
 
 
 def _make_read_only(file: Path, fs_type: str) -> None:
