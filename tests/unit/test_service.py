@@ -13,7 +13,7 @@ from lamina.api.call import Call, Method
 from lamina.api.client import RemoteSnapshotter
 from lamina.api.convert import info_from_wire, info_to_wire, mounts_from_wire, mounts_to_wire
 from lamina.api.service import SERVICE, snapshots_methods
-from lamina.api.status import from_status
+from lamina.api.status import from_status, to_status
 from lamina.api.wire import snapshots_pb2 as pb
 from lamina.core.cancel import CancelToken
 from lamina.core.mount import Mount
@@ -255,17 +255,20 @@ def _example(kind: type[LaminaError]) -> LaminaError:
 
 @pytest.mark.parametrize("kind", list(_classes(LaminaError)), ids=lambda kind: kind.__name__)
 def test_errors_reach_the_client(tmp_path: Path, kind: type[LaminaError]) -> None:
-    """As the class of their code, with the same text."""
+    """As the class of their code, with the same words, the class last."""
     error = _example(kind)
     with Failing("model", FileDriver(tmp_path), tmp_path) as engine, served(engine) as remote:
         engine.error = error
         with pytest.raises(LaminaError) as caught:
             remote.stat("a")
     assert type(caught.value).grpc_code == error.grpc_code
-    assert str(caught.value).startswith(str(error))
+    code, text = to_status(error)
+    assert str(caught.value).startswith(text)
+    assert error.what in text and str(error.subject) in text and error.hint in text
     if kind is LaminaError or LaminaError in kind.__bases__:
         assert type(caught.value) is kind
-        assert str(caught.value) == str(error)
+        assert str(caught.value) == text
+        assert type(caught.value).grpc_code == code
 
 
 def test_an_unexpected_error_is_internal(tmp_path: Path) -> None:
