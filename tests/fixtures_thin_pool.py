@@ -98,3 +98,5 @@ def thin_pool(tmp_path: Path) -> Iterator[ThinPool]:
     """An active thin pool, removed after the test with everything that is on it."""
     with active_pool(tmp_path) as pool:
         yield pool
+    for file in tmp_path.glob("pool.*"):
+        file.unlink()  # in the virtual machine it would stay in memory until the last test's end

@@ -1,4 +1,4 @@
-"""mkfs: filesystems made in regular files."""
+"""mkfs: filesystems made in regular files, and on devices."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from lamina.tools.run import run
 _SECONDS = 300.0
 _EXT = ("-q", "-F", "-m", "0", "-b", "4096")
 _JOURNAL = ("-E", "lazy_journal_init=1")  # a sparse file has zeros there already
+_SMALL_JOURNAL = ("-J", "size=16")
 _SMALL_JOURNAL_FROM = 512 << 20
 """Bytes from which on mke2fs would make a journal of more than 16 MiB."""
 
@@ -30,6 +31,27 @@ def make_filesystem(file: str | os.PathLike[str], type: str, size: int) -> None:
     run([f"mkfs.{type}", *_arguments(type, size), file], timeout=_SECONDS)
 
 
+def make_filesystem_on(
+    device: str | os.PathLike[str], type: str, *, extended: str, small_journal: bool = False
+) -> None:
+    """Make a filesystem that fills a device, on which nothing is needed any more.
+
+    Args:
+        device: its node.
+        type: `ext2`, `ext4` or `xfs`.
+        extended: what `-E` is given; "" for nothing. xfs has no such option.
+        small_journal: make ext4's no larger than 16 MiB.
+
+    Raises:
+        ToolError: the program is missing, or refuses.
+    """
+    if type == "xfs":
+        run(["mkfs.xfs", "-q", "-f", "-K", device], timeout=_SECONDS)
+        return
+    options = [*(("-E", extended) if extended else ()), *(_J16 if small_journal else ())]
+    run([f"mkfs.{type}", "-q", "-F", *options, device], timeout=_SECONDS)
+
+
 def _arguments(type: str, size: int) -> tuple[str, ...]:
     if type == "xfs":
         return ("-q", "-f")
@@ -37,4 +59,4 @@ def _arguments(type: str, size: int) -> tuple[str, ...]:
         return _EXT
     if size < _SMALL_JOURNAL_FROM:
         return (*_EXT, *_JOURNAL)
-    return (*_EXT, *_JOURNAL, "-J", "size=16")
+    return (*_EXT, *_JOURNAL, *_SMALL_JOURNAL)

@@ -1,0 +1,155 @@
+"""Storage of the devmapper snapshotter: a thin device for each snapshot, under containerd's names.
+
+    ROOT/devices.sqlite   which device is whose
+    ROOT/devices.lock     held by who does what only one may do at a time
+    POOL                  the devices; one of them is the template, an empty filesystem
+
+A snapshot's device is a snapshot of its parent's device, or of the template's. It is active, as
+/dev/mapper/POOL-snap-ID, from `create` to `seal`, and again once its mounts are asked for. A sealed
+device is not active, so nothing can change it and it can be snapshotted as it is.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from lamina.core.driver import Ability, Snapshot
+from lamina.core.mount import Mount
+from lamina.core.snapshot import EMPTY_LABELS, Kind, Usage
+from lamina.errors import DataLoss
+from lamina.linux.dm import SECTOR, node
+from lamina.snapshotters.devmapper.devices import Device
+from lamina.snapshotters.devmapper.filesystem import is_damaged, mount_options
+from lamina.snapshotters.devmapper.template import Template
+from lamina.snapshotters.devmapper.volumes import Volumes
+
+log = logging.getLogger(__name__)
+
+
+class DevmapperDriver:
+    """The devmapper driver.
+
+    Args:
+        volumes: the devices; closed with the driver.
+        template: what snapshots without parent are copies of.
+    """
+
+    abilities: frozenset[Ability] = frozenset()
+
+    def __init__(self, volumes: Volumes, template: Template) -> None:
+        self._volumes = volumes
+        self._template = template
+        self._pool = volumes.pool
+
+    def create(self, snapshot: Snapshot) -> None:
+        """Make a copy of the parent's device, or of the template, and activate it.
+
+        Raises:
+            ResourceExhausted, FailedPrecondition: see `Pool.require_room`.
+            DataLoss: the parent's device is not in the pool.
+        """
+        self._pool.require_room()
+        if snapshot.parents:
+            origin = self._device(snapshot.parents[0])
+            device = self._volumes.snapshot_of(origin, snapshot.id)
+        else:
+            device = self._copy_of_template(snapshot.id)
+        name = self._pool.snapshot_name(snapshot.id)
+        self._volumes.activate(name, device)
+        self._volumes.devices.set_inherited(device.id, self._pool.mapped_sectors(name))
+
+    def mounts(self, snapshot: Snapshot) -> list[Mount]:
+        """Return the one mount of its device, which is activated if it is not, after a reboot."""
+        device = self._device(snapshot.id)
+        name = self._pool.snapshot_name(snapshot.id)
+        if not self._pool.is_active(name, device.id):
+            with self._volumes.alone():
+                self._volumes.activate(name, device)
+        options = mount_options(device.filesystem, read_only=snapshot.kind == Kind.VIEW)
+        return [Mount(device.filesystem, str(node(name)), options=options)]
+
+    def seal(self, snapshot: Snapshot) -> Usage:
+        """Measure and deactivate; what is still mounted goes on, apart from the snapshot.
+
+        Raises:
+            DataLoss: the kernel has noted errors in the filesystem.
+            ResourceExhausted, FailedPrecondition: see `Pool.require_writable`.
+        """
+        self._pool.require_writable()
+        device = self._device(snapshot.id)
+        name = self._pool.snapshot_name(snapshot.id)
+        info = self._pool.dm.find(name)
+        if info is not None and info.open_count and self._pool.leads_to(name, device.id):
+            device = self._volumes.replace(device)
+        usage = self._measure(device, intact=True)
+        self._pool.deactivate_later(name, device.id)
+        return usage
+
+    def usage(self, snapshot: Snapshot) -> Usage:
+        """Return what its device has mapped beyond what its parent had."""
+        return self._measure(self._device(snapshot.id))
+
+    def destroy(self, id: int) -> None:
+        """Delete its device.
+
+        Raises:
+            FailedPrecondition: it is mounted.
+        """
+        device = self._volumes.devices.of(id)
+        if device is None:
+            return
+        self._pool.deactivate(self._pool.snapshot_name(id), device.id)
+        self._volumes.delete(device)
+        self._volumes.sweep()
+
+    def ids(self) -> list[int]:
+        """List the snapshots that have a device, half made ones included."""
+        return list(self._volumes.devices.snapshots())
+
+    def sync(self) -> None:
+        """Sync the pool, then the rows that tell whose its devices are."""
+        self._pool.sync()
+        self._volumes.devices.flush()
+        self._volumes.sweep()
+
+    def info_labels(self, id: int) -> Mapping[str, str]:
+        """Return none."""
+        return EMPTY_LABELS
+
+    def close(self) -> None:
+        """Close the rows and the pool."""
+        self._volumes.close()
+
+    def _device(self, id: int) -> Device:
+        device = self._volumes.devices.of(id)
+        if device is None:
+            hint = "`lamina fsck` tells what can be done"
+            raise DataLoss("use the device of snapshot number", id, hint=hint)
+        return device
+
+    def _copy_of_template(self, id: int) -> Device:
+        template = self._template.ready()
+        try:
+            return self._volumes.snapshot_of(template, id)
+        except DataLoss:  # the pool was made anew, or another configuration has replaced it
+            self._template.drop(template)
+        return self._volumes.snapshot_of(self._template.ready(), id)
+
+    def _measure(self, device: Device, *, intact: bool = False) -> Usage:
+        """Measure a device under its own name or, where it is not active, a private one."""
+        name = self._pool.snapshot_name(device.snapshot or 0)
+        info = self._pool.dm.find(name)
+        if info and not info.goes_when_closed and self._pool.leads_to(name, device.id):
+            return self._measure_active(name, device, intact=intact)
+        with self._volumes.alone(), self._pool.active(device.id, device.sectors) as private:
+            return self._measure_active(private, device, intact=intact)
+
+    def _measure_active(self, name: str, device: Device, *, intact: bool) -> Usage:
+        if intact and is_damaged(node(name)):
+            raise DataLoss(
+                "use filesystem on", node(name),
+                hint="the kernel has noted errors in it: see dmesg, and start from its parent",
+            )  # fmt: skip
+        mapped = self._pool.mapped_sectors(name)
+        return Usage(0, max(mapped - device.inherited, 0) * SECTOR)
