@@ -22,6 +22,7 @@ from lamina.version import VERSION
 _VERBS = {
     "containers": ("lamina.cli.containers", "containers", "List, describe and remove containers."),
     "content": ("lamina.cli.content", "content", "List, print, store, label and remove blobs."),
+    "devmapper": ("lamina.cli.devmapper", "devmapper", "Set up and look after a thin pool."),
     "doctor": ("lamina.cli.doctor", "doctor", "Tell what works here, what does not, and why."),
     "fsck": ("lamina.cli.fsck", "fsck", "Check that the store and the disk agree; repair it."),
     "images": ("lamina.cli.images", "images", "Pull, list, check, name, mount and remove images."),

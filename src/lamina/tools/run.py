@@ -24,6 +24,7 @@ _PACKAGES = {
     "dmsetup": "dmsetup",
     "fuse-overlayfs": "fuse-overlayfs",
     "fusermount3": "fuse3",
+    "lvm": "lvm2",
     "mkfs.btrfs": "btrfs-progs",
     "mkfs.erofs": "erofs-utils",
     "mkfs.ext2": "e2fsprogs",
@@ -32,6 +33,9 @@ _PACKAGES = {
     "mkfs.xfs": "xfsprogs",
     "mount.fuse3": "fuse3",
     "runc": "runc",
+    "thin_check": "thin-provisioning-tools",
+    "thin_repair": "thin-provisioning-tools",
+    "thin_trim": "thin-provisioning-tools",
     "zfs": "zfsutils-linux",
 }
 """Debian package of each program, for the hint when it is missing."""

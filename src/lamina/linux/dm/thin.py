@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import os
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from lamina.errors import FormatError
 from lamina.linux.dm.control import DeviceMapper
@@ -53,6 +54,8 @@ class PoolStatus:
             written again.
         metadata_low_water: free metadata blocks below which it raises an event; None on kernels
             before 4.20.
+        discards: `discard_passdown`, `no_discard_passdown` (which it is, too, where what is below
+            takes none) or `ignore_discard`; "" when unknown.
     """
 
     mode: PoolMode
@@ -65,6 +68,25 @@ class PoolStatus:
     fails_when_full: bool = False
     needs_check: bool = False
     metadata_low_water: int | None = None
+    discards: str = ""
+
+
+class PoolTable(NamedTuple):
+    """What a pool's table says; see `pool_target`.
+
+    Attributes:
+        metadata: the metadata device, as a path or MAJOR:MINOR.
+        data: the data device, likewise.
+        block_sectors: the size of a block.
+        low_water: free data blocks below which the pool raises an event.
+        features: the words that differ from the kernel's defaults.
+    """
+
+    metadata: str
+    data: str
+    block_sectors: int
+    low_water: int
+    features: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +199,7 @@ def parse_pool_status(text: str) -> PoolStatus:
         return PoolStatus(PoolMode(text))
     words = text.split()
     try:
-        transaction_id, metadata, data, held_root, mode, _discard, when_full = words[:7]
+        transaction_id, metadata, data, held_root, mode, discards, when_full = words[:7]
         used_metadata, total_metadata = map(int, metadata.split("/"))
         used_data, total_data = map(int, data.split("/"))
         return PoolStatus(
@@ -191,10 +213,26 @@ def parse_pool_status(text: str) -> PoolStatus:
             fails_when_full=when_full == "error_if_no_space",
             needs_check="needs_check" in words[7:8],
             metadata_low_water=int(words[8]) if len(words) > 8 else None,
+            discards=discards,
         )
     except ValueError as error:
         expected = "a transaction id, used/total of metadata and data, root, mode, options"
         raise FormatError("thin-pool status", 0, expected=expected, got=repr(text)) from error
+
+
+def parse_pool_table(text: str) -> PoolTable:
+    """Parse the table of a `thin-pool` target.
+
+    Raises:
+        FormatError: it is none.
+    """
+    try:
+        metadata, data, block_sectors, low_water, count, *words = text.split()
+        features = tuple(words[: int(count)])
+        return PoolTable(metadata, data, int(block_sectors), int(low_water), features)
+    except ValueError as error:
+        expected = "metadata, data, block size, low water, count of features"
+        raise FormatError("thin-pool table", 0, expected=expected, got=repr(text)) from error
 
 
 def parse_thin_status(text: str) -> ThinStatus:

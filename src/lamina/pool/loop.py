@@ -1,0 +1,199 @@
+"""The recipe with two sparse files on loop devices, as containerd's documentation has it.
+
+The loop devices go by themselves when the pool's device goes, which is all that holds them.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from lamina.core.units import format_size
+from lamina.errors import AlreadyExists, DataLoss, FailedPrecondition
+from lamina.linux.dm import DeviceMapper, node
+from lamina.linux.loop import LoopDevice, attached
+from lamina.pool.devices import active_pool, remove_device, remove_idle
+from lamina.pool.plan import LoopPlan, pool_table
+from lamina.pool.record import Record, sync_directory
+
+log = logging.getLogger(__name__)
+
+Say = Callable[[str], None]
+
+_UUID = "LAMINA-pool-"
+_MODE = 0o600
+
+
+class LoopPool:
+    """A pool on two files; `make` and `remove` go on where a killed process was."""
+
+    def __init__(self, dm: DeviceMapper, record: Record, say: Say) -> None:
+        self._dm = dm
+        self._record = record
+        self._say = say
+        self._directory = Path(record.directory)
+        self.device = record.device
+        self.data = self._directory / f"{record.device}.data"
+        self.metadata = self._directory / f"{record.device}.metadata"
+
+    @staticmethod
+    def record(plan: LoopPlan) -> Record:
+        """Return what is recorded of a plan."""
+        return Record(
+            device=plan.pool,
+            kind="loop",
+            data_bytes=plan.data_bytes,
+            metadata_bytes=plan.metadata_bytes,
+            directory=str(plan.directory),
+        )
+
+    def check(self) -> None:
+        """Make sure that nothing of somebody else's is in the way.
+
+        Raises:
+            AlreadyExists: the name is taken, or a file is there.
+        """
+        if self._dm.find(self.device) is not None:
+            hint = "another pool, or something else, has that name: choose one with --pool"
+            raise AlreadyExists("make device", node(self.device), hint=hint)
+        for file in (self.data, self.metadata):
+            if file.exists():
+                hint = "choose another directory with --dir, or remove it if it is of no use"
+                raise AlreadyExists("make file", file, hint=hint)
+
+    def make(self) -> None:
+        """Make what is not there yet, and activate it.
+
+        A file that is there is not emptied: it may be of a pool that is in use already.
+        """
+        record = self._record
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for file, size in (
+            (self.metadata, record.metadata_bytes),
+            (self.data, record.data_bytes),
+        ):
+            if not file.exists() or file.stat().st_size < size:
+                self._say(f"make {file}, sparse, of {format_size(size)}")
+                _make_sparse(file, size)
+        sync_directory(self._directory)
+        self._warn_of_small_disk()
+        self.activate()
+
+    def activate(self) -> bool:
+        """Make the pool's device; return whether it was not there.
+
+        Raises:
+            DataLoss: a file is missing.
+            FailedPrecondition: another device has its name, or the kernel refuses its metadata.
+        """
+        if active_pool(self._dm, self.device) is not None:
+            self._require_ours()
+            return False
+        if self._dm.find(self.device) is not None:  # without table: of one who was killed
+            self._require_ours()
+            remove_device(self._dm, self.device)
+        for file in (self.data, self.metadata):
+            if not file.exists():
+                hint = "is its disk mounted? If it is lost: `lamina devmapper teardown --force`"
+                raise DataLoss("find the pool's file", file, hint=hint)
+        self._say(f"activate pool {self.device}")
+        with self.loops() as (data, metadata):
+            self._activate(data.path, metadata.path)
+        return True
+
+    def deactivate(self) -> None:
+        """Take the pool's device away, and with it the loop devices.
+
+        Raises:
+            FailedPrecondition: devices on it are in use.
+        """
+        remove_idle(self._dm, self.device)
+        if self._dm.find(self.device) is not None:
+            self._require_ours()
+            self._say(f"deactivate pool {self.device}")
+            remove_device(self._dm, self.device)
+
+    def remove(self) -> None:
+        """Remove whatever of it is there; what is on it is lost."""
+        self.deactivate()
+        for file in self.files():
+            if file.exists():
+                self._say(f"remove {file}")
+                file.unlink(missing_ok=True)
+        if self._directory.exists():
+            sync_directory(self._directory)
+
+    def files(self) -> list[Path]:
+        """Return its files, and those that repairs have left."""
+        prefix = f"{self.metadata.name}."
+        kept = [path for path in _children(self._directory) if path.name.startswith(prefix)]
+        return [self.data, self.metadata, *kept]
+
+    @contextmanager
+    def loops(self) -> Iterator[tuple[LoopDevice, LoopDevice]]:
+        """Have its data and its metadata as block devices for the body."""
+        with ExitStack() as stack:
+            yield (
+                stack.enter_context(attached_directly(self.data)),
+                stack.enter_context(attached_directly(self.metadata)),
+            )
+
+    def _activate(self, data: str, metadata: str) -> None:
+        target = pool_table(self.data.stat().st_size, metadata=metadata, data=data)
+        try:
+            self._dm.activate(self.device, [target], uuid=_UUID + self.device)
+        except OSError as error:
+            raise FailedPrecondition(
+                f"activate pool {self.device}: {error.strerror}",
+                hint="dmesg says more; then `lamina devmapper check` and `... repair`",
+            ) from error
+
+    def _require_ours(self) -> None:
+        info = self._dm.find(self.device)
+        if info is not None and info.uuid != _UUID + self.device:
+            hint = "something else has that name: remove it, or choose another with --pool"
+            raise FailedPrecondition("use device", node(self.device), hint=hint)
+
+    def _warn_of_small_disk(self) -> None:
+        free = shutil.disk_usage(self._directory).free
+        wanted = self._record.data_bytes + self._record.metadata_bytes
+        if free < wanted:
+            log.warning(
+                "%s has %s free, less than the %s that the pool may come to take;"
+                " a pool whose disk is full fails",
+                *(self._directory, format_size(free), format_size(wanted)),
+            )
+
+
+@contextmanager
+def attached_directly(file: Path) -> Iterator[LoopDevice]:
+    """Attach a file past the page cache, where its filesystem can do that."""
+    try:
+        attachment = attached(file, direct_io=True)
+        device = attachment.__enter__()
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # kernels before 5.8, on tmpfs and the like
+            raise
+        attachment = attached(file)
+        device = attachment.__enter__()
+    with ExitStack() as stack:
+        stack.push(attachment)
+        yield device
+
+
+def _make_sparse(file: Path, size: int) -> None:
+    fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _MODE)
+    try:
+        os.ftruncate(fd, size)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _children(directory: Path) -> list[Path]:
+    return list(directory.iterdir()) if directory.is_dir() else []

@@ -1,0 +1,294 @@
+"""Setting pools up and tearing them down: the order of things, for either recipe.
+
+`setup` and `teardown` may be killed anywhere: run again, they finish what the record says.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple, assert_never
+
+from lamina.core.units import format_size
+from lamina.errors import FailedPrecondition, LaminaError
+from lamina.linux.dm import DeviceMapper
+from lamina.linux.dm.thin import PoolMode, pool_status
+from lamina.pool.devices import active_pool, fail_all, thin_devices
+from lamina.pool.disk import content, require_unused
+from lamina.pool.loop import LoopPool
+from lamina.pool.lvm import LvmPool
+from lamina.pool.plan import LoopPlan, LvmPlan
+from lamina.pool.record import Record, Records
+from lamina.pool.snapshots import RecordedSnapshots
+from lamina.pool.status import read_status
+from lamina.pool.unit import BootUnit, unit_text
+
+log = logging.getLogger(__name__)
+
+Say = Callable[[str], None]
+Confirm = Callable[[str], bool]
+
+_SHOWN = 5
+
+
+class Site(NamedTuple):
+    """Where pools are set up.
+
+    Attributes:
+        dm: device-mapper.
+        records: what was set up.
+        root: Lamina's.
+        program: what runs `lamina`, for the unit.
+        unit: makes the unit of a pool's device.
+        snapshots: what the snapshotter has recorded on a pool's device.
+        say: told of each step before it is done.
+    """
+
+    dm: DeviceMapper
+    records: Records
+    root: Path
+    program: Sequence[str]
+    unit: Callable[[str], BootUnit]
+    snapshots: Callable[[str], RecordedSnapshots]
+    say: Say
+
+    def activation(self, device: str) -> tuple[str, ...]:
+        """Return the command that activates a pool after a boot."""
+        words = ("--root", str(self.root), "devmapper", "activate", "--pool", device)
+        return (*self.program, *words)
+
+
+class Made(NamedTuple):
+    """What a set-up came to.
+
+    Attributes:
+        record: of the pool.
+        was_there: it was set up before; at most it had to be activated.
+        starts_at_boot: systemd activates it; otherwise somebody else must.
+    """
+
+    record: Record
+    was_there: bool
+    starts_at_boot: bool
+
+
+def recipe(site: Site, record: Record) -> LoopPool | LvmPool:
+    """Return the recipe that a record was made by."""
+    match record.kind:
+        case "loop":
+            return LoopPool(site.dm, record, site.say)
+        case "lvm":
+            return LvmPool(site.dm, record, site.say)
+        case _:
+            assert_never(record.kind)
+
+
+def setup(site: Site, plan: LoopPlan | LvmPlan, *, confirm: Confirm) -> Made:
+    """Set a pool up, or see to it that the one that is there is whole and active.
+
+    What fails is undone. One that another run has left half-made is finished.
+
+    Args:
+        site: where.
+        plan: what it is to be.
+        confirm: asked before anything on a disk is lost, with what it is.
+
+    Raises:
+        FailedPrecondition: there is another pool of that name; the disk is in use; `confirm` said
+            no.
+        AlreadyExists: something else has the name.
+    """
+    wanted = LoopPool.record(plan) if isinstance(plan, LoopPlan) else LvmPool.record(plan)
+    with site.records.locked():
+        found = site.records.get(wanted.device)
+        if found is not None and found.state == "removing":
+            site.say(f"finish the teardown of {found.device}, which was interrupted")
+            _remove_all(site, found)
+            found = None
+        if found is None:
+            _make(site, wanted, confirm)
+            return Made(replace(wanted, state="ready"), False, _install_unit(site, wanted))
+        _require_same(found, wanted)
+        was_made = found.state == "ready"
+        if was_made:
+            recipe(site, found).activate()
+        else:
+            site.say(f"finish {found.device}, which an interrupted run has left half-made")
+            recipe(site, found).make()
+            site.records.write(replace(found, state="ready"))
+        return Made(replace(found, state="ready"), was_made, _install_unit(site, found))
+
+
+def activate(site: Site, name: str | None) -> list[tuple[str, bool]]:
+    """Activate the pool of that name, or all; return their names, and whether they were not.
+
+    Raises:
+        FailedPrecondition: one is half-made, or cannot be activated; the others are.
+    """
+    failures: list[LaminaError] = []
+    results = []
+    with site.records.locked():
+        for record in [site.records.find(name)] if name else site.records.all():
+            try:
+                results.append((record.device, _activate(site, record)))
+            except LaminaError as error:
+                failures.append(error)
+    for failure in failures[1:]:
+        log.warning("%s", failure)
+    if failures:
+        raise failures[0]
+    return results
+
+
+def deactivate(site: Site, name: str | None) -> str:
+    """Deactivate a pool and the devices on it, which keep their content; return its name.
+
+    Raises:
+        FailedPrecondition: devices on it are in use.
+    """
+    with site.records.locked():
+        record = site.records.find(name)
+        recipe(site, record).deactivate()
+        return record.device
+
+
+def losses(site: Site, record: Record) -> list[str]:
+    """Say what would be lost with a pool; nothing when nobody has a use for it."""
+    snapshots = site.snapshots(record.device)
+    found = []
+    if keys := snapshots.keys():
+        more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+        found.append(f"{len(keys)} snapshots ({', '.join(keys[:_SHOWN])}{more})")
+    used = [str(device) for device in thin_devices(site.dm, record.device) if device.open_count]
+    if used:
+        found.append(f"what uses {', '.join(used)}")
+    if not keys and not snapshots.directory.exists() and (data := _used_data(site, record)):
+        found.append(f"{format_size(data)} of data that somebody else has put there")
+    return found
+
+
+def teardown(site: Site, name: str | None, *, force: bool) -> str:
+    """Remove a pool, its files or its volume group, its unit, and what is recorded on it.
+
+    Args:
+        site: where it is.
+        name: which.
+        force: also where something is lost; whatever has devices mounted gets I/O errors.
+
+    Returns:
+        Its name.
+
+    Raises:
+        FailedPrecondition: something would be lost, and no `force`; or a process has the records
+            open.
+    """
+    with site.records.locked():
+        record = site.records.find(name)
+        lost = losses(site, record)
+        if lost and not force and record.state != "removing":
+            hint = f"--force would lose {'; and '.join(lost)}"
+            raise FailedPrecondition("tear down pool", record.device, hint=hint)
+        for each in lost:
+            log.warning("lost: %s", each)
+        _remove_all(site, record)
+        return record.device
+
+
+def _make(site: Site, wanted: Record, confirm: Confirm) -> None:
+    made = recipe(site, wanted)
+    made.check()
+    if wanted.kind == "lvm":
+        _confirm_wipe(Path(wanted.disk), confirm)
+    site.records.write(wanted)
+    try:
+        made.make()
+        site.records.write(replace(wanted, state="ready"))
+    except BaseException:
+        site.say(f"undo what was made of {wanted.device}")
+        try:
+            _remove(site, wanted)
+        except (LaminaError, OSError) as error:
+            log.warning("not all was undone, see `lamina devmapper teardown`: %s", error)
+        raise
+
+
+def _confirm_wipe(disk: Path, confirm: Confirm) -> None:
+    require_unused(disk)
+    lost = content(disk)
+    if lost and not confirm(f"{disk} is not empty: {', '.join(lost)} would be lost"):
+        raise FailedPrecondition(
+            f"use {disk}, which has content: {', '.join(lost)}",
+            hint="nothing was changed; --wipe sets the pool up all the same, and that is lost",
+        )
+
+
+def _require_same(found: Record, wanted: Record) -> None:
+    """Refuse to take a pool for another one of its name; sizes count only where they were given."""
+    differences = [
+        f"{what} {have}, not {want}"
+        for what, have, want in (
+            ("recipe", found.kind, wanted.kind),
+            ("directory", found.directory, wanted.directory),
+            ("disk", found.disk, wanted.disk),
+            ("bytes of data", found.data_bytes, wanted.data_bytes),
+            ("bytes of metadata", found.metadata_bytes, wanted.metadata_bytes),
+        )
+        if have != want
+    ]
+    if differences:
+        raise FailedPrecondition(
+            f"set up pool {wanted.device}, which is there with {', '.join(differences)}",
+            hint="choose another --pool, or `lamina devmapper teardown` that one",
+        )
+
+
+def _activate(site: Site, record: Record) -> bool:
+    if record.state != "ready":
+        verb = "setup" if record.state == "making" else "teardown"
+        hint = f"run the interrupted `lamina devmapper {verb}` again"
+        raise FailedPrecondition("activate pool", record.device, hint=hint)
+    changed = recipe(site, record).activate()
+    status = pool_status(site.dm, record.device, flush=False)
+    if status.mode != PoolMode.READ_WRITE or status.needs_check:
+        log.warning(
+            "pool %s takes no changes (%s%s): `lamina devmapper deactivate`, then `... check`",
+            *(record.device, status.mode.value, ", needs_check" if status.needs_check else ""),
+        )
+    return changed
+
+
+def _remove_all(site: Site, record: Record) -> None:
+    snapshots = site.snapshots(record.device)
+    snapshots.require_closed()
+    site.records.write(replace(record, state="removing"))
+    snapshots.forget()
+    _remove(site, record)
+
+
+def _remove(site: Site, record: Record) -> None:
+    site.records.write(replace(record, state="removing"))
+    unit = site.unit(record.device)
+    if unit.remove():
+        site.say(f"removed {unit.path}")
+    fail_all(site.dm, record.device)
+    recipe(site, record).remove()
+    site.records.remove(record.device)
+
+
+def _install_unit(site: Site, record: Record) -> bool:
+    unit = site.unit(record.device)
+    if not unit.possible:
+        return False
+    places = [site.root, *([Path(record.directory)] if record.directory else [])]
+    text = unit_text(record.device, site.activation(record.device), places=places)
+    if unit.install(text):
+        site.say(f"wrote and enabled {unit.path}")
+    return True
+
+
+def _used_data(site: Site, record: Record) -> int:
+    if active_pool(site.dm, record.device) is None:
+        return 0
+    return read_status(site.dm, record.device).data_used

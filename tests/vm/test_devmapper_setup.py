@@ -1,0 +1,343 @@
+"""`lamina devmapper` on a real kernel: both recipes from set-up to teardown."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lamina.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from lamina.linux.dm import SECTOR, DeviceMapper, Target, node, thin
+from lamina.pool import manage, upkeep
+from lamina.pool.lvm import PROFILES
+from lamina.pool.manage import Site
+from lamina.pool.plan import plan_loop, plan_lvm
+from lamina.pool.status import read_status
+from tests.filesystems import mounted
+from tests.fixtures_command import Command
+from tests.fixtures_thin_pool import device_name, loop_device
+from tests.isolation import device_names
+from tests.vm.pools import MIB, made_pool, no, open_site, yes
+
+pytestmark = [pytest.mark.dm(boot="setup"), pytest.mark.root]
+
+SMALL = ("--data-size", "64M", "--meta-size", "4m")
+DISK_BYTES = 256 * MIB
+BLOCK = 4096
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with open_site(tmp_path / "root") as opened:
+        yield opened
+
+
+@pytest.fixture
+def name() -> str:
+    return device_name("pool")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with loop_device(tmp_path / "disk", DISK_BYTES) as device:
+        yield Path(device)
+
+
+def dmsetup(*words: str) -> str:
+    done = subprocess.run(("dmsetup", *words), check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def bound_files() -> list[str]:
+    backing = Path("/sys/block").glob("loop*/loop/backing_file")
+    return [path.read_text().strip() for path in backing]
+
+
+def mkfs(device: Path) -> None:
+    subprocess.run(("mkfs.ext4", "-q", "-L", "precious", device), check=True)
+
+
+def lvs(*fields: str, group: str) -> list[str]:
+    argv = ("lvm", "lvs", "--noheadings", "--separator", "|", "-o", ",".join(fields), group)
+    done = subprocess.run(argv, check=True, capture_output=True, text=True)
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("time", ["first", "second"])
+def test_loop_recipe(command: Command, time: str) -> None:
+    setup = ("devmapper", "setup", "--loop", *SMALL, "--image-size", "16MiB")
+    first = command.run(*setup)
+    assert "pool devpool is active\n" in first.stderr.decode()
+    (section,) = tomllib.loads(first.stdout.decode())["plugins"].values()
+    assert section == {"pool_name": "devpool", "base_image_size": "16MiB", "discard_blocks": True}
+    start, sectors, kind, _metadata, _data, *rest = dmsetup("table", "devpool").split()
+    assert (start, sectors, kind) == ("0", str(64 * MIB // SECTOR), "thin-pool")
+    assert rest == ["128", "128", "1", "skip_block_zeroing"]
+    files = [command.root / "devmapper" / f"devpool.{what}" for what in ("data", "metadata")]
+    assert [file.stat().st_size for file in files] == [64 * MIB, 4 * MIB]
+    assert [file.stat().st_mode & 0o777 for file in files] == [0o600, 0o600]
+
+    again = command.run(*setup)
+    assert "set up before" in again.stderr.decode()
+    assert again.stdout == first.stdout
+    report = command.json("devmapper", "status", "--json")
+    assert report["Mode"] == "rw"
+    assert report["Data"] == {"Used": 0, "Total": 64 * MIB}
+    assert report["DataDevice"]["File"] == str(files[0])
+    assert "64.0 MiB" in command.out("devmapper", "status")
+
+    command.run("devmapper", "deactivate")
+    assert device_names() == []
+    assert not set(bound_files()) & set(map(str, files))
+    assert "activate it" in command.error("devmapper", "status", code=3)
+    command.run("devmapper", "activate")
+    command.run("devmapper", "activate")
+
+    command.run("devmapper", "teardown")
+    assert device_names() == []
+    assert [path.name for path in (command.root / "devmapper").iterdir()] == ["lock"]
+    assert "none was set up" in command.error("devmapper", "teardown", code=3)
+
+
+@pytest.mark.parametrize("time", ["first", "second"])
+def test_lvm_recipe(command: Command, disk: Path, time: str) -> None:
+    mkfs(disk)
+    group = device_name("vg")
+    setup = ("devmapper", "setup", "--device", disk, "--vg", group, "--pool", "thin")
+    said = command.error(*setup, code=7)
+    assert "ext4 'precious'" in said
+    assert "--wipe" in said
+    assert b"precious" in disk.read_bytes()[:MIB]
+
+    first = command.run(*setup, "--wipe")
+    (section,) = tomllib.loads(first.stdout.decode())["plugins"].values()
+    device = f"{group.replace('-', '--')}-thin"
+    assert section["pool_name"] == device
+    assert " thin-pool " in dmsetup("table", device)
+    assert lvs("lv_name", "chunk_size", "zero", "discards", group=group) == [
+        "thin|64.00k||passdown"
+    ]
+    (profile,) = lvs("lv_profile", group=group)
+    assert "threshold = 80" in (PROFILES / f"{profile}.profile").read_text()
+    assert command.run(*setup).stdout == first.stdout
+    assert command.json("devmapper", "status", "--json")["Mode"] == "rw"
+    command.run("devmapper", "deactivate", "--pool", "thin")
+    command.run("devmapper", "check")
+    command.run("devmapper", "activate", "--pool", device)
+
+    command.run("devmapper", "teardown")
+    assert device_names() == []
+    assert not (PROFILES / f"{profile}.profile").exists()
+    assert subprocess.check_output(("wipefs", disk)) == b""
+
+
+def test_disks_that_are_refused(site: Site, disk: Path, tmp_path: Path) -> None:
+    def refusal(device: Path) -> str:
+        with pytest.raises((FailedPrecondition, InvalidArgument)) as raised:
+            manage.setup(site, plan_lvm("thin", group, device), confirm=yes)
+        assert site.records.all() == []
+        return str(raised.value)
+
+    group = device_name("vg")
+    assert "no such device" in refusal(tmp_path / "none")
+    (tmp_path / "file").touch()
+    assert "no block device" in refusal(tmp_path / "file")
+    mkfs(disk)
+    (tmp_path / "at").mkdir()
+    subprocess.run(("mount", disk, tmp_path / "at"), check=True)
+    try:
+        assert f"mounted on {tmp_path / 'at'}" in refusal(disk)
+    finally:
+        subprocess.run(("umount", tmp_path / "at"), check=True)
+    user = device_name("user")
+    with DeviceMapper() as dm:
+        dm.activate(user, [Target(0, 8, "linear", f"{disk} 0")])
+        assert f"part of {user}" in refusal(disk)
+        dm.remove(user)
+    fd = os.open(disk, os.O_RDONLY | os.O_EXCL)
+    assert "for itself" in refusal(disk)
+    os.close(fd)
+    with pytest.raises(FailedPrecondition, match="precious"):
+        manage.setup(site, plan_lvm("thin", group, disk), confirm=no)
+    assert b"precious" in disk.read_bytes()[:MIB]
+
+
+def test_partitioned_disk_is_refused(site: Site, disk: Path) -> None:
+    partition = struct.pack("<B3sB3sII", 0, b"", 0x83, b"", 2048, 8192)
+    with disk.open("r+b") as file:
+        file.write((bytes(446) + partition).ljust(510, b"\0") + b"\x55\xaa")
+    with pytest.raises(FailedPrecondition, match=f"dos on {disk}"):
+        manage.setup(site, plan_lvm("thin", device_name("vg"), disk), confirm=no)
+
+
+def test_names_and_files_of_others_stay(site: Site, name: str, tmp_path: Path) -> None:
+    plan = plan_loop(name, tmp_path, 64 * MIB, 4 * MIB)
+    site.dm.activate(name, [Target(0, 8, "zero", "")])
+    with pytest.raises(AlreadyExists, match=name):
+        manage.setup(site, plan, confirm=no)
+    site.dm.remove(name)
+    file = tmp_path / f"{name}.data"
+    file.write_text("somebody's")
+    with pytest.raises(AlreadyExists, match="make file"):
+        manage.setup(site, plan, confirm=no)
+    assert file.read_text() == "somebody's"
+    assert site.records.all() == []
+
+
+def test_set_up_with_other_sizes_is_refused(site: Site, name: str, tmp_path: Path) -> None:
+    with made_pool(site, name, tmp_path):
+        with pytest.raises(FailedPrecondition, match=r"bytes of data .*teardown"):
+            manage.setup(site, plan_loop(name, tmp_path, 65 * MIB, 4 * MIB), confirm=no)
+        with pytest.raises(FailedPrecondition, match="directory"):
+            manage.setup(site, plan_loop(name, tmp_path / "b", 64 * MIB, 4 * MIB), confirm=no)
+
+
+def test_what_fails_is_undone(site: Site, name: str, tmp_path: Path) -> None:
+    with mounted(tmp_path, "mkfs.ext4", "-q") as place:
+        with pytest.raises(OSError, match="too large"):
+            manage.setup(site, plan_loop(name, place / "pool", 32 << 40, 4 * MIB), confirm=no)
+        assert list((place / "pool").iterdir()) == []
+    assert site.records.all() == []
+    assert device_names() == []
+
+
+def test_lvm_that_fails_is_undone(site: Site, disk: Path) -> None:
+    group = device_name("vg")
+    with pytest.raises(InvalidArgument, match="--data-size"):
+        manage.setup(site, plan_lvm("thin", group, disk, 1 << 40), confirm=no)
+    assert subprocess.check_output(("wipefs", disk)) == b""
+    assert site.records.all() == []
+    assert not list(PROFILES.glob(f"*{group.replace('-', '--')}*"))
+
+
+def activate_thin(site: Site, pool: str, id: int, *, new: bool = True) -> Path:
+    """Make a thin device of 32 MiB visible."""
+    if new:
+        thin.create_thin(site.dm, pool, id)
+    number = site.dm.info(pool).number
+    target = thin.thin_target(pool=number, device_id=id, sectors=32 * MIB // SECTOR)
+    site.dm.activate(f"{pool}-snap-{id}", [target])
+    return node(f"{pool}-snap-{id}")
+
+
+def test_pool_in_use_stays_unless_forced(site: Site, name: str, tmp_path: Path) -> None:
+    with made_pool(site, name, tmp_path):
+        device = activate_thin(site, name, 1)
+        mkfs(device)
+        (tmp_path / "at").mkdir()
+        subprocess.run(("mount", device, tmp_path / "at"), check=True)
+        try:
+            with pytest.raises(FailedPrecondition, match=f"{device.name} .*{tmp_path / 'at'}"):
+                manage.teardown(site, name, force=False)
+            with pytest.raises(FailedPrecondition, match=device.name):
+                manage.deactivate(site, name)
+            for function in (upkeep.check, upkeep.repair):
+                with pytest.raises(FailedPrecondition, match="lamina devmapper deactivate"):
+                    function(site, site.records.find(name))
+            assert (device.name, 1) in [
+                (each.device.name, each.device.open_count)
+                for each in read_status(site.dm, name).devices
+            ]
+            manage.teardown(site, name, force=True)
+        finally:
+            subprocess.run(("umount", tmp_path / "at"), check=True)
+    assert device_names() == []
+    assert not list(tmp_path.glob(f"{name}.*"))
+
+
+def test_data_of_somebody_else_stays_unless_forced(site: Site, name: str, tmp_path: Path) -> None:
+    with made_pool(site, name, tmp_path):
+        mkfs(activate_thin(site, name, 1))
+        subprocess.run(("sync",), check=True)
+        with pytest.raises(FailedPrecondition, match="somebody else"):
+            manage.teardown(site, name, force=False)
+        manage.deactivate(site, name)
+        assert device_names() == []
+
+
+def test_trim_gives_space_back(site: Site, name: str, tmp_path: Path) -> None:
+    with made_pool(site, name, tmp_path) as record:
+        device = activate_thin(site, name, 1)
+        mkfs(device)
+        (tmp_path / "at").mkdir()
+        subprocess.run(("mount", device, tmp_path / "at"), check=True)
+        try:
+            (tmp_path / "at/file").write_bytes(os.urandom(8 * MIB))
+            os.sync()
+            (tmp_path / "at/file").unlink()
+            os.sync()
+            trimmed = upkeep.trim(site, record)
+        finally:
+            subprocess.run(("umount", tmp_path / "at"), check=True)
+        assert trimmed is not None
+        assert trimmed.filesystems[str(tmp_path / "at")]
+        assert trimmed.before - trimmed.after >= 7 * MIB
+
+        device.write_bytes(os.urandom(16 * MIB))
+        os.sync()
+        site.dm.remove(device.name)
+        thin.delete(site.dm, name, 1)
+        manage.deactivate(site, name)
+        file = tmp_path / f"{name}.data"
+        before = file.stat().st_blocks * 512
+        assert upkeep.trim(site, record) is None
+        assert before - file.stat().st_blocks * 512 >= 15 * MIB
+
+
+def damage(metadata: Path) -> None:
+    """Zero the first block, not the superblock, of which thin_check says that this is damage."""
+    with loop_device(metadata, 0) as device, open(device, "r+b", buffering=0) as file:
+        for start in range(BLOCK, 4 * MIB, BLOCK):
+            block = os.pread(file.fileno(), BLOCK, start)
+            os.pwrite(file.fileno(), bytes(BLOCK), start)
+            os.fsync(file.fileno())
+            checked = subprocess.run(("thin_check", "-q", device), capture_output=True)
+            if checked.returncode:
+                return
+            os.pwrite(file.fileno(), block, start)
+    raise AssertionError("nothing that thin_check minds")
+
+
+def test_damaged_metadata_is_repaired(command: Command) -> None:
+    command.run("devmapper", "setup", "--loop", *SMALL)
+    with open_site(command.root) as site:
+        activate_thin(site, "devpool", 1).write_bytes(b"content".ljust(4096))
+        activate_thin(site, "devpool", 2)
+        os.sync()
+    assert "deactivate" in command.error("devmapper", "check", code=7)
+    command.run("devmapper", "deactivate")
+    assert "sound" in command.out("devmapper", "check")
+    damage(command.root / "devmapper/devpool.metadata")
+
+    assert "lamina devmapper repair" in command.error("devmapper", "check", code=13)
+    said = command.out("devmapper", "repair")
+    (kept,) = (command.root / "devmapper").glob("devpool.metadata.damaged-*")
+    assert str(kept) in said
+    assert "sound" in command.out("devmapper", "check")
+    command.run("devmapper", "activate")
+    with open_site(command.root) as site:
+        again = activate_thin(site, "devpool", 1, new=False)
+        with again.open("rb") as file:
+            assert file.read(7) == b"content"
+        assert read_status(site.dm, "devpool").mode is thin.PoolMode.READ_WRITE
+    assert "somebody else" in command.error("devmapper", "teardown", code=7)
+    command.run("devmapper", "teardown", "--force")
+    assert not kept.exists()
+
+
+def test_metadata_beyond_repair_stays_as_it_was(command: Command) -> None:
+    command.run("devmapper", "setup", "--loop", *SMALL)
+    command.run("devmapper", "deactivate")
+    metadata = command.root / "devmapper/devpool.metadata"
+    metadata.write_bytes(bytes(range(256)) * (4 * MIB // 256))
+    before = metadata.read_bytes()
+    command.run("devmapper", "repair", code=None)
+    assert "dmesg" in command.error("devmapper", "activate", code=7)
+    assert metadata.read_bytes() == before
+    assert [path.name for path in metadata.parent.glob("devpool.metadata.*")] == []
+    command.run("devmapper", "teardown", "--force")
