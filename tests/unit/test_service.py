@@ -87,13 +87,35 @@ def test_paths_are_containerds(engine: Engine) -> None:
     methods = snapshots_methods(lambda name: engine, lambda *_: None)
     service = pb.DESCRIPTOR.services_by_name["Snapshots"]
     assert {f"/{service.full_name}/{m.name}" for m in service.methods} == set(methods)
-    assert {path.rpartition("/")[2] for path in methods if methods[path].inline} == {
-        "Stat",
-        "Mounts",
-    }
     assert [path for path in methods if methods[path].stream] == [
         "/containerd.services.snapshots.v1.Snapshots/List"
     ]
+
+
+def test_only_what_never_waits_runs_on_the_event_loop(engine: Engine, tmp_path: Path) -> None:
+    class PromptDriver(FileDriver):
+        mounts_at_once = True
+
+    (tmp_path / "prompt").mkdir()
+    with Engine("prompt", PromptDriver(tmp_path / "prompt"), tmp_path / "prompt") as prompt:
+        known = {"model": engine, "prompt": prompt}
+
+        def lookup(name: str) -> Snapshotter:
+            if name not in known:
+                raise InvalidArgument(f"snapshotter not loaded: {name}")
+            return known[name]
+
+        methods = snapshots_methods(lookup, lambda *_: None)
+        inline = {
+            (path.rpartition("/")[2], name)
+            for path, method in methods.items()
+            for name in ("model", "prompt", "nobody")
+            if method.is_inline(pb.MountsRequest(snapshotter=name).SerializeToString())
+        }
+    everyone = {("Stat", name) for name in ("model", "prompt", "nobody")}
+    assert inline == {*everyone, ("Mounts", "prompt"), ("Mounts", "nobody")}
+    mounts = methods[f"/{SERVICE}/Mounts"]
+    assert mounts.is_inline(b"\xff"), "the handler says what is wrong"
 
 
 @pytest.mark.parametrize("kind", [Kind.ACTIVE, Kind.VIEW, Kind.COMMITTED])

@@ -33,6 +33,7 @@ class Call:
 
 Handler = Callable[[bytes, Call], bytes]
 StreamHandler = Callable[[bytes, Call], Iterator[bytes]]
+Inline = Callable[[bytes], bool]
 
 
 class Method:
@@ -42,21 +43,37 @@ class Method:
 
     Args:
         handle: gets the serialised request, and returns or yields serialised responses.
-        inline: run it on the event loop; only for what never waits for anything.
+        inline: run it on the event loop, always or where this says so of a request, without
+            raising; only for what never waits for anything.
         stream: `handle` yields responses.
     """
 
     __slots__ = ("inline", "stream", "unary")
 
     @overload
-    def __init__(self, handle: Handler, *, inline: bool = False) -> None: ...
+    def __init__(self, handle: Handler, *, inline: bool | Inline = False) -> None: ...
 
     @overload
     def __init__(self, handle: StreamHandler, *, stream: Literal[True]) -> None: ...
 
     def __init__(
-        self, handle: Handler | StreamHandler, *, inline: bool = False, stream: bool = False
+        self,
+        handle: Handler | StreamHandler,
+        *,
+        inline: bool | Inline = False,
+        stream: bool = False,
     ) -> None:
         self.inline = inline
         self.unary = None if stream else cast(Handler, handle)
         self.stream = cast(StreamHandler, handle) if stream else None
+
+    def is_inline(self, request: bytes) -> bool:
+        """Tell whether to answer this request on the event loop."""
+        return self.inline if isinstance(self.inline, bool) else self.inline(request)
+
+    def on_thread(self) -> Method:
+        """Return the same method, never run on the event loop."""
+        if self.stream is not None:
+            return Method(self.stream, stream=True)
+        assert self.unary is not None
+        return Method(self.unary)

@@ -74,7 +74,7 @@ class Dispatcher:
     def start(self, stream: Stream, message: bytes) -> None:
         """Run the handler of a call's method."""
         method = stream.method
-        if method is not None and method.inline:
+        if method is not None and method.is_inline(message):
             self._outcome(stream, message)()
             return
         stream.is_running = True

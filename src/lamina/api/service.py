@@ -8,12 +8,12 @@ from typing import Protocol, Self, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
-from lamina.api.call import Call, Method
+from lamina.api.call import Call, Inline, Method
 from lamina.api.convert import info_from_wire, info_to_wire, mounts_to_wire, usage_to_wire
 from lamina.api.status import OK, to_status
 from lamina.api.wire import snapshots_pb2 as pb
 from lamina.core.snapshot import Info, Snapshotter
-from lamina.errors import Cancelled, InvalidArgument
+from lamina.errors import Cancelled, InvalidArgument, LaminaError
 
 SERVICE = "containerd.services.snapshots.v1.Snapshots"
 LIST_BATCH = 100
@@ -31,9 +31,9 @@ def snapshots_methods(lookup: Lookup, observe: Observer) -> Mapping[str, Method]
     """Return the service's methods by path, for a `Server`."""
     service = _Service(lookup, observe)
     methods = {
-        # These two never wait: one read of the store each, and a driver's `mounts` is cheap.
+        # Neither waits: they are one read of the store, and a driver has said so of its `mounts`.
         "Stat": service.unary("Stat", pb.StatSnapshotRequest, _stat, inline=True),
-        "Mounts": service.unary("Mounts", pb.MountsRequest, _mounts, inline=True),
+        "Mounts": service.unary("Mounts", pb.MountsRequest, _mounts, inline=service.mounts_at_once),
         "Prepare": service.unary("Prepare", pb.PrepareSnapshotRequest, _prepare),
         "View": service.unary("View", pb.ViewSnapshotRequest, _view),
         "Commit": service.unary("Commit", pb.CommitSnapshotRequest, _commit),
@@ -71,7 +71,7 @@ class _Service:
         kind: type[R],
         handle: Callable[[Snapshotter, R], Message | None],
         *,
-        inline: bool = False,
+        inline: bool | Inline = False,
     ) -> Method:
         """Return a method; `handle` may return None for the empty response."""
 
@@ -90,6 +90,13 @@ class _Service:
             return encoded
 
         return Method(handler, inline=inline)
+
+    def mounts_at_once(self, data: bytes) -> bool:
+        """Tell whether the snapshotter that a request for mounts names answers without waiting."""
+        try:
+            return self._lookup(_decode(pb.MountsRequest, data).snapshotter).mounts_at_once
+        except LaminaError:
+            return True  # which is the answer, and the handler's to give
 
     def list(self, data: bytes, call: Call) -> Iterator[bytes]:
         """Yield the messages of List; none at all where no snapshot matches."""

@@ -109,6 +109,16 @@ class Driver(Protocol):
 
 
 @runtime_checkable
+class Prompt(Protocol):
+    """What a driver may say besides: that its `mounts` waits for no lock, device or process.
+
+    The daemon asks such a driver between two other calls, on its event loop.
+    """
+
+    mounts_at_once: bool
+
+
+@runtime_checkable
 class Inspectable(Protocol):
     """What a driver may have besides: it keeps more than files, and can tell what is amiss there.
 

@@ -71,7 +71,12 @@ class Snapshotter(ABC):
 
     Every method raises `NotFound` for an unknown key unless it says otherwise. Methods may be
     called from several threads and, for one root, from several processes at once.
+
+    Attributes:
+        mounts_at_once: `mounts` waits for no lock, device or other process.
     """
+
+    mounts_at_once = False
 
     @abstractmethod
     def stat(self, key: str) -> Info:

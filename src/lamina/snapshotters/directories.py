@@ -29,6 +29,8 @@ class DirectoryDriver:
         root: the snapshotter's own directory; made (0700) when absent.
     """
 
+    mounts_at_once = True
+
     def __init__(self, root: Path) -> None:
         self.path = root.absolute() / "snapshots"  # mounts are made in other directories
         root.mkdir(0o700, parents=True, exist_ok=True)

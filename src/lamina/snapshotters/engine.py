@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamina.core.cancel import shielded
-from lamina.core.driver import Ability, Driver, Snapshot
+from lamina.core.driver import Ability, Driver, Prompt, Snapshot
 from lamina.core.mount import Mount
 from lamina.core.snapshot import Info, Kind, Snapshotter, Usage
 from lamina.errors import DataLoss, Internal, LaminaError, PermissionDenied, ResourceExhausted
@@ -65,6 +65,7 @@ class Engine(Snapshotter):
         self._driver = driver
         self._sync_remove = sync_remove
         self._wake = wake or _nothing
+        self.mounts_at_once = isinstance(driver, Prompt) and driver.mounts_at_once
         self._closed = False
         self._undos: deque[Callable[[], object]] = deque()
         with contextlib.ExitStack() as undo:
