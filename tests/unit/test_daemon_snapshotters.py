@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-from lamina.daemon.snapshotters import load
-from lamina.errors import FailedPrecondition, InvalidArgument, NotFound, SnapshotterSkipped
+from lamina.core.cancel import CancelToken, cancellable
+from lamina.daemon.snapshotters import Snapshotters
+from lamina.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    SnapshotterSkipped,
+)
 from lamina.snapshotters.engine import Engine
 from lamina.store import Store
 
@@ -31,6 +40,12 @@ def offer(monkeypatch: pytest.MonkeyPatch, store: Store, **faults: Exception) ->
         return real(name)
 
     monkeypatch.setattr(store, "snapshotter", snapshotter)
+
+
+def load(store: Store, aliases: Mapping[str, str]) -> Snapshotters:
+    snapshotters = Snapshotters(aliases)
+    snapshotters.load(store)
+    return snapshotters
 
 
 def test_names(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,6 +89,18 @@ def test_faults_of_every_sort_are_logged_once(
     ]
     with pytest.raises(InvalidArgument, match=crash):
         loaded.lookup("theirs")
+
+
+def test_a_lookup_waits_for_loading(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(monkeypatch, store)
+    snapshotters = Snapshotters({})
+    token = CancelToken(time.monotonic() + 0.05)
+    with cancellable(token), pytest.raises(DeadlineExceeded):
+        snapshotters.lookup("native")
+    loading = threading.Timer(0.05, snapshotters.load, [store])
+    loading.start()
+    assert snapshotters.lookup("lamina-native") is store.snapshotter("native")
+    loading.join()
 
 
 def test_nothing_to_serve(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ class Server:
     """Serves methods by their paths (`/package.Service/Method`).
 
     Args:
-        methods: what there is to call.
+        methods: what there is to call, looked up anew for each call.
         threads: calls that can run at the same time, beside those on the event loop.
     """
 

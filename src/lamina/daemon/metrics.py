@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import (
@@ -75,15 +75,14 @@ class Metrics:
     """All metrics of one daemon.
 
     Args:
-        totals: for each snapshotter that is loaded, what asks its store.
-        skipped: ids of those that are not.
+        snapshotters: returns, for each that is loaded by now, what asks its store; None for those
+            that cannot be loaded.
         janitor: returns how many runs of the janitor have ended, and how many of them in vain.
     """
 
     def __init__(
         self,
-        totals: Mapping[str, Look],
-        skipped: Iterable[str],
+        snapshotters: Callable[[], Mapping[str, Look | None]],
         janitor: Callable[[], tuple[int, int]],
     ) -> None:
         # Of our own: the library's default one brings collectors that cost at each scrape.
@@ -97,8 +96,8 @@ class Metrics:
         )
         self._children: dict[tuple[str, str, str], Histogram] = {}
         ProcessCollector(registry=self._registry)
-        self._registry.register(_Stores(totals))
-        self._registry.register(_Daemon(tuple(totals), tuple(skipped), janitor))
+        self._registry.register(_Stores(snapshotters))
+        self._registry.register(_Daemon(snapshotters, janitor))
 
     def measure(self, method: str, snapshotter: str, code: str, seconds: float) -> None:
         """Count a call that has ended."""
@@ -116,8 +115,8 @@ class Metrics:
 class _Stores:
     """What the stores say of their snapshots."""
 
-    def __init__(self, totals: Mapping[str, Look]) -> None:
-        self._totals = totals
+    def __init__(self, snapshotters: Callable[[], Mapping[str, Look | None]]) -> None:
+        self._snapshotters = snapshotters
 
     def describe(self) -> Iterator[Metric]:
         """Name nothing beforehand: that would ask the stores."""
@@ -125,7 +124,7 @@ class _Stores:
 
     def collect(self) -> Iterator[Metric]:
         """Ask each store; one that fails does not keep the others from answering."""
-        found = {id: self._ask(id, look) for id, look in self._totals.items()}
+        found = {id: self._ask(id, look) for id, look in self._snapshotters().items() if look}
         up = GaugeMetricFamily(
             "lamina_snapshotter_up", "Whether its store could be asked.", labels=_BY_SNAPSHOTTER
         )
@@ -158,12 +157,10 @@ class _Daemon:
 
     def __init__(
         self,
-        loaded: tuple[str, ...],
-        skipped: tuple[str, ...],
+        snapshotters: Callable[[], Mapping[str, Look | None]],
         janitor: Callable[[], tuple[int, int]],
     ) -> None:
-        self._loaded = loaded
-        self._skipped = skipped
+        self._snapshotters = snapshotters
         self._janitor = janitor
 
     def collect(self) -> Iterator[Metric]:
@@ -178,10 +175,8 @@ class _Daemon:
             "Whether the snapshotter is usable here.",
             labels=("snapshotter",),
         )
-        for id in self._loaded:
-            loaded.add_metric((id,), 1)
-        for id in self._skipped:
-            loaded.add_metric((id,), 0)
+        for id, look in self._snapshotters().items():
+            loaded.add_metric((id,), look is not None)
         yield loaded
         ended, failed = self._janitor()
         yield CounterMetricFamily(

@@ -11,11 +11,12 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lamina.api.call import Method
 from lamina.api.server import Server
 from lamina.api.service import snapshots_methods
 from lamina.config.daemon import Daemon, host_and_port
@@ -24,14 +25,14 @@ from lamina.daemon.calls import CallRecorder
 from lamina.daemon.listening import listening, listening_tcp
 from lamina.daemon.logs import LineWriter, start_logging
 from lamina.daemon.notify import Notifier
-from lamina.daemon.snapshotters import Snapshotters, load
+from lamina.daemon.snapshotters import Snapshotters
 from lamina.linux.malloc import share_arenas
 from lamina.store import Store
 from lamina.version import VERSION
 
 if TYPE_CHECKING:
     from lamina.daemon.http import MetricsServer
-    from lamina.daemon.metrics import Metrics
+    from lamina.daemon.metrics import Look, Metrics
 
 log = logging.getLogger(__name__)
 
@@ -62,25 +63,52 @@ def serve(store: Store, settings: Daemon, environ: MutableMapping[str, str]) -> 
         stack.callback(writer.close)
         log.info("starting lamina", extra={"version": VERSION, "root": str(store.root)})
         handed = activated(environ)
-        # Before loading: whoever connects meanwhile waits, and is not refused.
         sockets = stack.enter_context(_call_sockets(settings, handed))
         metrics_sockets = stack.enter_context(_metrics_sockets(settings, handed))
-        snapshotters = load(store, settings.snapshots.aliases)
+        snapshotters = Snapshotters(settings.snapshots.aliases)
         metrics = _metrics(store, snapshotters) if metrics_sockets else None
         recorder = CallRecorder(snapshotters.names, metrics.measure if metrics else None)
-        methods = snapshots_methods(snapshotters.lookup, recorder)
-        daemon = _Daemon(Server(methods), notifier, writer)
-        _settle()
-        log.info("serving", extra={"startup": f"{time.monotonic() - started:.3f}s"})
+        service = Service(snapshots_methods(snapshotters.lookup, recorder))
+
+        def load() -> None:
+            snapshotters.load(store)
+            _settle()
+            log.info("serving", extra={"startup": f"{time.monotonic() - started:.3f}s"})
+
+        daemon = _Daemon(service, load, notifier, writer)
         asyncio.run(daemon.run(sockets, _http(metrics), metrics_sockets))
         log.info("stopped")
+
+
+class Service:
+    """The service's methods; until `loaded`, all run on threads, where they wait for that.
+
+    A containerd gives a connection a second to come about, and then lets up to three pass before
+    it tries again: the daemon has to answer before it has looked at every pool.
+    """
+
+    def __init__(self, methods: Mapping[str, Method]) -> None:
+        self._methods = methods
+        self._current = {path: method.on_thread() for path, method in methods.items()}
+        self.server = Server(self._current)
+
+    def loaded(self) -> None:
+        """Let the methods that never wait run on the event loop, where this is called."""
+        self._current.update(self._methods)
 
 
 class _Daemon:
     """What happens on the event loop."""
 
-    def __init__(self, server: Server, notifier: Notifier, log_writer: LineWriter) -> None:
-        self._server = server
+    def __init__(
+        self,
+        service: Service,
+        load: Callable[[], None],
+        notifier: Notifier,
+        log_writer: LineWriter,
+    ) -> None:
+        self._service = service
+        self._load = load
         self._notifier = notifier
         self._log_writer = log_writer
         self._stop = asyncio.Event()
@@ -92,21 +120,40 @@ class _Daemon:
         http: MetricsServer | None,
         metrics_sockets: Sequence[socket.socket],
     ) -> None:
-        """Answer calls until a signal has come and the calls of then have ended."""
+        """Answer calls until a signal has come and the calls of then have ended.
+
+        Raises:
+            FailedPrecondition: there is nothing to serve.
+        """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end, number)
         loop.add_signal_handler(signal.SIGHUP, _hang_up)
         if http is not None:
             await http.start(metrics_sockets)
-        watchdog = loop.create_task(self._watch())
-        self._notifier.ready(f"serving on {', '.join(map(_address, sockets))}")
+        calls = self._service.server.run(sockets, stop=self._stop, grace_seconds=GRACE_SECONDS)
+        serving = loop.create_task(calls)
+        watchdog = None
         try:
-            await self._server.run(sockets, stop=self._stop, grace_seconds=GRACE_SECONDS)
+            await self._become_ready(f"serving on {', '.join(map(_address, sockets))}")
+            watchdog = loop.create_task(self._watch())
         finally:
-            watchdog.cancel()
+            await serving
+            if watchdog is not None:
+                watchdog.cancel()
             if http is not None:
                 http.close()
+
+    async def _become_ready(self, status: str) -> None:
+        """Load the snapshotters while calls come in already; where none works, end the daemon."""
+        try:
+            await asyncio.to_thread(self._load)
+        except BaseException:
+            self._stop.set()
+            raise
+        self._service.loaded()
+        if not self._stop.is_set():
+            self._notifier.ready(status)
 
     def _end(self, number: signal.Signals) -> None:
         now = time.monotonic()
@@ -177,9 +224,12 @@ def _address(listener: socket.socket) -> str:
 def _metrics(store: Store, snapshotters: Snapshotters) -> Metrics:
     from lamina.daemon.metrics import Metrics  # with a library that not every daemon needs
 
-    totals = {id: engine.totals for id, engine in snapshotters.engines.items()}
+    def looks() -> dict[str, Look | None]:
+        loaded = {id: engine.totals for id, engine in list(snapshotters.engines.items())}
+        return {**loaded, **dict.fromkeys(list(snapshotters.faults))}
+
     janitor = store.janitor
-    return Metrics(totals, snapshotters.faults, lambda: (janitor.ended, janitor.failed))
+    return Metrics(looks, lambda: (janitor.ended, janitor.failed))
 
 
 def _http(metrics: Metrics | None) -> MetricsServer | None:
