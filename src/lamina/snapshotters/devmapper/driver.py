@@ -12,7 +12,8 @@ device is not active, so nothing can change it and it can be snapshotted as it i
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from lamina.core.driver import Ability, Snapshot
 from lamina.core.mount import Mount
@@ -23,6 +24,9 @@ from lamina.snapshotters.devmapper.devices import Device
 from lamina.snapshotters.devmapper.filesystem import is_damaged, mount_options
 from lamina.snapshotters.devmapper.template import Template
 from lamina.snapshotters.devmapper.volumes import Volumes
+
+if TYPE_CHECKING:
+    from lamina.core.problem import Problem
 
 log = logging.getLogger(__name__)
 
@@ -104,8 +108,28 @@ class DevmapperDriver:
         self._volumes.sweep()
 
     def ids(self) -> list[int]:
-        """List the snapshots that have a device, half made ones included."""
-        return list(self._volumes.devices.snapshots())
+        """List the snapshots that have a device in the pool, half made ones included.
+
+        Raises:
+            Aborted, FormatError: see `count_devices`.
+        """
+        from lamina.snapshotters.devmapper.census import count_devices  # hardly ever asked
+
+        missing: set[int] | None = None
+        while True:
+            # The rows first: a device has one before it is made.
+            rows = self._volumes.devices.snapshots()
+            present = count_devices(self._pool)
+            absent = {id for id, device in rows.items() if device not in present}
+            if not absent or absent == missing:
+                return [id for id in rows if id not in absent]
+            missing = absent  # one may just be exchanged for another: looks again
+
+    def faults(self, exists: Callable[[int], bool]) -> Iterator[Problem]:
+        """Return what the pool and the rows have against each other, beyond `ids`."""
+        from lamina.snapshotters.devmapper.reconcile import faults
+
+        return faults(self._volumes, exists)
 
     def sync(self) -> None:
         """Sync the pool, then the rows that tell whose its devices are."""

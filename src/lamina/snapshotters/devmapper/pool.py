@@ -9,20 +9,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lamina.core.units import format_size
-from lamina.errors import FailedPrecondition, NotFound, ResourceExhausted
+from lamina.errors import FailedPrecondition, NotFound
 from lamina.linux.blockdev import discard
 from lamina.linux.dm import SECTOR, DeviceInfo, DeviceMapper, node, thin
-from lamina.linux.dm.thin import METADATA_BLOCK, PoolMode, PoolStatus
+from lamina.linux.dm.thin import PoolMode, PoolStatus
+from lamina.snapshotters.devmapper.health import Health
 
 log = logging.getLogger(__name__)
 
-DATA_RESERVE = (20, 4 << 30)
-"""What is kept free for the snapshots there are: a 20th of the data, at most so many bytes."""
-METADATA_RESERVE = (10, 64 << 20)
-"""The same of the metadata, which a pool must never run out of: it has to be repaired then."""
-WARN_PERCENT = 80
 WARN_SECONDS = 3600.0
+"""Between two warnings that the pool is filling up."""
 BUSY_SECONDS = 0.5
 """How long others, such as udev's programs, may keep a device open that nobody has mounted."""
 _POLL_SECONDS = 0.02
@@ -65,77 +61,19 @@ class Pool:
         return thin.pool_status(self.dm, self.name, flush=flush)
 
     def require_room(self) -> None:
-        """Make sure that the pool can take another snapshot.
-
-        Raises:
-            ResourceExhausted: little is left of its data or its metadata.
-            FailedPrecondition: see `require_writable`.
-        """
-        status = self.status()
-        if status.mode != PoolMode.OUT_OF_DATA_SPACE:
-            self._require_writable(status)
-        short = [
-            what
-            for what, used, total, size, (part, most) in (
-                ("data", status.used_data, status.total_data, self._block_bytes, DATA_RESERVE),
-                ("metadata", status.used_metadata, status.total_metadata, METADATA_BLOCK,
-                 METADATA_RESERVE),
-            )
-            if total - used < min(total / part, most / size)
-        ]  # fmt: skip
-        if short or status.mode == PoolMode.OUT_OF_DATA_SPACE:
-            raise ResourceExhausted(
-                f"make a snapshot in pool {self.name}, which is low on"
-                f" {' and '.join(short) or 'data'}: {self._figures(status)}",
-                hint="remove images and containers, or extend the pool;"
-                " see `lamina devmapper status`",
-            )
-        self._warn(status)
+        """Make sure that the pool can take another snapshot; see `Health`."""
+        health = self._health()
+        health.require_room()
+        if health.filling and time.monotonic() - self._warned > WARN_SECONDS:
+            self._warned = time.monotonic()
+            log.warning("the pool is filling up: %s", health, extra={"pool": self.name})
 
     def require_writable(self) -> None:
-        """Make sure that the pool has not refused to write something.
+        """Make sure that the pool takes what is written to it; see `Health`."""
+        self._health().require_writable()
 
-        Raises:
-            ResourceExhausted: it is out of data.
-            FailedPrecondition: it has failed, or takes no changes.
-        """
-        status = self.status()
-        if status.mode == PoolMode.OUT_OF_DATA_SPACE:
-            raise ResourceExhausted(
-                f"write to pool {self.name}, which is out of data: {self._figures(status)}",
-                hint="extend it, or remove images and containers; then start again from the parent",
-            )
-        self._require_writable(status)
-
-    def _require_writable(self, status: PoolStatus) -> None:
-        if status.mode == PoolMode.READ_WRITE and not status.needs_check:
-            return
-        if status.mode in {PoolMode.FAILED, PoolMode.UNKNOWN}:
-            what, then = "which has failed", "see dmesg; then"
-        elif status.needs_check:
-            what, then = "whose metadata needs a check", "stop what uses it, then"
-        else:
-            what, then = "which is read-only", "see dmesg; then"
-        figures = f": {self._figures(status)}" if status.total_data else ""
-        raise FailedPrecondition(
-            f"write to pool {self.name}, {what}{figures}",
-            hint=f"{then} `lamina devmapper check` and `lamina devmapper repair`",
-        )
-
-    def _warn(self, status: PoolStatus) -> None:
-        used = max(
-            100 * status.used_data / max(status.total_data, 1),
-            100 * status.used_metadata / max(status.total_metadata, 1),
-        )
-        if used < WARN_PERCENT or time.monotonic() - self._warned < WARN_SECONDS:
-            return
-        self._warned = time.monotonic()
-        log.warning("the pool is filling up: %s", self._figures(status), extra={"pool": self.name})
-
-    def _figures(self, status: PoolStatus) -> str:
-        data = _share(status.used_data, status.total_data, self._block_bytes)
-        metadata = _share(status.used_metadata, status.total_metadata, METADATA_BLOCK)
-        return f"data {data}, metadata {metadata}"
+    def _health(self) -> Health:
+        return Health(self.name, self.status(), block_bytes=self._block_bytes)
 
     # Its devices
 
@@ -303,6 +241,11 @@ class Pool:
         if status.mode in {PoolMode.READ_ONLY, PoolMode.FAILED, PoolMode.UNKNOWN}:
             raise OSError(errno.EIO, "the pool takes no changes", str(node(self.name)))
 
+    def metadata_device(self) -> int:
+        """Return the dev_t of the device that has the pool's metadata."""
+        major, minor = self.dm.table(self.name)[0].params.split()[0].split(":")
+        return os.makedev(int(major), int(minor))
+
     def _read_block_bytes(self) -> int:
         if self.dm.find(self.name) is None:
             raise NotFound("pool device", node(self.name))
@@ -320,8 +263,3 @@ def _unless_gone() -> Iterator[None]:
     except OSError as error:
         if error.errno != errno.ENXIO:
             raise
-
-
-def _share(used: int, total: int, size: int) -> str:
-    percent = 100 * used / total if total else 0
-    return f"{percent:.1f}% used, {format_size((total - used) * size)} free"

@@ -133,6 +133,11 @@ class Volumes:
             for device in self.devices.unowned() if free else ():
                 self._sweep_one(device)
 
+    def abandoned(self) -> list[Device]:
+        """Return what belongs to nobody, and is not just being made."""
+        with self._lock.held_if_free() as free:
+            return self.devices.unowned() if free else []
+
     def _sweep_one(self, device: Device) -> None:
         try:
             self.delete(device)
