@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from lamina.core.mount import Mount
 from lamina.core.snapshot import Kind
-from lamina.errors import AlreadyExists
-from lamina.mount import mount_all, unmount_recursive
+from lamina.errors import AlreadyExists, InvalidArgument
+from lamina.mount import mount_all, unmount_topmost
 
 if TYPE_CHECKING:
     from lamina.core.digest import Digest
@@ -44,7 +44,9 @@ def mount_image(
     Raises:
         NotFound: there is no such image, or no such directory.
         AlreadyExists: the directory has a snapshot of another image, or of the other kind.
+        InvalidArgument: it is the machine's own root directory.
     """
+    _refuse_root_directory(target)
     chain_id = store.unpack(ref, snapshotter, options=options)
     engine = store.snapshotter(snapshotter)
     key = str(target.absolute())
@@ -64,7 +66,7 @@ def mount_image(
 def unmount_image(
     store: Store, target: Path, *, remove: bool = False, snapshotter: str | None = None
 ) -> None:
-    """Take everything off a directory that `mount_image` has mounted there.
+    """Take off a directory what `mount_image` has mounted there, and what is mounted in it.
 
     Args:
         store: has the snapshot.
@@ -75,14 +77,21 @@ def unmount_image(
     Raises:
         FailedPrecondition: it is in use.
         NotFound: there is no snapshot of it.
+        InvalidArgument: it is the machine's own root directory.
     """
+    _refuse_root_directory(target)
     engine = store.snapshotter(snapshotter)
     key = str(target.absolute())
     # First of all, so that nothing but what `mount_image` has mounted is ever unmounted.
     engine.stat(key)
-    unmount_recursive(target)
+    unmount_topmost(target)
     if remove:
         engine.remove(key)
+
+
+def _refuse_root_directory(target: Path) -> None:
+    if target.resolve() == Path("/"):  # nobody would see the image there, nor get it off again
+        raise InvalidArgument("mount point", target, hint="name another directory")
 
 
 def _earlier(snapshotter: Snapshotter, key: str, parent: str, *, writable: bool) -> list[Mount]:

@@ -222,6 +222,35 @@ def test_unmount_takes_off_only_what_mount_has_put_there(command: Command, tmp_p
         subprocess.run(["umount", target], check=True)
 
 
+def test_unmount_leaves_what_the_image_has_covered(
+    command: Command, faulty: FaultyRegistry, tmp_path: Path
+) -> None:
+    ref = serve(faulty, three_layers())
+    command.run("images", "pull", "-q", "--plain-http", ref)
+    target = tmp_path / "target"
+    disk, inside = target / "disk", target / "etc"
+    target.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", target], check=True)
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", disk], check=True)
+    try:
+        command.run("images", "mount", ref, target)
+        subprocess.run(["mount", "-t", "tmpfs", "none", inside], check=True)
+        command.run("images", "unmount", "--rm", target)
+        assert os.path.ismount(target)
+        assert os.path.ismount(disk)
+        assert not inside.exists()
+    finally:
+        subprocess.run(["umount", disk, target], check=True)
+
+
+def test_no_image_is_mounted_on_the_root_directory(command: Command) -> None:
+    command.run("snapshots", "prepare", "/")
+    for verb in (["mount", "debian:12"], ["unmount"]):
+        assert "name another directory" in command.error("images", *verb, "/", code=2)
+    command.run("snapshots", "rm", "/")
+
+
 def test_bars_on_a_terminal(command: Command, faulty: FaultyRegistry) -> None:
     ref = serve(faulty, three_layers())
     ours, theirs = pty.openpty()

@@ -69,6 +69,27 @@ def unmount_recursive(path: str | os.PathLike[str]) -> None:
             raise failure(busy, f"unmount everything below {top}")
 
 
+def unmount_topmost(path: str | os.PathLike[str]) -> None:
+    """Unmount the topmost mount on `path` and what is mounted in it, the innermost first.
+
+    What it covers stays, mounts on directories below `path` included. Nothing mounted on `path`
+    itself is no error.
+
+    Raises:
+        LaminaError: a mount could not be unmounted; those outside of it still are.
+    """
+    top = str(Path(path).resolve())
+    mounts = mounts_at_or_below(top)
+    on_top = [info for info in mounts if info.point == top]
+    if not on_top:
+        return
+    inside = {on_top[-1].id}
+    while found := {info.id for info in mounts if info.parent in inside} - inside:
+        inside |= found
+    for info in innermost_first([info for info in mounts if info.id in inside]):
+        unmount(info.point)
+
+
 def innermost_first(mounts: list[MountInfo]) -> list[MountInfo]:
     """Order mounts so that none comes before what lies on it; `mounts` is in mount order."""
     ordered = sorted(
