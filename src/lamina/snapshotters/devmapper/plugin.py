@@ -21,6 +21,7 @@ _SETUP = "lamina devmapper setup --loop, or with --device DISK --vg NAME"
 
 
 def _load(config: DevmapperConfig, root: Path) -> Driver:
+    log.info('loading plugin "%s"...', PLUGIN.uri)
     if not config.pool_name:
         raise SnapshotterSkipped(
             "devmapper",
