@@ -9,7 +9,9 @@ checkouts/, tmpmounts/              mount points
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -19,7 +21,13 @@ from typing import TYPE_CHECKING, BinaryIO, Self
 from lamina import plugins
 from lamina.config import Config
 from lamina.core.driver import Ability
-from lamina.errors import FailedPrecondition, LaminaError, NotFound, PermissionDenied
+from lamina.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    LaminaError,
+    NotFound,
+    PermissionDenied,
+)
 from lamina.snapshotters import DRIVERS
 from lamina.snapshotters.plugin import PLUGIN_TYPE
 from lamina.snapshotters.wakeup import Janitor
@@ -70,7 +78,8 @@ class Store:
 
     Raises:
         PermissionDenied: the directory can be neither made nor written.
-        FailedPrecondition: it is containerd's own root.
+        FailedPrecondition: it is containerd's own root, or no directory.
+        InvalidArgument: it is `/`.
     """
 
     def __init__(
@@ -451,6 +460,8 @@ class Store:
 
 
 def _make_root(root: Path) -> None:
+    if os.path.realpath(root) == "/":  # mostly a variable that is unset, before a slash
+        raise InvalidArgument("use as root", root, hint="name a directory of its own with --root")
     if root.is_dir():
         return
     try:
@@ -459,16 +470,19 @@ def _make_root(root: Path) -> None:
         root.chmod(0o711)
     except FileNotFoundError as error:
         raise NotFound("directory for the root", root.parent, hint="make it first") from error
+    except (FileExistsError, NotADirectoryError) as error:
+        hint = "it is no directory; name one with --root"
+        raise FailedPrecondition("use as root", root, hint=hint) from error
     except OSError as error:
         hint = "run as root, or name a directory of yours with --root"
-        kind = PermissionDenied if isinstance(error, PermissionError) else LaminaError
+        refused = error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}
+        kind = PermissionDenied if refused else LaminaError
         raise kind(f"open store: {error.strerror}", root, hint=hint) from error
 
 
 def _names(ref: str) -> Iterator[str]:
     """Yield the names that an image meant by `ref` may have: as it stands, then in full."""
     yield ref
-    from lamina.errors import InvalidArgument
     from lamina.images.reference import parse
 
     try:

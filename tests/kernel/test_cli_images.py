@@ -366,8 +366,12 @@ def test_roots(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr.count(b"\n")) == (3, 1)
     assert b"make it first" in done.stderr
     (tmp_path / "file").touch()
-    done = lamina("file")
-    assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
+    for name in ("file", "file/below"):
+        done = lamina(name)
+        assert (done.returncode, done.stderr.count(b"\n")) == (7, 1)
+        assert b"no directory" in done.stderr
+    done = lamina("/../")
+    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
     lamina("strict", umask=0o077)
     assert stat.S_IMODE((tmp_path / "strict").stat().st_mode) == 0o711
 
@@ -386,6 +390,18 @@ def test_without_home_user_and_locale(command: Command, faulty: FaultyRegistry) 
             [*nobody, *command.argv(*words)], env=environment, capture_output=True, check=False
         )
         assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_names_that_are_no_text(command: Command) -> None:
+    for verb in (["images", "rm"], ["leases", "create", "--id"], ["containers", "info"]):
+        assert "read name" in command.error(*verb, "\udcff", code=2)
+
+
+def test_a_password_without_a_terminal(command: Command) -> None:
+    words = ["images", "pull", "--user", "me", "localhost:1/x"]
+    done = command.run(*words, code=2, stdin=subprocess.DEVNULL, start_new_session=True)
+    assert b"no terminal to ask for the password" in done.stderr
+    assert b"Warning" not in done.stderr
 
 
 def test_debugging_shows_no_password(command: Command, faulty: FaultyRegistry) -> None:

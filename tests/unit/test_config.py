@@ -167,6 +167,10 @@ def test_a_file_that_is_not_text(file: Path) -> None:
     assert problems_of(file)[0].startswith("not TOML")
 
 
+def test_a_file_that_never_ends() -> None:
+    assert problems_of(Path("/dev/zero")) == ("has more than 4 MiB",)
+
+
 def test_imports_replace_key_by_key(file: Path) -> None:
     file.write_text(
         f"""

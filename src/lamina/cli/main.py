@@ -15,7 +15,13 @@ import click
 
 from lamina.cli.app import App, Group
 from lamina.cli.output import printable
-from lamina.errors import Internal, LaminaError, PermissionDenied, ResourceExhausted
+from lamina.errors import (
+    Internal,
+    InvalidArgument,
+    LaminaError,
+    PermissionDenied,
+    ResourceExhausted,
+)
 from lamina.version import VERSION
 
 # Name -> (module, attribute, what `--help` says). Only the module of the verb typed is imported.
@@ -126,11 +132,21 @@ def _run(app: App) -> int:
         return 128 + signal.SIGPIPE
     except OSError as error:
         return _fail_system(error)
+    except UnicodeEncodeError as error:
+        if error.encoding != "utf-8":
+            return _fail_unexpectedly(error)
+        # Other bytes that were typed; nobody has looked at the name before it was to be stored.
+        refused = InvalidArgument("read name", error.object, hint="only paths may be no UTF-8")
+        return _fail(str(refused), refused.exit_code)
     except Exception as error:
-        logging.getLogger(__name__).debug("unexpected error", exc_info=True)
-        what = f"{type(error).__name__}: {error}"
-        return _fail(f"internal error: {what}; --debug shows where", Internal.exit_code)
+        return _fail_unexpectedly(error)
     return result if isinstance(result, int) else 0
+
+
+def _fail_unexpectedly(error: Exception) -> int:
+    logging.getLogger(__name__).debug("unexpected error", exc_info=True)
+    what = f"{type(error).__name__}: {error}"
+    return _fail(f"internal error: {what}; --debug shows where", Internal.exit_code)
 
 
 def _leave(code: int) -> NoReturn:

@@ -73,8 +73,22 @@ def _credential(user: str) -> Credential:
 
     name, colon, secret = user.partition(":")
     if not colon:
-        secret = click.prompt("Password", hide_input=True, err=True)
+        secret = _asked_for_password()
     return Credential(name, secret)
+
+
+def _asked_for_password() -> str:
+    import warnings
+    from getpass import GetPassWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", GetPassWarning)  # what is typed would be seen
+        try:
+            password: str = click.prompt("Password", hide_input=True, err=True)
+        except GetPassWarning:
+            fault = "no terminal to ask for the password; write --user NAME:PASSWORD"
+            raise click.UsageError(fault) from None
+    return password
 
 
 def _docker_config() -> Path | None:

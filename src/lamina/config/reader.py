@@ -17,6 +17,9 @@ from lamina.snapshotters.plugin import PLUGIN_TYPE, AnyPlugin
 VERSIONS = (2, 3, 4)
 """Those that name plugins by URI; they name the snapshotters and their keys alike."""
 
+MAX_BYTES = 4 << 20
+"""Of a file: what is larger, such as a device that never ends, is no configuration."""
+
 Table = dict[str, Any]
 
 # The keys that containerd has at the top of the file; those that Lamina uses have their type.
@@ -73,7 +76,12 @@ class Reader:
             return
         self._seen.add(path.resolve())
         try:
-            document = tomllib.loads(path.read_bytes().decode())
+            with path.open("rb") as file:
+                data = file.read(MAX_BYTES + 1)
+            if len(data) > MAX_BYTES:
+                self.problems.append(f"{prefix}has more than {MAX_BYTES >> 20} MiB")
+                return
+            document = tomllib.loads(data.decode())
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             self.problems.append(f"{prefix}not TOML: {error}")
             return
