@@ -449,10 +449,12 @@ def lost_layer(opener: Opener, labels: dict[str, str]) -> SnapshotStore:
 def test_lost_layer_is_restored_by_a_commit_of_the_same_chain(opener: Opener) -> None:
     store = lost_layer(opener, CHAIN)
     lost = store.ids()
-    with pytest.raises(DataLoss, match="pull its image again to restore it"):
+    with pytest.raises(NotFound, match="pull its image again to restore it"):
         store.record("chain")
-    with pytest.raises(DataLoss):
+    with pytest.raises(NotFound):
         store.update(Info("chain"), ())
+    with pytest.raises(DataLoss, match="pull its image again to restore it"):
+        store.begin_create(Kind.ACTIVE, "other", "chain")
     assert names(store) == ["chain", "container"]
 
     for key in ("extract", "second"):

@@ -43,6 +43,9 @@ WITH RECURSIVE chain (id, parent, key, state, depth) AS (
 _KINDS = tuple(Kind)
 _DECODER = json.JSONDecoder()
 
+RESTORE = "pull its image again to restore it, or remove it and what stands on it"
+"""What helps where a layer did not survive a power loss."""
+
 
 class Record(NamedTuple):
     """One snapshot as stored; `usage` is what was measured at commit, else nothing."""
@@ -137,7 +140,7 @@ def require_content(row: sqlite3.Row) -> None:
     if row["state"] == "lost":
         raise DataLoss(
             "use a layer that was not yet on disk when the machine lost power:", row["key"],
-            hint="pull its image again to restore it, or remove it and what stands on it",
+            hint=RESTORE,
         )  # fmt: skip
 
 
