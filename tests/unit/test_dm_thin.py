@@ -28,7 +28,11 @@ def test_tables() -> None:
     [
         (
             "0 111/1024 0/4096 - rw discard_passdown queue_if_no_space - 256",
-            PoolStatus(PoolMode.READ_WRITE, 0, 111, 1024, 0, 4096, metadata_low_water=256),
+            PoolStatus(
+                *(PoolMode.READ_WRITE, 0, 111, 1024, 0, 4096),
+                metadata_low_water=256,
+                discards="discard_passdown",
+            ),
         ),
         (
             "12 9/10 4096/4096 77 out_of_data_space no_discard_passdown error_if_no_space"
@@ -44,15 +48,16 @@ def test_tables() -> None:
                 fails_when_full=True,
                 needs_check=True,
                 metadata_low_water=1024,
+                discards="no_discard_passdown",
             ),
         ),
         (  # a kernel before 4.20
             "1 5/10 6/20 - ro ignore_discard queue_if_no_space -",
-            PoolStatus(PoolMode.READ_ONLY, 1, 5, 10, 6, 20),
+            PoolStatus(PoolMode.READ_ONLY, 1, 5, 10, 6, 20, discards="ignore_discard"),
         ),
         (  # a kernel before 4.3
             "1 5/10 6/20 - ro ignore_discard queue_if_no_space",
-            PoolStatus(PoolMode.READ_ONLY, 1, 5, 10, 6, 20),
+            PoolStatus(PoolMode.READ_ONLY, 1, 5, 10, 6, 20, discards="ignore_discard"),
         ),
         ("Fail", PoolStatus(PoolMode.FAILED)),
         ("Error", PoolStatus(PoolMode.UNKNOWN)),
@@ -95,3 +100,20 @@ def test_status_of_a_thin_device(text: str, status: ThinStatus) -> None:
 def test_what_is_no_status_of_a_thin_device(text: str) -> None:
     with pytest.raises(FormatError, match="thin status"):
         thin.parse_thin_status(text)
+
+
+def test_table_of_a_pool_comes_back() -> None:
+    target = thin.pool_target(
+        sectors=1 << 20,
+        metadata="7:1",
+        data="7:0",
+        block_sectors=128,
+        low_water=9,
+        features=("skip_block_zeroing", "error_if_no_space"),
+    )
+    table = thin.parse_pool_table(target.params)
+    assert table == ("7:1", "7:0", 128, 9, ("skip_block_zeroing", "error_if_no_space"))
+    assert thin.parse_pool_table("7:1 7:0 128 0 0").features == ()
+    for bad in ("", "7:1 7:0 128", "7:1 7:0 128 0 x"):
+        with pytest.raises(FormatError):
+            thin.parse_pool_table(bad)

@@ -279,7 +279,7 @@ def _remove(site: Site, record: Record) -> None:
 
 def _install_unit(site: Site, record: Record) -> bool:
     unit = site.unit(record.device)
-    if not unit.possible:
+    if not unit.possible():
         return False
     places = [site.root, *([Path(record.directory)] if record.directory else [])]
     text = unit_text(record.device, site.activation(record.device), places=places)

@@ -30,7 +30,6 @@ class BootUnit:
         self.name = f"lamina-devmapper-{escaped}.service"
         self.path = root / _UNITS / self.name
 
-    @property
     def possible(self) -> bool:
         """Whether systemd runs the machine."""
         return (self._root / _BOOTED).is_dir()
