@@ -14,6 +14,7 @@ from lamina.snapshotters.plugin import AnyPlugin, SnapshotterPlugin
 
 DRIVERS = {
     "blockfile": "lamina.snapshotters.blockfile.plugin:PLUGIN",
+    "devmapper": "lamina.snapshotters.devmapper.plugin:PLUGIN",
     "native": "lamina.snapshotters.native.plugin:PLUGIN",
     "overlayfs": "lamina.snapshotters.overlayfs.plugin:PLUGIN",
 }
