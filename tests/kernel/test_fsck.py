@@ -295,7 +295,7 @@ def test_what_a_containerd_has_is_left_to_it(command: Command) -> None:
     shutil.rmtree(command.root / "io.containerd.snapshotter.v1.overlayfs/snapshots/1")
     line = (
         "overlayfs: default/7/x: its storage is gone;"
-        " a containerd has it: remove there what stands on it, and pull its image again\n"
+        " a containerd has it: remove there its containers and image, then pull that again\n"
     )
     assert command.run("fsck", "--repair", code=13).stdout.decode() == line
     command.run("snapshots", "rm", "default/7/x")

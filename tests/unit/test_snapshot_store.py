@@ -472,6 +472,21 @@ def test_lost_layer_is_restored_by_a_commit_of_the_same_chain(opener: Opener) ->
         store.begin_commit("chain", "second")
 
 
+def test_what_a_containerd_has_a_record_of_is_restored_there(opener: Opener) -> None:
+    store = opener("boot-1")
+    store.reboot([])
+    committed(store, "default/2/sha256:aa")
+    active(store, "default/3/container", "default/2/sha256:aa")
+    on_disk = list(store.ids())
+    opener.kill(store)
+    store = opener("boot-2")
+    assert store.reboot(on_disk) == ["default/2/sha256:aa"]
+    with pytest.raises(NotFound, match="remove there its containers and image, then pull"):
+        store.record("default/2/sha256:aa")
+    with pytest.raises(DataLoss, match="remove there its containers and image, then pull"):
+        store.snapshot("default/3/container")
+
+
 @pytest.mark.parametrize(
     ("old", "new"), [({}, {}), ({}, CHAIN), (CHAIN, {}), (CHAIN, {**CHAIN, next(iter(CHAIN)): "x"})]
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
@@ -43,8 +44,9 @@ WITH RECURSIVE chain (id, parent, key, state, depth) AS (
 _KINDS = tuple(Kind)
 _DECODER = json.JSONDecoder()
 
-RESTORE = "pull its image again to restore it, or remove it and what stands on it"
-"""What helps where a layer did not survive a power loss."""
+_CONTAINERDS = re.compile(r"[^/]+/[0-9]+/.+", re.DOTALL)
+"""Keys that a containerd gives to a daemon: `NAMESPACE/NUMBER/KEY`. It has records of its own."""
+_ASK_CONTAINERD = "a containerd has it: remove there its containers and image, then pull that again"
 
 
 class Record(NamedTuple):
@@ -135,12 +137,26 @@ def require_no_child(connection: sqlite3.Connection, row: sqlite3.Row, key: str)
         )  # fmt: skip
 
 
+def asks_containerd(key: str) -> str:
+    """Return what to do about damage where a containerd has the records; "" where none has.
+
+    It unpacks nothing that it has a record of, so that a pull alone does not help.
+    """
+    return _ASK_CONTAINERD if _CONTAINERDS.fullmatch(key) else ""
+
+
+def remedy(key: str) -> str:
+    """Return what helps where a layer did not survive a power loss."""
+    own = "pull its image again to restore it, or remove it and what stands on it"
+    return asks_containerd(key) or own
+
+
 def require_content(row: sqlite3.Row) -> None:
     """Raise DataLoss where the snapshot did not survive a power loss."""
     if row["state"] == "lost":
         raise DataLoss(
             "use a layer that was not yet on disk when the machine lost power:", row["key"],
-            hint=RESTORE,
+            hint=remedy(row["key"]),
         )  # fmt: skip
 
 

@@ -409,7 +409,7 @@ def _record(connection: sqlite3.Connection, key: str) -> Record:
         raise NotFound("snapshot", key)
     if row["state"] == "lost":
         # A containerd that lists snapshots asks for each, and gives up at any other error.
-        raise NotFound("content of snapshot", key, hint=snapshot_rows.RESTORE)
+        raise NotFound("content of snapshot", key, hint=snapshot_rows.remedy(key))
     return snapshot_rows.record(row)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -11,7 +10,7 @@ from lamina.core.labels import SNAPSHOT_REF
 from lamina.core.problem import Problem, Repair
 from lamina.core.snapshot import Kind
 from lamina.meta.damage import is_of_an_index
-from lamina.meta.snapshot_rows import Record
+from lamina.meta.snapshot_rows import Record, asks_containerd
 from lamina.meta.snapshots import SnapshotStore
 from lamina.snapshotters.reaper import Reaper
 
@@ -27,10 +26,6 @@ class Origin(NamedTuple):
     image: str
     restore: Callable[[], object] | None = None
 
-
-_CONTAINERDS = re.compile(r"[^/]+/[0-9]+/.+", re.DOTALL)
-"""Keys that a containerd gives to a daemon: `NAMESPACE/NUMBER/KEY`. It has records of its own."""
-_ASK_CONTAINERD = "a containerd has it: remove there what stands on it, and pull its image again"
 
 OriginOf = Callable[[str], Origin | None]
 """Returns where the layer of a chain id can be had from; None where no image has it."""
@@ -103,8 +98,8 @@ class _Check:
 
     def _unstored(self, record: Record) -> Problem:
         what = "its storage is gone"
-        if _CONTAINERDS.fullmatch(record.info.name):
-            return Problem(record.info.name, what, _ASK_CONTAINERD)
+        if fix := asks_containerd(record.info.name):
+            return Problem(record.info.name, what, fix)
         if record.info.kind == Kind.COMMITTED:
             # All at once: what is unpacked again must not stand on another that is gone.
             return self._layer(record, what, lambda: self._give_up(self._missing))
@@ -116,8 +111,8 @@ class _Check:
         record = self._records.get(key)
         if record is None:
             return Problem(key, what, "check again")  # lost since the list was made
-        if _CONTAINERDS.fullmatch(key):
-            return Problem(key, what, _ASK_CONTAINERD)
+        if fix := asks_containerd(key):
+            return Problem(key, what, fix)
         return self._layer(record, what, lambda: None)
 
     def _layer(self, record: Record, what: str, give_up: Callable[[], None]) -> Problem:
