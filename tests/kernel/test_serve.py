@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -322,6 +323,17 @@ def test_the_second_signal_does_not(daemon: Daemon) -> None:
     assert daemon.wait() in {0, 128 + signal.SIGTERM}  # 0 where the copying is that fast
     slow.join()
     assert daemon.command.out("fsck") == ""
+
+
+def test_a_logins_limit_of_descriptors_is_raised(daemon: Daemon) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, hard), hard))
+    try:
+        daemon.start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert daemon.process is not None
+    assert resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
 
 
 def test_hanging_up_changes_nothing(daemon: Daemon) -> None:

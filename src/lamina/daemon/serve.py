@@ -27,6 +27,7 @@ from lamina.daemon.logs import LineWriter, start_logging
 from lamina.daemon.notify import Notifier
 from lamina.daemon.snapshotters import Snapshotters
 from lamina.linux.malloc import share_arenas
+from lamina.linux.process import raise_descriptor_limit
 from lamina.store import Store
 from lamina.version import VERSION
 
@@ -57,6 +58,7 @@ def serve(store: Store, settings: Daemon, environ: MutableMapping[str, str]) -> 
     """
     started = time.monotonic()
     share_arenas()
+    raise_descriptor_limit()  # a login's 1024 are fewer than connections and threads may need
     notifier = Notifier.from_environment(environ)
     with ExitStack() as stack:
         writer = start_logging(settings.debug.level, settings.debug.format)

@@ -1,8 +1,9 @@
-"""What a process or thread can change about itself: its namespaces, and who its children are."""
+"""What a process or thread can change about itself: namespaces, children, limits."""
 
 from __future__ import annotations
 
 import ctypes
+import resource
 
 from lamina.linux.libc import function
 
@@ -18,6 +19,12 @@ _prctl = function("prctl", ctypes.c_int, *[ctypes.c_ulong] * 4)
 def unshare(flags: int) -> None:
     """Leave namespaces for new ones, the calling thread alone; CLONE_NEWNS needs CAP_SYS_ADMIN."""
     _unshare(flags)
+
+
+def raise_descriptor_limit() -> None:
+    """Let this process have as many descriptors as it may: RLIMIT_NOFILE's hard limit."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def become_subreaper() -> None:
