@@ -67,6 +67,19 @@ def test_devices_have_containerds_names_and_mounts(engine: Engine, thin_pool: Th
     assert engine.usage("layer").size == 0
 
 
+@pytest.mark.parametrize("filesystem", ["ext2", "ext4", "xfs"])
+def test_base_of_a_usual_size(
+    filesystem: str, thin_pool: ThinPool, root_dir: Path, work: Path
+) -> None:
+    with closing(load(thin_pool, root_dir, size="3GiB", filesystem=filesystem)) as driver:
+        base = Snapshot(1, Kind.ACTIVE)
+        driver.create(base)
+        with temp_mount(driver.mounts(base), dir=work) as root:
+            assert list(root.iterdir()) == []
+            assert os.statvfs(root).f_blocks * os.statvfs(root).f_frsize > 2.8 * 1024 * MIB
+    assert free_bytes(thin_pool) > 160 * MIB
+
+
 def test_usage_is_what_the_snapshot_has_mapped(engine: Engine, work: Path) -> None:
     with temp_mount(engine.prepare("a"), dir=work) as root:
         (root / "file").write_bytes(os.urandom(8 * MIB))

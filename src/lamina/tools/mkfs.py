@@ -48,7 +48,7 @@ def make_filesystem_on(
     if type == "xfs":
         run(["mkfs.xfs", "-q", "-f", "-K", device], timeout=_SECONDS)
         return
-    options = [*(("-E", extended) if extended else ()), *(_J16 if small_journal else ())]
+    options = [*(("-E", extended) if extended else ()), *(_SMALL_JOURNAL if small_journal else ())]
     run([f"mkfs.{type}", "-q", "-F", *options, device], timeout=_SECONDS)
 
 

@@ -21,9 +21,10 @@ from lamina.core.snapshot import EMPTY_LABELS, Kind, Usage
 from lamina.errors import DataLoss
 from lamina.linux.dm import SECTOR, node
 from lamina.snapshotters.devmapper.devices import Device
-from lamina.snapshotters.devmapper.filesystem import is_damaged, mount_options
+from lamina.snapshotters.devmapper.filesystem import can_remap, is_damaged, mount_options
 from lamina.snapshotters.devmapper.template import Template
 from lamina.snapshotters.devmapper.volumes import Volumes
+from lamina.snapshotters.mappings import mapped_root, mapping_options
 
 if TYPE_CHECKING:
     from lamina.core.problem import Problem
@@ -39,12 +40,15 @@ class DevmapperDriver:
         template: what snapshots without parent are copies of.
     """
 
-    abilities: frozenset[Ability] = frozenset()
-
     def __init__(self, volumes: Volumes, template: Template) -> None:
         self._volumes = volumes
         self._template = template
         self._pool = volumes.pool
+
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        """Id maps, where the filesystem can be mounted with them."""
+        return frozenset({Ability.REMAP_IDS} if can_remap(self._template.filesystem) else ())
 
     def create(self, snapshot: Snapshot) -> None:
         """Make a copy of the parent's device, or of the template, and activate it.
@@ -52,7 +56,9 @@ class DevmapperDriver:
         Raises:
             ResourceExhausted, FailedPrecondition: see `Pool.require_room`.
             DataLoss: the parent's device is not in the pool.
+            InvalidArgument: a label is no id mapping.
         """
+        mapped_root(snapshot.labels)  # refuses labels that no mount could be made with
         self._pool.require_room()
         if snapshot.parents:
             origin = self._device(snapshot.parents[0])
@@ -70,8 +76,9 @@ class DevmapperDriver:
         if not self._pool.is_active(name, device.id):
             with self._volumes.alone():
                 self._volumes.activate(name, device)
+        mapping = mapping_options(snapshot.labels) if can_remap(device.filesystem) else ()
         options = mount_options(device.filesystem, read_only=snapshot.kind == Kind.VIEW)
-        return [Mount(device.filesystem, str(node(name)), options=options)]
+        return [Mount(device.filesystem, str(node(name)), options=(*mapping, *options))]
 
     def seal(self, snapshot: Snapshot) -> Usage:
         """Measure and deactivate; what is still mounted goes on, apart from the snapshot.

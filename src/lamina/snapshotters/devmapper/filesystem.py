@@ -68,6 +68,11 @@ def mount_options(filesystem: str, *, read_only: bool) -> tuple[str, ...]:
     return (*(("nouuid",) if filesystem == "xfs" else ()), *(("ro",) if read_only else ()))
 
 
+def can_remap(filesystem: str) -> bool:
+    """Tell whether a filesystem can be mounted with id maps."""
+    return filesystem in {"ext4", "xfs"}
+
+
 @contextmanager
 def _mounted(device: Path, filesystem: str) -> Iterator[int]:
     """Mount a device nowhere, and yield its root directory; it is unmounted at the end."""

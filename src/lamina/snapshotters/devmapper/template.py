@@ -25,7 +25,7 @@ class Template:
     def __init__(self, volumes: Volumes, *, sectors: int, filesystem: str, options: str) -> None:
         self._volumes = volumes
         self._sectors = sectors
-        self._filesystem = filesystem
+        self.filesystem = filesystem
         self._options = options
         self._key = f"{filesystem} {sectors} {options}"
 
@@ -52,11 +52,11 @@ class Template:
 
     def _make(self) -> Device:
         pool = self._volumes.pool
-        device = self._volumes.create(sectors=self._sectors, filesystem=self._filesystem)
+        device = self._volumes.create(sectors=self._sectors, filesystem=self.filesystem)
         with pool.active(device.id, device.sectors) as name:
             size = device.sectors * SECTOR
-            make_empty(node(name), self._filesystem, options=self._options, size=size)
+            make_empty(node(name), self.filesystem, options=self._options, size=size)
         pool.sync()  # a power loss must not leave a row for less than this
         self._volumes.devices.set_template(device.id, self._key)
-        log.info("made the empty filesystem", extra={"pool": pool.name, "type": self._filesystem})
+        log.info("made the empty filesystem", extra={"pool": pool.name, "type": self.filesystem})
         return device

@@ -100,9 +100,16 @@ class Volumes:
             DataLoss: it is not in the pool.
             FailedPrecondition: another device has that name.
         """
-        if self.pool.is_active(name, device.id):
-            return
-        self.pool.deactivate(name, device.id)
+        try:
+            self._activate(name, device)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            if not self.pool.is_active(name, device.id):
+                self.pool.deactivate(name, device.id)
+                self._activate(name, device)
+
+    def _activate(self, name: str, device: Device) -> None:
         try:
             self.pool.activate(name, device.id, device.sectors)
         except OSError as error:
