@@ -209,6 +209,21 @@ def test_unpack_to_a_daemon(
     serve.command.assert_sound()
 
 
+def test_a_failed_unpack_leaves_a_daemon_nothing_for_good(
+    command: Command, faulty: FaultyRegistry, serve: Serve
+) -> None:
+    _, files = pulled(command, faulty, "--no-unpack")
+    directory = command.root / "io.containerd.content.v1.content/blobs/sha256"
+    blob = directory / files.layers[2].digest.removeprefix("sha256:")
+    blob.chmod(0o600)
+    blob.write_bytes(blob.read_bytes()[:-1] + b"?")
+    command.run("snapshots", "--address", serve.address, "unpack", files.digest, code=None)
+    left = serve.snapshots("overlayfs")
+    assert [each["Kind"] for each in left] == ["Committed", "Committed"]
+    serve.command.run("snapshots", "cleanup")
+    assert serve.snapshots("overlayfs") == []
+
+
 def test_a_daemon_that_is_not_there(command: Command, serve: Serve, tmp_path: Path) -> None:
     absent = tmp_path / "absent"
     said = command.error("snapshots", "--address", absent, "ls", code=12)

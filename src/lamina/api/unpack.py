@@ -8,6 +8,7 @@ top one stays a root for good.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from lamina.api.client import RemoteSnapshotter
 from lamina.core.labels import GC_ROOT
 from lamina.core.mount import Mount
 from lamina.core.snapshot import Info
+from lamina.errors import LaminaError
 from lamina.images.pull import unpack
 from lamina.images.unpack import Destination
 
@@ -44,7 +46,11 @@ def unpack_remotely(
     remote = _RootingSnapshotter(channel, snapshotter, namespace=namespace)
     # A name of its own, so that nothing here is taken for a snapshot of this store.
     destination = Destination(f"{snapshotter}@daemon", remote)
-    chain_id = unpack(image, store=store, destination=destination).chain_id
+    try:
+        chain_id = unpack(image, store=store, destination=destination).chain_id
+    except BaseException:
+        remote.let_go()
+        raise
     if chain_id is not None:
         remote.root(chain_id)
     return chain_id
@@ -55,11 +61,18 @@ class _RootingSnapshotter(RemoteSnapshotter):
 
     def __init__(self, channel: Channel, name: str, *, namespace: str) -> None:
         super().__init__(channel, name, namespace=namespace)
-        self._made: set[str] = set()
+        self._made: set[str] = set()  # and root still
 
     def root(self, key: str) -> None:
         """Label a snapshot as a root."""
         self.update(Info(key, labels=_as_root({})), f"labels.{GC_ROOT}")
+
+    def let_go(self) -> None:
+        """Leave what was made here to the daemon's collection, as far as the daemon can be told."""
+        for key in self._made:
+            with suppress(LaminaError):
+                self._unroot(key)
+        self._made.clear()
 
     def prepare(
         self, key: str, parent: str = "", *, labels: Mapping[str, str] | None = None
@@ -75,7 +88,11 @@ class _RootingSnapshotter(RemoteSnapshotter):
         super().commit(name, key, labels=_as_root(labels), parent=parent)
         self._made.add(name)
         if below in self._made:
-            self.update(Info(below), f"labels.{GC_ROOT}")
+            self._unroot(below)
+            self._made.remove(below)
+
+    def _unroot(self, key: str) -> None:
+        self.update(Info(key), f"labels.{GC_ROOT}")
 
 
 def _as_root(labels: Mapping[str, str] | None) -> dict[str, str]:
