@@ -243,6 +243,28 @@ def test_layers_are_unpacked_again(damaged: Damaged, name: str, gone: tuple[int,
     assert command.out(*listed) == rows
 
 
+def test_a_layer_without_fs(damaged: Damaged) -> None:
+    fs = damaged.storage(2) / "fs"
+    fs.rename(fs.with_name("moved"))
+    said = f"overlayfs: 2: {fs} is gone, or no directory; put it back; if that cannot be, remove"
+    damaged.expect(f"{said} {fs.parent} and check again")
+    damaged.command.run("fsck", "--repair", code=13)
+    fs.with_name("moved").rename(fs)
+    assert damaged.repair() == []
+
+
+def test_storage_that_is_no_directory(damaged: Damaged, tmp_path: Path) -> None:
+    (tmp_path / "kept").touch()
+    damaged.storage(77).symlink_to(tmp_path)
+    damaged.storage(78).touch()
+    damaged.command.run("fsck", "--repair")
+    damaged.command.run("snapshots", "cleanup")
+    assert not {"77", "78", "rm-77", "rm-78"} & {
+        p.name for p in damaged.storage(1).parent.iterdir()
+    }
+    assert (tmp_path / "kept").exists()
+
+
 def test_layers_whose_content_is_not_here(damaged: Damaged) -> None:
     """One with children stays, marked lost, until a pull restores it; one without is forgotten."""
     command = damaged.command

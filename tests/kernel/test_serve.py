@@ -250,7 +250,7 @@ def test_faults_of_the_configuration(daemon: Daemon) -> None:
     daemon.config.write_text("")
     for options, fault in (
         (("--log-level", "loud"), "level: expected one of"),
-        (("--metrics-address", "nowhere"), "address: expected HOST:PORT"),
+        (("--metrics-address", "nowhere"), "metrics.address: expected HOST:PORT"),
         (("--address", "/run/containerd/containerd.sock"), "containerd's own socket"),
     ):
         argv = daemon.argv(*options)

@@ -96,6 +96,7 @@ def test_runtime_is_found(tmp_path: Path) -> None:
     assert find_runtime(crun) == crun
     os.chmod(runc, 0o644)
     assert find_runtime("", search) == crun
+    assert find_runtime("", f"{tmp_path}/{'x' * 300}:{runc}:{search}") == crun  # no directories
     with pytest.raises(NotFound, match="apt-get install runc"):
         find_runtime("", "/nowhere")
     with pytest.raises(NotFound):

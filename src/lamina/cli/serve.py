@@ -65,7 +65,7 @@ def _settings(daemon: Daemon, options: dict[str, dict[str, str | None]]) -> Daem
         given = {key: value for key, value in typed.items() if value is not None}
         changed = replace(getattr(daemon, section), **given)
         if given and (faults := list(changed.problems())):
-            raise click.BadParameter("; ".join(faults))
+            raise click.BadParameter("; ".join(f"{section}.{fault}" for fault in faults))
         daemon = daemon._replace(**{section: changed})
     if os.path.realpath(daemon.grpc.address) == CONTAINERDS_SOCKET:
         raise click.BadParameter(

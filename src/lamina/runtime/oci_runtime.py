@@ -157,9 +157,10 @@ def find_runtime(name: str = "", search_path: str = SEARCH_PATH) -> str:
         raise InvalidArgument("use runtime", name, hint="name an OCI runtime: runc, crun or a path")
     for candidate in (wanted,) if wanted else _PREFERRED:
         for directory in search_path.split(":"):
-            path = Path(directory or "/", candidate)
-            if directory and path.is_file() and os.access(path, os.X_OK):
-                return str(path)
+            path = os.path.join(directory, candidate)  # noqa: PTH118  with isfile
+            # Not Path's: that raises where others may not search, such as root's own directories.
+            if directory and os.path.isfile(path) and os.access(path, os.X_OK):  # noqa: PTH113
+                return path
     raise NotFound(
         "OCI runtime",
         wanted or " or ".join(_PREFERRED),

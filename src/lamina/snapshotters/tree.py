@@ -26,7 +26,8 @@ _PROTECTED = FS_IMMUTABLE_FL | FS_APPEND_FL
 def remove_tree(path: Path) -> None:
     """Remove the directory `path` with all that is in it; nothing there is no error.
 
-    Symbolic links are removed, never followed: each step is relative to an open directory.
+    Anything else of that name is removed too. Symbolic links are removed, never followed: each step
+    is relative to an open directory.
 
     Raises:
         FailedPrecondition: something is mounted there or below; other parts may be gone by then.
@@ -46,6 +47,8 @@ def remove_tree_in(parent: int, path: Path) -> None:
     """Do as `remove_tree`, given an open descriptor of the directory that `path` is in."""
     try:
         _Removal(path).remove(parent, path.name, 0)
+    except NotADirectoryError:
+        os.unlink(path.name, dir_fd=parent)
     except FileNotFoundError:
         if os.access(path.name, os.F_OK, dir_fd=parent, follow_symlinks=False):
             raise

@@ -10,8 +10,9 @@ A View has a directory as well, whose `fs` only a View without parent is mounted
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lamina.core.driver import Ability, Snapshot
 from lamina.core.labels import OVERLAY_UPPERDIR, OVERLAY_VOLATILE
@@ -22,6 +23,9 @@ from lamina.meta.boot import boot_id
 from lamina.snapshotters.directories import DirectoryDriver, make_directory
 from lamina.snapshotters.mappings import mapped_root, mapping_options
 from lamina.snapshotters.overlayfs.volatile import check_volatile, prepare_volatile
+
+if TYPE_CHECKING:
+    from lamina.core.problem import Problem
 
 
 class OverlayDriver(DirectoryDriver):
@@ -119,6 +123,22 @@ class OverlayDriver(DirectoryDriver):
         if not self._upperdir_label:
             return super().info_labels(id)
         return {OVERLAY_UPPERDIR: str(self._fs(id))}
+
+    def faults(self, exists: Callable[[int], bool]) -> Iterator[Problem]:
+        """Yield the snapshots that have a directory without `fs`: they cannot be mounted."""
+        from lamina.core.problem import Problem
+
+        for id in self._without_fs(self.ids()):
+            # Looked for again: it may have been in the making.
+            if exists(id) and self._without_fs([id]):
+                fix = f"put it back; if that cannot be, remove {self.of(id)} and check again"
+                yield Problem(str(id), f"{self._fs(id)} is gone, or no directory", fix)
+
+    def _without_fs(self, ids: Iterable[int]) -> list[int]:
+        def is_directory(path: Path) -> bool:
+            return path.is_dir() and not path.is_symlink()
+
+        return [id for id in ids if is_directory(self.of(id)) and not is_directory(self._fs(id))]
 
     def _fs(self, id: int) -> Path:
         return self.of(id) / "fs"
