@@ -86,6 +86,8 @@ def test_containerds_configuration(tmp_path: Path) -> None:
     (tmp_path / "conf.d").mkdir()
     drop_in = tmp_path / "conf.d/lamina.toml"
     drop_in.write_text(proxy("lamina-native", address) + proxy("sandbox", address, "sandbox"))
+    back = f'imports = ["../../{tmp_path.name}/config.toml"]\n'
+    (tmp_path / "conf.d/back.toml").write_text(back)
     found = examine_containerd(config, str(address))
     assert found.level is Level.WARN
     assert found.detail.endswith(f"names lamina-native on {address}, where nobody listens")

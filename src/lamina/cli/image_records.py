@@ -10,7 +10,7 @@ import click
 from lamina.cli.app import App, Command, for_each, parse_labels, pass_app, snapshotter_option
 from lamina.cli.output import format_labels, json_option, print_json, print_labels, print_table
 from lamina.core.units import format_size
-from lamina.errors import DataLoss, FailedPrecondition, NotFound
+from lamina.errors import FailedPrecondition, NotFound
 
 if TYPE_CHECKING:
     from lamina.images.catalogue import Image
@@ -185,7 +185,7 @@ def _unpacked(app: App, content: Availability, snapshotter: str) -> bool:
         return content.found and content.complete  # an image without layers
     try:
         app.store.snapshotter(snapshotter).stat(content.chain_id)
-    except (NotFound, DataLoss):
+    except NotFound:
         return False
     return True
 

@@ -12,7 +12,7 @@ import click
 
 from lamina.cli.app import App, Command, parse_labels, pass_app, snapshotter_option
 from lamina.core.units import parse_size
-from lamina.errors import DataLoss, NotFound
+from lamina.errors import NotFound
 
 if TYPE_CHECKING:
     from lamina.images.operation import Options
@@ -181,7 +181,7 @@ def _launch(app: App, reference: str, platform: str | None) -> tuple[str, Launch
     if launch.chain_id:
         try:
             app.store.snapshotter(name).stat(launch.chain_id)
-        except (NotFound, DataLoss):
+        except NotFound:
             app.store.unpack(reference, name, options=_unpack_options(platform))
     return name, launch
 

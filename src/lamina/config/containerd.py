@@ -22,9 +22,9 @@ def proxy_snapshotters(path: Path) -> dict[str, str]:
     pending, seen = [path], set()
     while pending:
         file = pending.pop()
-        if file in seen:
+        if file.resolve() in seen:
             continue
-        seen.add(file)
+        seen.add(file.resolve())
         document = _read(file)
         proxies = document.get("proxy_plugins")
         for name, table in proxies.items() if isinstance(proxies, dict) else ():

@@ -39,7 +39,6 @@ from lamina.errors import (
     Aborted,
     AlreadyExists,
     Cancelled,
-    DataLoss,
     DigestMismatch,
     LaminaError,
     NotFound,
@@ -169,7 +168,7 @@ class Unpacker:
     def _exists(self, chain_id: Digest) -> bool:
         try:
             self._snapshotter.stat(chain_id)
-        except (NotFound, DataLoss):  # a layer that a power loss took is extracted anew
+        except NotFound:  # or taken by a power loss, and to be extracted anew
             return False
         return True
 
