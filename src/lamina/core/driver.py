@@ -129,6 +129,8 @@ class Inspectable(Protocol):
     def faults(self, exists: Callable[[int], bool]) -> Iterable[Problem]:
         """Return what is wrong with them; changes nothing.
 
+        A problem whose subject is an id counts only while that snapshot has all of its storage.
+
         Args:
             exists: tells whether there is a snapshot of that id, or storage of one that waits to
                 be freed. Ask it after the object was seen: every object has its row before it.

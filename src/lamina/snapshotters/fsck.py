@@ -152,7 +152,10 @@ class _Check:
 
     def _faults(self) -> Iterator[Problem]:
         if isinstance(self._driver, Inspectable):
-            yield from self._driver.faults(self._exists)
+            faults = list(self._driver.faults(self._exists))
+            # What is half made, or waits to be freed, need not be whole.
+            whole = {str(id) for id in self._store.complete_ids()}
+            yield from (p for p in faults if p.subject in whole or not p.subject.isdecimal())
 
     def _exists(self, id: int) -> bool:
         return id in self._store.ids() or id in self._store.trash.ids()
