@@ -9,6 +9,7 @@ import pytest
 
 from lamina.errors import InvalidArgument
 from lamina.linux.dm.thin import parse_pool_table
+from lamina.pool.loop import LoopPool
 from lamina.pool.plan import (
     LARGEST_METADATA_BYTES,
     LvmPlan,
@@ -26,8 +27,8 @@ DISK = Path("/dev/sdx")
 
 
 def test_sizes_of_the_documentation() -> None:
-    plan = plan_loop("devpool", Path("/d"))
-    assert (plan.data_bytes, plan.metadata_bytes) == (100 * GIB, 10 * GIB)
+    record = LoopPool.record(plan_loop("devpool", Path("/d")))
+    assert (record.data_bytes, record.metadata_bytes) == (100 * GIB, 10 * GIB)
 
 
 def test_data_is_whole_blocks() -> None:

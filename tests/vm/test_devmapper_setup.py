@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import struct
 import subprocess
+import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,8 +70,8 @@ def lvs(*fields: str, group: str) -> list[str]:
     return done.stdout.split()
 
 
-@pytest.mark.parametrize("time", ["first", "second"])
-def test_loop_recipe(command: Command, time: str) -> None:
+@pytest.mark.parametrize("turn", ["first", "second"])
+def test_loop_recipe(command: Command, turn: str) -> None:
     setup = ("devmapper", "setup", "--loop", *SMALL, "--image-size", "16MiB")
     first = command.run(*setup)
     assert "pool devpool is active\n" in first.stderr.decode()
@@ -104,8 +106,8 @@ def test_loop_recipe(command: Command, time: str) -> None:
     assert "none was set up" in command.error("devmapper", "teardown", code=3)
 
 
-@pytest.mark.parametrize("time", ["first", "second"])
-def test_lvm_recipe(command: Command, disk: Path, time: str) -> None:
+@pytest.mark.parametrize("turn", ["first", "second"])
+def test_lvm_recipe(command: Command, disk: Path, turn: str) -> None:
     mkfs(disk)
     group = device_name("vg")
     setup = ("devmapper", "setup", "--device", disk, "--vg", group, "--pool", "thin")
@@ -125,6 +127,7 @@ def test_lvm_recipe(command: Command, disk: Path, time: str) -> None:
     (profile,) = lvs("lv_profile", group=group)
     assert "threshold = 80" in (PROFILES / f"{profile}.profile").read_text()
     assert command.run(*setup).stdout == first.stdout
+    command.run("devmapper", "extend", "--data-size", "232M", "--meta-size", "8M")
     assert command.json("devmapper", "status", "--json")["Mode"] == "rw"
     command.run("devmapper", "deactivate", "--pool", "thin")
     command.run("devmapper", "check")
@@ -134,6 +137,25 @@ def test_lvm_recipe(command: Command, disk: Path, time: str) -> None:
     assert device_names() == []
     assert not (PROFILES / f"{profile}.profile").exists()
     assert subprocess.check_output(("wipefs", disk)) == b""
+
+
+@pytest.mark.skipif(shutil.which("dmeventd") is None, reason="dmeventd is not installed")
+def test_lvm_extends_a_pool_that_fills_up(site: Site, disk: Path) -> None:
+    group = device_name("vg")
+    pool = manage.setup(site, plan_lvm("thin", group, disk, 40 * MIB, 4 * MIB), confirm=no).record
+    try:
+        device = activate_thin(site, pool.device, 1, size=40 * MIB)
+        with device.open("wb", buffering=0) as file:
+            for _ in range(36):
+                file.write(bytes(MIB))
+            os.fsync(file.fileno())
+        deadline = time.monotonic() + 30
+        while read_status(site.dm, pool.device).data_total == 40 * MIB:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert read_status(site.dm, pool.device).data_total == 48 * MIB
+    finally:
+        manage.teardown(site, pool.device, force=True)
 
 
 def test_disks_that_are_refused(site: Site, disk: Path, tmp_path: Path) -> None:
@@ -191,6 +213,7 @@ def test_names_and_files_of_others_stay(site: Site, name: str, tmp_path: Path) -
 
 def test_set_up_with_other_sizes_is_refused(site: Site, name: str, tmp_path: Path) -> None:
     with made_pool(site, name, tmp_path):
+        assert manage.setup(site, plan_loop(name, tmp_path), confirm=no).was_there
         with pytest.raises(FailedPrecondition, match=r"bytes of data .*teardown"):
             manage.setup(site, plan_loop(name, tmp_path, 65 * MIB, 4 * MIB), confirm=no)
         with pytest.raises(FailedPrecondition, match="directory"):
@@ -215,12 +238,14 @@ def test_lvm_that_fails_is_undone(site: Site, disk: Path) -> None:
     assert not list(PROFILES.glob(f"*{group.replace('-', '--')}*"))
 
 
-def activate_thin(site: Site, pool: str, id: int, *, new: bool = True) -> Path:
-    """Make a thin device of 32 MiB visible."""
+def activate_thin(
+    site: Site, pool: str, id: int, *, new: bool = True, size: int = 32 * MIB
+) -> Path:
+    """Make a thin device visible."""
     if new:
         thin.create_thin(site.dm, pool, id)
     number = site.dm.info(pool).number
-    target = thin.thin_target(pool=number, device_id=id, sectors=32 * MIB // SECTOR)
+    target = thin.thin_target(pool=number, device_id=id, sectors=size // SECTOR)
     site.dm.activate(f"{pool}-snap-{id}", [target])
     return node(f"{pool}-snap-{id}")
 
@@ -248,6 +273,48 @@ def test_pool_in_use_stays_unless_forced(site: Site, name: str, tmp_path: Path) 
             subprocess.run(("umount", tmp_path / "at"), check=True)
     assert device_names() == []
     assert not list(tmp_path.glob(f"{name}.*"))
+
+
+def test_full_pool_is_extended(command: Command) -> None:
+    command.run("devmapper", "setup", "--loop", "--data-size", "16M", "--meta-size", "2M")
+    with open_site(command.root) as site:
+        device = activate_thin(site, "devpool", 1)
+        writer = subprocess.Popen(("dd", "if=/dev/zero", f"of={device}", "bs=1M", "count=24"))
+        while read_status(site.dm, "devpool").mode is not thin.PoolMode.OUT_OF_DATA_SPACE:
+            assert writer.poll() is None
+            time.sleep(0.1)
+        said = command.out("devmapper", "extend", "--data-size", "64M", "--meta-size", "4M")
+        assert "64.0 MiB, with 4.0 MiB of metadata" in said
+        assert writer.wait() == 0
+        report = read_status(site.dm, "devpool")
+        assert report.mode is thin.PoolMode.READ_WRITE
+        assert (report.data_total, report.metadata_total) == (64 * MIB, 4 * MIB)
+        again = ("devmapper", "extend", "--data-size", "64M")
+        assert "cannot become smaller" in command.error(*again, code=2)
+        manage.deactivate(site, "devpool")
+    command.run("devmapper", "setup", "--loop", "--data-size", "64M")
+    with open_site(command.root) as site:
+        assert read_status(site.dm, "devpool").data_total == 64 * MIB
+    command.run("devmapper", "teardown", "--force")
+
+
+def test_snapshots_stay_unless_forced(command: Command, tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    snapshots = ("--config", config, "snapshots", "--snapshotter", "devmapper")
+    for turn in ("first", "second"):
+        section = command.out("devmapper", "setup", "--loop", *SMALL, "--image-size", "16MiB")
+        config.write_text(f"version = 3\n{section}")
+        command.run(*snapshots, "prepare", f"key {turn}")
+        said = command.error("devmapper", "teardown", code=7)
+        assert f"--force would lose 1 snapshot (key {turn})" in said
+        if turn == "first":
+            done = command.run("devmapper", "teardown", "--force")
+            assert "lost: 1 snapshot (key first)" in done.stderr.decode()
+            assert command.json("snapshots", "--snapshotter", "overlayfs", "ls", "--json") == []
+    command.run(*snapshots, "rm", "key second")
+    command.run("--config", config, "devmapper", "teardown")
+    assert device_names() == []
+    assert not (command.root / "io.containerd.snapshotter.v1.devmapper").exists()
 
 
 def test_data_of_somebody_else_stays_unless_forced(site: Site, name: str, tmp_path: Path) -> None:

@@ -147,6 +147,23 @@ def status(app: App, name: str | None, as_json: bool) -> None:
 
 @devmapper.command()
 @pool_option
+@click.option("--data-size", type=Size(), metavar="SIZE", help="What it is to have then.")
+@click.option("--meta-size", type=Size(), metavar="SIZE", help="The same of metadata.")
+@pass_app
+def extend(app: App, name: str | None, data_size: int | None, meta_size: int | None) -> None:
+    """Make an active pool larger, while it is used."""
+    from lamina.pool import manage
+
+    if data_size is None and meta_size is None:
+        raise click.UsageError("say how large: --data-size, --meta-size or both")
+    with _site(app) as site:
+        report = manage.extend(site, name, data_bytes=data_size, metadata_bytes=meta_size)
+    sizes = f"{format_size(report.data_total)}, with {format_size(report.metadata_total)} of"
+    click.echo(f"pool {report.name} has {sizes} metadata")
+
+
+@devmapper.command()
+@pool_option
 @click.option("--force", is_flag=True, help="Even if snapshots are lost; they are named.")
 @pass_app
 def teardown(app: App, name: str | None, force: bool) -> None:

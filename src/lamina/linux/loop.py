@@ -22,6 +22,7 @@ LOOP_SET_FD = 0x4C00
 LOOP_CLR_FD = 0x4C01
 LOOP_SET_STATUS64 = 0x4C04
 LOOP_GET_STATUS64 = 0x4C05
+LOOP_SET_CAPACITY = 0x4C07
 LOOP_SET_DIRECT_IO = 0x4C08
 LOOP_CONFIGURE = 0x4C0A
 LOOP_CTL_GET_FREE = 0x4C82
@@ -123,6 +124,11 @@ def shared(file: str | os.PathLike[str]) -> Iterator[LoopDevice | None]:
     finally:
         if device is not None:
             os.close(device.fd)
+
+
+def take_over_size(device: LoopDevice) -> None:
+    """Make an attached device as large as its file has become."""
+    fcntl.ioctl(device.fd, LOOP_SET_CAPACITY, 0)
 
 
 def backing_file(device: str) -> str | None:

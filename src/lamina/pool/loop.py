@@ -11,14 +11,20 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from lamina.core.units import format_size
 from lamina.errors import AlreadyExists, DataLoss, FailedPrecondition
-from lamina.linux.dm import DeviceMapper, node
-from lamina.linux.loop import LoopDevice, attached
+from lamina.linux.dm import DeviceMapper, Target, node
+from lamina.linux.loop import LoopDevice, attached, take_over_size
 from lamina.pool.devices import active_pool, remove_device, remove_idle
-from lamina.pool.plan import LoopPlan, pool_table
+from lamina.pool.plan import (
+    DEFAULT_DATA_BYTES,
+    DEFAULT_METADATA_BYTES,
+    LoopPlan,
+    pool_table,
+)
 from lamina.pool.record import Record, sync_directory
 
 log = logging.getLogger(__name__)
@@ -47,8 +53,8 @@ class LoopPool:
         return Record(
             device=plan.pool,
             kind="loop",
-            data_bytes=plan.data_bytes,
-            metadata_bytes=plan.metadata_bytes,
+            data_bytes=plan.data_bytes or DEFAULT_DATA_BYTES,
+            metadata_bytes=plan.metadata_bytes or DEFAULT_METADATA_BYTES,
             directory=str(plan.directory),
         )
 
@@ -118,6 +124,26 @@ class LoopPool:
             self._say(f"deactivate pool {self.device}")
             remove_device(self._dm, self.device)
 
+    def extend(self, data_bytes: int | None, metadata_bytes: int | None) -> Record:
+        """Make the active pool larger, each where a size is given; return its new record."""
+        sizes = {self.data: data_bytes, self.metadata: metadata_bytes}
+        for file, size in sizes.items():
+            if size is not None and size > file.stat().st_size:
+                self._say(f"extend {file} to {format_size(size)}")
+                _make_sparse(file, size)
+        with self.loops() as (data, metadata):
+            for device in (data, metadata):
+                take_over_size(device)
+            self._dm.load(self.device, [self._target(data.path, metadata.path)])
+            # Without flush, which would wait for room where the pool is full.
+            self._dm.suspend(self.device, flush=False, freeze=False)
+            self._dm.resume(self.device)
+        return replace(
+            self._record,
+            data_bytes=data_bytes or self._record.data_bytes,
+            metadata_bytes=metadata_bytes or self._record.metadata_bytes,
+        )
+
     def remove(self) -> None:
         """Remove whatever of it is there; what is on it is lost."""
         self.deactivate()
@@ -144,14 +170,16 @@ class LoopPool:
             )
 
     def _activate(self, data: str, metadata: str) -> None:
-        target = pool_table(self.data.stat().st_size, metadata=metadata, data=data)
         try:
-            self._dm.activate(self.device, [target], uuid=_UUID + self.device)
+            self._dm.activate(self.device, [self._target(data, metadata)], uuid=_UUID + self.device)
         except OSError as error:
             raise FailedPrecondition(
                 f"activate pool {self.device}: {error.strerror}",
                 hint="dmesg says more; then `lamina devmapper check` and `... repair`",
             ) from error
+
+    def _target(self, data: str, metadata: str) -> Target:
+        return pool_table(self.data.stat().st_size, metadata=metadata, data=data)
 
     def _require_ours(self) -> None:
         info = self._dm.find(self.device)

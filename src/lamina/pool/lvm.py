@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from lamina.core.units import format_size
@@ -14,6 +15,7 @@ from lamina.pool.devices import active_pool, remove_idle
 from lamina.pool.disk import require_unused
 from lamina.pool.plan import BLOCK_BYTES, LvmPlan, lvm_device, lvm_sizes
 from lamina.pool.record import Record
+from lamina.pool.status import read_status
 from lamina.tools import lvm
 from lamina.tools.lookup import installed
 from lamina.tools.wipefs import wipe
@@ -105,6 +107,19 @@ class LvmPool:
         if self._dm.find(self.device) is not None:
             self._say(f"deactivate pool {self.device}")
             lvm.deactivate(self._group, self._pool)
+
+    def extend(self, data_bytes: int | None, metadata_bytes: int | None) -> Record:
+        """Make the active pool larger, each where a size is given; return its new record."""
+        report = read_status(self._dm, self.device)
+        data = data_bytes if (data_bytes or 0) > report.data_total else None
+        metadata = metadata_bytes if (metadata_bytes or 0) > report.metadata_total else None
+        self._say(f"extend {self._group}/{self._pool}")
+        lvm.extend_thin_pool(self._group, self._pool, data_bytes=data, metadata_bytes=metadata)
+        return replace(
+            self._record,
+            data_bytes=data_bytes or self._record.data_bytes,
+            metadata_bytes=metadata_bytes or self._record.metadata_bytes,
+        )
 
     def remove(self) -> None:
         """Remove whatever of it is there; what is on it is lost.

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import NamedTuple, assert_never
 
 from lamina.core.units import format_size
-from lamina.errors import FailedPrecondition, LaminaError
+from lamina.errors import FailedPrecondition, InvalidArgument, LaminaError
 from lamina.linux.dm import DeviceMapper
 from lamina.linux.dm.thin import PoolMode, pool_status
 from lamina.pool.devices import active_pool, fail_all, thin_devices
 from lamina.pool.disk import content, require_unused
 from lamina.pool.loop import LoopPool
 from lamina.pool.lvm import LvmPool
-from lamina.pool.plan import LoopPlan, LvmPlan
+from lamina.pool.plan import LoopPlan, LvmPlan, check_sizes
 from lamina.pool.record import Record, Records
 from lamina.pool.snapshots import RecordedSnapshots
-from lamina.pool.status import read_status
+from lamina.pool.status import PoolReport, read_status
 from lamina.pool.unit import BootUnit, unit_text
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def setup(site: Site, plan: LoopPlan | LvmPlan, *, confirm: Confirm) -> Made:
         if found is None:
             _make(site, wanted, confirm)
             return Made(replace(wanted, state="ready"), False, _install_unit(site, wanted))
-        _require_same(found, wanted)
+        _require_same(found, wanted, plan)
         was_made = found.state == "ready"
         if was_made:
             recipe(site, found).activate()
@@ -154,13 +154,41 @@ def deactivate(site: Site, name: str | None) -> str:
         return record.device
 
 
+def extend(
+    site: Site, name: str | None, *, data_bytes: int | None, metadata_bytes: int | None
+) -> PoolReport:
+    """Make an active pool larger, its data or its metadata or both; return what it is then.
+
+    Nobody has to stop for it. One that was killed on the way is run again.
+
+    Raises:
+        InvalidArgument: it is as large already, which includes one that is larger.
+        NotFound: it is not active.
+    """
+    check_sizes(data_bytes, metadata_bytes)
+    with site.records.locked():
+        record = site.records.find(name)
+        report = read_status(site.dm, record.device)
+        for what, wanted, present in (
+            ("data", data_bytes, report.data_total),
+            ("metadata", metadata_bytes, report.metadata_total),
+        ):
+            if wanted is not None and wanted <= present:
+                have = f"it has {format_size(present)}; a pool cannot become smaller"
+                text = f"extend {what} of pool {record.device} to {format_size(wanted)}"
+                raise InvalidArgument(text, hint=have)
+        site.records.write(recipe(site, record).extend(data_bytes, metadata_bytes))
+        return read_status(site.dm, record.device)
+
+
 def losses(site: Site, record: Record) -> list[str]:
     """Say what would be lost with a pool; nothing when nobody has a use for it."""
     snapshots = site.snapshots(record.device)
     found = []
     if keys := snapshots.keys():
         more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
-        found.append(f"{len(keys)} snapshots ({', '.join(keys[:_SHOWN])}{more})")
+        noun = "snapshot" if len(keys) == 1 else "snapshots"
+        found.append(f"{len(keys)} {noun} ({', '.join(keys[:_SHOWN])}{more})")
     used = [str(device) for device in thin_devices(site.dm, record.device) if device.open_count]
     if used:
         found.append(f"what uses {', '.join(used)}")
@@ -224,7 +252,7 @@ def _confirm_wipe(disk: Path, confirm: Confirm) -> None:
         )
 
 
-def _require_same(found: Record, wanted: Record) -> None:
+def _require_same(found: Record, wanted: Record, plan: LoopPlan | LvmPlan) -> None:
     """Refuse to take a pool for another one of its name; sizes count only where they were given."""
     differences = [
         f"{what} {have}, not {want}"
@@ -232,10 +260,10 @@ def _require_same(found: Record, wanted: Record) -> None:
             ("recipe", found.kind, wanted.kind),
             ("directory", found.directory, wanted.directory),
             ("disk", found.disk, wanted.disk),
-            ("bytes of data", found.data_bytes, wanted.data_bytes),
-            ("bytes of metadata", found.metadata_bytes, wanted.metadata_bytes),
+            ("bytes of data", found.data_bytes, plan.data_bytes),
+            ("bytes of metadata", found.metadata_bytes, plan.metadata_bytes),
         )
-        if have != want
+        if want is not None and have != want
     ]
     if differences:
         raise FailedPrecondition(

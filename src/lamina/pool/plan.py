@@ -42,14 +42,14 @@ class LoopPlan:
     Attributes:
         pool: the name of its device, and of its files without their endings.
         directory: where the files are.
-        data_bytes: the size of the data, whole blocks.
-        metadata_bytes: the size of the metadata.
+        data_bytes: the size of the data, whole blocks; None for DEFAULT_DATA_BYTES.
+        metadata_bytes: the size of the metadata; None for DEFAULT_METADATA_BYTES.
     """
 
     pool: str
     directory: Path
-    data_bytes: int
-    metadata_bytes: int
+    data_bytes: int | None = None
+    metadata_bytes: int | None = None
 
     @property
     def name(self) -> str:
@@ -84,18 +84,18 @@ class LvmPlan:
 def plan_loop(
     pool: str, directory: Path, data_bytes: int | None = None, metadata_bytes: int | None = None
 ) -> LoopPlan:
-    """Return the plan of a pool on files; of the documentation's size where none is given.
+    """Return the plan of a pool on files.
 
     Raises:
         InvalidArgument: a name or a size that cannot be.
     """
     check_name(pool)
-    data_bytes = DEFAULT_DATA_BYTES if data_bytes is None else data_bytes
-    metadata_bytes = DEFAULT_METADATA_BYTES if metadata_bytes is None else metadata_bytes
-    _check_data(data_bytes)
-    _check_metadata(metadata_bytes)
-    whole = data_bytes // BLOCK_BYTES * BLOCK_BYTES
-    return LoopPlan(pool, directory, whole, metadata_bytes // SECTOR * SECTOR)
+    check_sizes(data_bytes, metadata_bytes)
+    if data_bytes is not None:
+        data_bytes = data_bytes // BLOCK_BYTES * BLOCK_BYTES
+    if metadata_bytes is not None:
+        metadata_bytes = metadata_bytes // SECTOR * SECTOR
+    return LoopPlan(pool, directory, data_bytes, metadata_bytes)
 
 
 def plan_lvm(
@@ -115,10 +115,7 @@ def plan_lvm(
             hint = "LVM takes letters, digits and any of +_.-"
             raise InvalidArgument(f"name a {what}", name, hint=hint)
     check_name(lvm_device(group, pool))
-    if data_bytes is not None:
-        _check_data(data_bytes)
-    if metadata_bytes is not None:
-        _check_metadata(metadata_bytes)
+    check_sizes(data_bytes, metadata_bytes)
     return LvmPlan(pool, group, device, data_bytes, metadata_bytes)
 
 
@@ -188,16 +185,18 @@ def check_name(device: str, image_size: str = DEFAULT_IMAGE_SIZE) -> None:
         raise InvalidArgument(f"set up a pool: {'; '.join(faults)}")
 
 
-def _check_data(size: int) -> None:
-    if size < SMALLEST_DATA_BYTES:
+def check_sizes(data: int | None, metadata: int | None) -> None:
+    """Make sure that the kernel takes a pool of these sizes, where they are given.
+
+    Raises:
+        InvalidArgument: it does not.
+    """
+    if data is not None and data < SMALLEST_DATA_BYTES:
         least = format_size(SMALLEST_DATA_BYTES)
-        raise InvalidArgument(f"set up a pool of {format_size(size)}", hint=f"at least {least}")
-
-
-def _check_metadata(size: int) -> None:
-    if not SMALLEST_METADATA_BYTES <= size <= LARGEST_METADATA_BYTES:
-        least, most = format_size(SMALLEST_METADATA_BYTES), format_size(LARGEST_METADATA_BYTES)
+        raise InvalidArgument(f"set up a pool of {format_size(data)}", hint=f"at least {least}")
+    smallest, largest = SMALLEST_METADATA_BYTES, LARGEST_METADATA_BYTES
+    if metadata is not None and not smallest <= metadata <= largest:
         raise InvalidArgument(
-            f"set up a pool with {format_size(size)} of metadata",
-            hint=f"the kernel uses {least} to {most}",
+            f"set up a pool with {format_size(metadata)} of metadata",
+            hint=f"the kernel uses {format_size(smallest)} to {format_size(largest)}",
         )

@@ -59,7 +59,9 @@ class Records:
         Raises:
             Aborted: somebody else is at it.
         """
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # The root as the store makes it.
+        self.directory.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+        self.directory.mkdir(mode=0o700, exist_ok=True)
         fd = os.open(self.directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -140,5 +142,7 @@ def _read(path: Path) -> Record:
     try:
         return Record(**json.loads(path.read_bytes()))
     except (ValueError, TypeError) as error:
-        hint = "write it anew as docs/snapshotters/devmapper-pool.md describes it"
+        hint = (
+            "restore it from a backup; or move it away, and remove the pool and its files by hand"
+        )
         raise DataLoss(f"read record: {error}", path, hint=hint) from error

@@ -104,6 +104,16 @@ def make_thin_pool(
     )
 
 
+def extend_thin_pool(
+    group: str, name: str, *, data_bytes: int | None, metadata_bytes: int | None
+) -> None:
+    """Make a thin pool larger; each size, rounded up to extents, is more than it has."""
+    if metadata_bytes is not None:
+        _lvm("lvextend", "--poolmetadatasize", f"{metadata_bytes}b", f"{group}/{name}")
+    if data_bytes is not None:
+        _lvm("lvextend", "--size", f"{data_bytes}b", f"{group}/{name}")
+
+
 def remove_volume(group: str, name: str) -> None:
     """Remove a logical volume with all that is on it."""
     _lvm("lvremove", "--yes", "--force", f"{group}/{name}")
