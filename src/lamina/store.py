@@ -89,7 +89,8 @@ class Store:
         config: Config | None = None,
         default_snapshotter: str = DEFAULT_SNAPSHOTTER,
     ) -> None:
-        self.root = root.absolute()
+        # Without symbolic links: OCI runtimes take no root file system behind one.
+        self.root = Path(os.path.realpath(root))
         self.default_snapshotter = default_snapshotter
         if (self.root / CONTAINERD_METADATA).exists():
             hint = "containerd keeps its images there; name another directory with --root"
@@ -460,7 +461,7 @@ class Store:
 
 
 def _make_root(root: Path) -> None:
-    if os.path.realpath(root) == "/":  # mostly a variable that is unset, before a slash
+    if root == Path("/"):  # mostly a variable that is unset, before a slash
         raise InvalidArgument("use as root", root, hint="name a directory of its own with --root")
     if root.is_dir():
         return

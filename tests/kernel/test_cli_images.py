@@ -392,6 +392,27 @@ def test_without_home_user_and_locale(command: Command, faulty: FaultyRegistry) 
         assert (done.returncode, done.stderr) == (0, b"")
 
 
+def test_streams_that_are_closed(command: Command, faulty: FaultyRegistry) -> None:
+    ref = serve(faulty, three_layers())
+
+    def lamina(closing: str, *words: object) -> subprocess.CompletedProcess[bytes]:
+        script = f'exec "$@" {closing}'
+        argv = ["sh", "-c", script, "sh", *command.argv(*words)]
+        return subprocess.run(argv, capture_output=True, timeout=60, check=False)
+
+    assert lamina("<&- >&- 2>&-", "images", "pull", "--plain-http", ref).returncode == 0
+    for closing, words in (
+        ("<&-", ["images", "import", "-"]),
+        ("<&-", ["content", "ingest", "key"]),
+        (">&-", ["images", "export", "-", ref]),
+        (">&-", ["content", "get", three_layers().layers[0].digest]),
+    ):
+        done = lamina(closing, *words)
+        assert (done.returncode, done.stderr.count(b"\n")) == (2, 1), done.stderr
+        assert b"it is closed" in done.stderr
+    command.assert_sound(3)
+
+
 def test_names_that_are_no_text(command: Command) -> None:
     for verb in (["images", "rm"], ["leases", "create", "--id"], ["containers", "info"]):
         assert "read name" in command.error(*verb, "\udcff", code=2)

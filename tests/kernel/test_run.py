@@ -21,6 +21,13 @@ def test_output_and_nothing_left(machine: Machine) -> None:
     assert machine.leftovers() == []
 
 
+def test_a_root_behind_a_link(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(machine.root)
+    words = ["run", "--root", str(tmp_path / "link"), "--rm", "busybox", machine.id, "echo", "here"]
+    assert machine.lamina(*words).stdout == "here\n"
+    assert machine.leftovers() == []
+
+
 def test_command_of_the_image(machine: Machine) -> None:
     assert machine.run().stdout == "from the image\n"
 

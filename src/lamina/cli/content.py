@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,8 @@ import click
 from lamina.cli.app import App, Group, for_each, parse_labels, pass_app
 from lamina.cli.output import (
     always_json_option,
+    binary_input,
+    binary_output,
     format_labels,
     format_time,
     json_option,
@@ -71,7 +72,7 @@ def info(app: App, digest: str) -> None:
 def get(app: App, digest: str) -> None:
     """Write a blob to standard output."""
     with app.store.images.content.open(parse_digest(digest)) as blob:
-        shutil.copyfileobj(blob, sys.stdout.buffer)
+        shutil.copyfileobj(blob, binary_output())
 
 
 @content.command()
@@ -86,7 +87,7 @@ def ingest(app: App, ref: str, expected_size: int, expected_digest: str) -> None
     """
     digest = app.store.images.content.ingest(
         ref,
-        sys.stdin.buffer,
+        binary_input(),
         size=expected_size or None,
         digest=parse_digest(expected_digest) if expected_digest else None,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lamina.cli.app import App, Command, Size, parse_labels, pass_app, snapshotter_option
+from lamina.cli.output import binary_input, binary_output
 from lamina.cli.registry import NAMES, make_registry, registry_options
 from lamina.core.units import format_size
 from lamina.layer.limits import LayerLimits
@@ -99,7 +99,7 @@ def import_(app: App, /, source: str, **given: Any) -> None:
     """Import images from an OCI layout or a docker archive."""
     from lamina.cli.progress import shown_progress
 
-    opened = sys.stdin.buffer if source == "-" else Path(source)
+    opened = binary_input() if source == "-" else Path(source)
     with shown_progress() as progress:
         imported = app.store.import_images(
             opened,
@@ -126,7 +126,7 @@ def export(app: App, /, out: str, refs: tuple[str, ...], **given: Any) -> None:
     """Export images as an OCI layout in a tar file; nothing is left of one that fails."""
     options = _export_options(given)
     if out == "-":
-        app.store.export_images(refs, sys.stdout.buffer, options=options)
+        app.store.export_images(refs, binary_output(), options=options)
         return
     if Path(out).exists() and not Path(out).is_file():  # a device or a pipe stays what it is
         with open(out, "wb") as file:

@@ -95,9 +95,17 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run the command line and exit with the error tree's code."""
+    _occupy_standard_descriptors()
     signal.signal(signal.SIGTERM, _terminate)
     logging.getLogger("lamina").addHandler(_Warnings(logging.WARNING))
     _leave(_run(App()))
+
+
+def _occupy_standard_descriptors() -> None:
+    """Keep files that are opened later from being taken for standard streams that are closed."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
 
 
 class _Warnings(logging.Handler):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
+from typing import BinaryIO
 
 import click
+
+from lamina.errors import InvalidArgument
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 always_json_option = click.option(
@@ -43,6 +47,20 @@ def print_aligned(lines: Sequence[Sequence[str]], *, min_width: int = 1, padding
     for cells, line_widths in zip(lines, widths, strict=True):
         padded = [cell.ljust(width) for cell, width in zip(cells, line_widths, strict=False)]
         click.echo("".join((*padded, *cells[-1:])))
+
+
+def binary_output() -> BinaryIO:
+    """Return standard output for bytes; raises InvalidArgument where it is closed."""
+    if sys.stdout is None:
+        raise InvalidArgument("write to standard output", hint="it is closed")
+    return sys.stdout.buffer
+
+
+def binary_input() -> BinaryIO:
+    """Return standard input for bytes; raises InvalidArgument where it is closed."""
+    if sys.stdin is None:
+        raise InvalidArgument("read standard input", hint="it is closed")
+    return sys.stdin.buffer
 
 
 def printable(text: str) -> str:

@@ -27,7 +27,7 @@ def shown_progress(*, quiet: bool = False) -> Iterator[Progress]:
     """Give a progress receiver that suits stderr, for the length of the operation."""
     if quiet:
         yield Silent()
-    elif sys.stderr.isatty():
+    elif sys.stderr is not None and sys.stderr.isatty():
         with _bars() as bars:
             yield _BarProgress(bars)
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lamina.cli.app import App, parse_labels, pass_app
-from lamina.cli.output import now
+from lamina.cli.output import binary_output, now
 from lamina.cli.snapshot_options import Verb
 from lamina.core.digest import parse_digest
 from lamina.core.labels import GC_ROOT, UNCOMPRESSED
@@ -60,7 +59,7 @@ def diff(
         return write_snapshot_diff(
             app.snapshotter,
             key_b or key_a,
-            lambda data: [sink(data) for sink in (*sinks, sys.stdout.buffer.write)],
+            lambda data: [sink(data) for sink in (*sinks, binary_output().write)],
             mounts=_mount_points(app),
             against=key_a if key_b else None,
             compression=Compression(_COMPRESSIONS[media_type]),
