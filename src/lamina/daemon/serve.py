@@ -53,7 +53,7 @@ def serve(store: Store, settings: Daemon, environ: MutableMapping[str, str]) -> 
         environ: the service manager's variables are taken out of it.
 
     Raises:
-        FailedPrecondition: another daemon has the socket.
+        FailedPrecondition: another daemon has the socket, or no snapshotter works here.
         LaminaError: something cannot be listened on.
     """
     started = time.monotonic()
