@@ -167,6 +167,11 @@ def test_a_file_that_is_not_text(file: Path) -> None:
     assert problems_of(file)[0].startswith("not TOML")
 
 
+def test_a_file_that_is_too_deep(file: Path) -> None:
+    file.write_text("a = " + "[" * 5000)
+    assert problems_of(file) == ("has too many values inside one another",)
+
+
 def test_a_file_that_never_ends() -> None:
     assert problems_of(Path("/dev/zero")) == ("has more than 4 MiB",)
 

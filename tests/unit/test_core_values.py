@@ -90,7 +90,7 @@ def test_durations(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "5", "1d", "-1s", "1 h", "h", "1h!", "1s2"])
+@pytest.mark.parametrize("text", ["", "5", "1d", "-1s", "1 h", "h", "1h!", "1s2", "876001h"])
 def test_what_is_no_duration(text: str) -> None:
     with pytest.raises(InvalidArgument, match="parse duration"):
         parse_duration(text)

@@ -173,7 +173,8 @@ def _leave(code: int) -> NoReturn:
 def _fail_system(error: OSError) -> int:
     kind = _REFUSALS.get(error.errno, LaminaError)
     subject = f" {error.filename!r}" if error.filename is not None else ""
-    return _fail(f"{error.strerror or error}{subject}", kind.exit_code)
+    hint = "; run as root" if kind is PermissionDenied and os.geteuid() != 0 else ""
+    return _fail(f"{error.strerror or error}{subject}{hint}", kind.exit_code)
 
 
 def _fail(message: str, code: int) -> int:

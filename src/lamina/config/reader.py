@@ -85,6 +85,9 @@ class Reader:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             self.problems.append(f"{prefix}not TOML: {error}")
             return
+        except RecursionError:
+            self.problems.append(f"{prefix}has too many values inside one another")
+            return
         except OSError as error:
             self.problems.append(f"{prefix}cannot be read: {error.strerror}")
             return

@@ -14,6 +14,7 @@ _LARGEST = 2**63 - 1
 _POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 _DURATION_PART = re.compile(r"([0-9]{1,12}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})(ms|h|m|s)", re.ASCII)
 _UNIT_SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+_CENTURY = 876_000 * 3600.0
 
 
 def parse_size(text: str) -> int:
@@ -45,11 +46,15 @@ def parse_duration(text: str) -> float:
     """Return the seconds meant by `90s`, `1h30m`, `24h0m0s` or `250ms`, as Go writes durations.
 
     Raises:
-        InvalidArgument: anything else, a bare number but 0 included.
+        InvalidArgument: anything else, a bare number but 0 included, or more than a century, whose
+            end is no time that can be stored.
     """
     if text == "0":
         return 0.0
     parts = _DURATION_PART.findall(text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
         raise InvalidArgument("parse duration", text, hint="write it as 90s, 30m or 1h30m")
-    return sum(float(number) * _UNIT_SECONDS[unit] for number, unit in parts)
+    seconds = sum(float(number) * _UNIT_SECONDS[unit] for number, unit in parts)
+    if seconds > _CENTURY:
+        raise InvalidArgument("parse duration", text, hint="write at most 876000h, 100 years")
+    return seconds
