@@ -12,12 +12,14 @@ import pytest
 
 from lamina.core.driver import Snapshot
 from lamina.core.snapshot import Kind
-from lamina.errors import DataLoss, FailedPrecondition, ResourceExhausted
+from lamina.errors import DataLoss, FailedPrecondition, ResourceExhausted, SnapshotterSkipped
 from lamina.linux.dm import DeviceMapper, Target, node, thin
 from lamina.linux.dm.thin import PoolMode
 from lamina.mount import temp_mount
 from lamina.snapshotters.devmapper.census import count_devices
+from lamina.snapshotters.devmapper.config import DevmapperConfig
 from lamina.snapshotters.devmapper.devices import FIRST_DEVICE_ID
+from lamina.snapshotters.devmapper.plugin import PLUGIN
 from lamina.snapshotters.devmapper.pool import Pool
 from lamina.snapshotters.engine import Engine
 from tests.fixtures_thin_pool import BLOCK_SECTORS, SECTOR, ThinPool, active_pool
@@ -65,6 +67,29 @@ def test_devices_have_containerds_names_and_mounts(engine: Engine, thin_pool: Th
     engine.commit("layer", "a")
     assert active_devices(thin_pool) == {"snap-2"}
     assert engine.usage("layer").size == 0
+
+
+def test_start_says_what_containerd_says(
+    thin_pool: ThinPool, root_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    load(thin_pool, root_dir).close()
+    assert caplog.messages == [
+        'loading plugin "io.containerd.snapshotter.v1.devmapper"...',
+        f'initializing pool device "{thin_pool.name}"',
+    ]
+    assert thin_ids(thin_pool) == set()
+
+
+def test_pool_that_is_none(thin_pool: ThinPool, root_dir: Path) -> None:
+    with pytest.raises(SnapshotterSkipped, match=r"no pool device nothing: .*lamina devmapper"):
+        PLUGIN.load(DevmapperConfig(pool_name="nothing", base_image_size="1g"), root_dir)
+    name = f"{thin_pool.name}-zero"
+    with DeviceMapper() as dm:
+        dm.activate(name, [Target(0, 8, "zero", "")])
+    with pytest.raises(FailedPrecondition, match="no thin pool"):
+        PLUGIN.load(DevmapperConfig(pool_name=name, base_image_size="1g"), root_dir)
+    assert not root_dir.exists()
 
 
 @pytest.mark.parametrize("filesystem", ["ext2", "ext4", "xfs"])

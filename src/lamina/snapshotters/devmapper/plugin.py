@@ -87,6 +87,18 @@ def _open(config: DevmapperConfig) -> Pool:
         raise
 
 
+def _probe(config: DevmapperConfig, directory: Path) -> None:
+    """Look for mkfs, which the first snapshot needs."""
+    from lamina.tools.lookup import installed
+
+    program = f"mkfs.{config.filesystem()}"
+    if config.pool_name and not installed(program):
+        package = "xfsprogs" if config.filesystem() == "xfs" else "e2fsprogs"
+        raise SnapshotterSkipped(
+            "devmapper", reason=f"{program} is not installed", fix=f"apt-get install {package}"
+        )
+
+
 def _device_mapper(directory: Path) -> str | None:
     from lamina.linux.dm import DeviceMapper
 
@@ -109,4 +121,6 @@ NEEDS = (
     ),
 )
 
-PLUGIN = SnapshotterPlugin(id="devmapper", config=DevmapperConfig, load=_load, needs=NEEDS)
+PLUGIN = SnapshotterPlugin(
+    id="devmapper", config=DevmapperConfig, load=_load, probe=_probe, needs=NEEDS
+)
