@@ -12,7 +12,13 @@ from tests.startup import HEAVY, imported
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["run", "--help"], ["images", "pull", "--help"], ["serve", "--help"]],
+    [
+        ["--help"],
+        ["run", "--help"],
+        ["images", "pull", "--help"],
+        ["serve", "--help"],
+        ["devmapper", "setup", "--help"],
+    ],
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     modules = imported(*arguments)

@@ -27,6 +27,7 @@ from tests.isolation import device_names
 from tests.vm.pools import MIB, made_pool, no, open_site, yes
 
 pytestmark = [pytest.mark.dm(boot="setup"), pytest.mark.root]
+in_lvm_boot = pytest.mark.dm(boot="setup-lvm")
 
 SMALL = ("--data-size", "64M", "--meta-size", "4m")
 DISK_BYTES = 256 * MIB
@@ -70,8 +71,7 @@ def lvs(*fields: str, group: str) -> list[str]:
     return done.stdout.split()
 
 
-@pytest.mark.parametrize("turn", ["first", "second"])
-def test_loop_recipe(command: Command, turn: str) -> None:
+def test_loop_recipe(command: Command) -> None:
     setup = ("devmapper", "setup", "--loop", *SMALL, "--image-size", "16MiB")
     first = command.run(*setup)
     assert "pool devpool is active\n" in first.stderr.decode()
@@ -105,9 +105,13 @@ def test_loop_recipe(command: Command, turn: str) -> None:
     assert [path.name for path in (command.root / "devmapper").iterdir()] == ["lock"]
     assert "none was set up" in command.error("devmapper", "teardown", code=3)
 
+    assert command.run(*setup).stdout == first.stdout
+    command.run("devmapper", "teardown")
+    assert device_names() == []
 
-@pytest.mark.parametrize("turn", ["first", "second"])
-def test_lvm_recipe(command: Command, disk: Path, turn: str) -> None:
+
+@in_lvm_boot
+def test_lvm_recipe(command: Command, disk: Path) -> None:
     mkfs(disk)
     group = device_name("vg")
     setup = ("devmapper", "setup", "--device", disk, "--vg", group, "--pool", "thin")
@@ -138,7 +142,26 @@ def test_lvm_recipe(command: Command, disk: Path, turn: str) -> None:
     assert not (PROFILES / f"{profile}.profile").exists()
     assert subprocess.check_output(("wipefs", disk)) == b""
 
+    mkfs(disk)
+    assert b"is active" in answered(command, b"y", *setup)
+    command.run("devmapper", "teardown")
+    assert device_names() == []
 
+
+def answered(command: Command, answer: bytes, *arguments: object) -> bytes:
+    """Run a command on a terminal where its one question is answered; return what it says."""
+    ours, terminal = os.openpty()
+    try:
+        os.write(ours, answer + b"\n")
+        done = command.run(*arguments, code=None, stdin=terminal)
+    finally:
+        os.close(ours)
+        os.close(terminal)
+    assert b"ext4 'precious'" in done.stderr
+    return done.stderr
+
+
+@in_lvm_boot
 @pytest.mark.skipif(shutil.which("dmeventd") is None, reason="dmeventd is not installed")
 def test_lvm_extends_a_pool_that_fills_up(site: Site, disk: Path) -> None:
     group = device_name("vg")
@@ -158,6 +181,7 @@ def test_lvm_extends_a_pool_that_fills_up(site: Site, disk: Path) -> None:
         manage.teardown(site, pool.device, force=True)
 
 
+@in_lvm_boot
 def test_disks_that_are_refused(site: Site, disk: Path, tmp_path: Path) -> None:
     def refusal(device: Path) -> str:
         with pytest.raises((FailedPrecondition, InvalidArgument)) as raised:
@@ -229,6 +253,7 @@ def test_what_fails_is_undone(site: Site, name: str, tmp_path: Path) -> None:
     assert device_names() == []
 
 
+@in_lvm_boot
 def test_lvm_that_fails_is_undone(site: Site, disk: Path) -> None:
     group = device_name("vg")
     with pytest.raises(InvalidArgument, match="--data-size"):
@@ -321,8 +346,11 @@ def test_data_of_somebody_else_stays_unless_forced(site: Site, name: str, tmp_pa
     with made_pool(site, name, tmp_path):
         mkfs(activate_thin(site, name, 1))
         subprocess.run(("sync",), check=True)
-        with pytest.raises(FailedPrecondition, match="somebody else"):
-            manage.teardown(site, name, force=False)
+        records = tmp_path / "root/io.containerd.snapshotter.v1.devmapper"
+        for prepare in (lambda: None, records.mkdir, lambda: manage.deactivate(site, name)):
+            prepare()
+            with pytest.raises(FailedPrecondition, match="1 device that somebody else"):
+                manage.teardown(site, name, force=False)
         manage.deactivate(site, name)
         assert device_names() == []
 
@@ -392,7 +420,7 @@ def test_damaged_metadata_is_repaired(command: Command) -> None:
         with again.open("rb") as file:
             assert file.read(7) == b"content"
         assert read_status(site.dm, "devpool").mode is thin.PoolMode.READ_WRITE
-    assert "somebody else" in command.error("devmapper", "teardown", code=7)
+    assert "2 devices that somebody else" in command.error("devmapper", "teardown", code=7)
     command.run("devmapper", "teardown", "--force")
     assert not kept.exists()
 

@@ -15,13 +15,13 @@ from lamina.core.units import format_size
 from lamina.errors import FailedPrecondition, InvalidArgument, LaminaError
 from lamina.linux.dm import DeviceMapper
 from lamina.linux.dm.thin import PoolMode, pool_status
-from lamina.pool.devices import active_pool, fail_all, thin_devices
+from lamina.pool.devices import fail_all, thin_devices
 from lamina.pool.disk import content, require_unused
 from lamina.pool.loop import LoopPool
 from lamina.pool.lvm import LvmPool
 from lamina.pool.plan import LoopPlan, LvmPlan, check_sizes
 from lamina.pool.record import Record, Records
-from lamina.pool.snapshots import RecordedSnapshots
+from lamina.pool.snapshots import RecordedSnapshots, others_data
 from lamina.pool.status import PoolReport, read_status
 from lamina.pool.unit import BootUnit, unit_text
 
@@ -182,18 +182,25 @@ def extend(
 
 
 def losses(site: Site, record: Record) -> list[str]:
-    """Say what would be lost with a pool; nothing when nobody has a use for it."""
+    """Say what would be lost with a pool, which is activated for that; nothing if it is empty."""
     snapshots = site.snapshots(record.device)
     found = []
     if keys := snapshots.keys():
-        more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
         noun = "snapshot" if len(keys) == 1 else "snapshots"
+        more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
         found.append(f"{len(keys)} {noun} ({', '.join(keys[:_SHOWN])}{more})")
+    if record.state != "ready":
+        return found
+    try:
+        recipe(site, record).activate()
+    except LaminaError as error:
+        return [*found, f"whatever is in it, which is not known: {error}"]
     used = [str(device) for device in thin_devices(site.dm, record.device) if device.open_count]
     if used:
         found.append(f"what uses {', '.join(used)}")
-    if not keys and not snapshots.directory.exists() and (data := _used_data(site, record)):
-        found.append(f"{format_size(data)} of data that somebody else has put there")
+    has_records = snapshots.directory.exists()
+    if not keys and (theirs := others_data(site.dm, record.device, has_records=has_records)):
+        found.append(theirs)
     return found
 
 
@@ -314,9 +321,3 @@ def _install_unit(site: Site, record: Record) -> bool:
     if unit.install(text):
         site.say(f"wrote and enabled {unit.path}")
     return True
-
-
-def _used_data(site: Site, record: Record) -> int:
-    if active_pool(site.dm, record.device) is None:
-        return 0
-    return read_status(site.dm, record.device).data_used

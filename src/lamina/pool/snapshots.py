@@ -1,14 +1,21 @@
-"""What the snapshotter has recorded on a pool, and would lose with it."""
+"""What would be lost with a pool: what the snapshotter has recorded, and what others have there."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from lamina.core.units import format_size
 from lamina.errors import FailedPrecondition
+from lamina.linux.dm import DeviceMapper
+from lamina.linux.dm.thin import MAX_DEVICE_ID
 from lamina.meta.owners import Owners
 from lamina.meta.snapshots import SnapshotStore
+from lamina.pool.status import read_status
+from lamina.snapshotters.devmapper.devices import FIRST_DEVICE_ID
 from lamina.snapshotters.engine import DATABASE, OWNERS
 from lamina.snapshotters.tree import remove_tree
+from lamina.tools.lookup import installed
+from lamina.tools.thin import thin_ls
 
 
 class RecordedSnapshots:
@@ -43,3 +50,33 @@ class RecordedSnapshots:
         """Remove the directory: without the pool, everything in it leads nowhere."""
         if self.directory.exists():
             remove_tree(self.directory)
+
+
+def others_data(dm: DeviceMapper, pool: str, *, has_records: bool) -> str:
+    """Say what somebody else, such as a containerd, has in an active pool; "" for nothing.
+
+    Args:
+        dm: device-mapper.
+        pool: the pool.
+        has_records: whether the snapshotter has ever used it: then some of it is its own, as the
+            filesystem that new snapshots are copies of.
+    """
+    report = read_status(dm, pool)
+    if not report.data_used:
+        return ""
+    if not installed("thin_ls"):
+        size = format_size(report.data_used)
+        return "" if has_records else f"{size} of data that somebody else has put there"
+    first = FIRST_DEVICE_ID if has_records else MAX_DEVICE_ID + 1
+    count = sum(id < first for id in _device_ids(dm, pool, report.metadata.node))
+    noun = "device" if count == 1 else "devices"
+    return f"{count} {noun} that somebody else has made in it" if count else ""
+
+
+def _device_ids(dm: DeviceMapper, pool: str, metadata: Path) -> list[int]:
+    """List the devices of an active pool, visible or not, by a snapshot of its metadata."""
+    dm.message(pool, "reserve_metadata_snap")
+    try:
+        return thin_ls(metadata)
+    finally:
+        dm.message(pool, "release_metadata_snap")

@@ -23,12 +23,14 @@ class Below(NamedTuple):
     """A device below a pool.
 
     Attributes:
-        path: of the device.
+        path: of the device, as the kernel calls it.
+        node: by which it can be opened.
         file: behind it, where it is a loop device.
         direct_io: whether that bypasses the page cache.
     """
 
     path: str
+    node: Path
     file: str | None
     direct_io: bool
 
@@ -120,4 +122,8 @@ def _below(number: str) -> Below:
     name = Path(os.path.realpath(f"/sys/dev/block/{number}")).name
     path = f"/dev/{name}"
     direct = Path("/sys/block", name, "loop/dio")
-    return Below(path, backing_file(path), direct.exists() and direct.read_text().strip() == "1")
+    mapped = Path("/sys/block", name, "dm/name")
+    opened = node(mapped.read_text().strip()) if mapped.exists() else Path(path)
+    return Below(
+        path, opened, backing_file(path), direct.exists() and direct.read_text().strip() == "1"
+    )

@@ -34,6 +34,7 @@ _PACKAGES = {
     "mount.fuse3": "fuse3",
     "runc": "runc",
     "thin_check": "thin-provisioning-tools",
+    "thin_ls": "thin-provisioning-tools",
     "thin_repair": "thin-provisioning-tools",
     "thin_trim": "thin-provisioning-tools",
     "zfs": "zfsutils-linux",

@@ -46,6 +46,16 @@ def thin_repair(damaged: Device, repaired: Device) -> None:
     run(["thin_repair", "--input", damaged, "--output", repaired], timeout=_SECONDS)
 
 
+def thin_ls(metadata: Device) -> list[int]:
+    """Return the numbers of all devices in the reserved snapshot of an active pool's metadata.
+
+    Raises:
+        ToolError: the program is missing, or there is no such snapshot.
+    """
+    argv = ["thin_ls", "--metadata-snap", "--no-headers", "--format", "DEV", metadata]
+    return [int(line) for line in run(argv, timeout=_SECONDS).stdout.split()]
+
+
 def thin_trim(metadata: Device, data: Device) -> None:
     """Discard every block of the data device that the metadata does not use.
 
