@@ -72,6 +72,21 @@ def test_of_a_store(command: Command) -> None:
     command.run("doctor")
 
 
+def test_a_store_that_cannot_be_examined(command: Command) -> None:
+    command.run("snapshots", "prepare", "key")
+    owners = command.root / "owners"
+    command.run("leases", "create")
+    for path in owners.iterdir():
+        path.unlink()
+    owners.rmdir()
+    owners.touch()
+    plain = json.loads(command.run("doctor", "--json", code=7).stdout)
+    store = findings(plain)["store"]
+    assert store["Level"] == "bad"
+    assert store["Detail"] == f"cannot be examined: File exists: {owners}"
+    assert plain["Best"]["ID"] == "overlayfs"
+
+
 def test_a_wrong_configuration(command: Command, tmp_path: Path) -> None:
     """All its faults are told, and the rest is examined all the same."""
     config = tmp_path / "config.toml"

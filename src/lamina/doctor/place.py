@@ -160,6 +160,10 @@ def _content(store: Store) -> Iterator[Finding]:
     except LaminaError as error:
         yield Finding("store", Level.BAD, str(error), error.hint)
         return
+    except OSError as error:
+        what = f"cannot be examined: {error.strerror}: {error.filename}"
+        yield Finding("store", Level.BAD, what, "run as the owner of the root, or as root")
+        return
     yield _mounts(problems)
     yield _problems(problems)
     yield _janitor(store)
