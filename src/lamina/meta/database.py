@@ -184,7 +184,8 @@ def translated(path: Path) -> Iterator[None]:
             raise Unavailable(
                 what, hint=f"another process has held it for {BUSY_SECONDS} s; try again"
             ) from error
-        if name.startswith("SQLITE_FULL"):
+        # The second: SQLite makes the file that processes share, which has no block yet.
+        if name in {"SQLITE_FULL", "SQLITE_IOERR_SHMSIZE"}:
             raise ResourceExhausted(what, hint="free some space on its disk") from error
         if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
             raise PermissionDenied(what, hint="run as the owner of the root directory") from error
