@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lamina.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from lamina.errors import AlreadyExists, FailedPrecondition, InvalidArgument, ToolError
 from lamina.linux.dm import SECTOR, DeviceMapper, Target, node, thin
 from lamina.pool import manage, upkeep
 from lamina.pool.lvm import PROFILES
@@ -121,6 +121,7 @@ def test_lvm_recipe(command: Command, disk: Path) -> None:
     assert b"precious" in disk.read_bytes()[:MIB]
 
     first = command.run(*setup, "--wipe")
+    assert b"ext4 'precious'" in first.stderr
     (section,) = tomllib.loads(first.stdout.decode())["plugins"].values()
     device = f"{group.replace('-', '--')}-thin"
     assert section["pool_name"] == device
@@ -256,11 +257,20 @@ def test_what_fails_is_undone(site: Site, name: str, tmp_path: Path) -> None:
 @in_lvm_boot
 def test_lvm_that_fails_is_undone(site: Site, disk: Path) -> None:
     group = device_name("vg")
-    with pytest.raises(InvalidArgument, match="--data-size"):
-        manage.setup(site, plan_lvm("thin", group, disk, 1 << 40), confirm=no)
+    with pytest.raises(ToolError, match="lvcreate"):
+        manage.setup(site, plan_lvm("a_tdata", group, disk), confirm=yes)
     assert subprocess.check_output(("wipefs", disk)) == b""
     assert site.records.all() == []
     assert not list(PROFILES.glob(f"*{group.replace('-', '--')}*"))
+
+
+@in_lvm_boot
+def test_disk_that_is_too_small_is_not_wiped(site: Site, disk: Path) -> None:
+    mkfs(disk)
+    with pytest.raises(InvalidArgument, match="--data-size"):
+        manage.setup(site, plan_lvm("thin", device_name("vg"), disk, 1 << 40), confirm=yes)
+    assert b"precious" in disk.read_bytes()[:MIB]
+    assert site.records.all() == []
 
 
 def activate_thin(

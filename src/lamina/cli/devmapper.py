@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,7 +102,7 @@ def setup(
         plan = plan_loop(pool, place, data_size, meta_size)
     section = config_section(plan.name, image_size)
     with _site(app) as site:
-        made = manage.setup(site, plan, confirm=lambda lost: wipe or _ask(lost))
+        made = manage.setup(site, plan, confirm=partial(_confirm, wipe))
         _tell(app, site, made)
     click.echo(section, nl=False)
 
@@ -268,8 +269,11 @@ def _active_name(app: App, site: Site, name: str | None) -> str:
         return str(known)
 
 
-def _ask(lost: str) -> bool:
-    return sys.stdin.isatty() and click.confirm(f"{lost}. Go on?", err=True)
+def _confirm(wipe: bool, lost: str) -> bool:
+    if wipe:
+        _say(lost)
+        return True
+    return sys.stdin.isatty() and click.confirm(printable(f"{lost}. Go on?"), err=True)
 
 
 def _tell(app: App, site: Site, made: Made) -> None:

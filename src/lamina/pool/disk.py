@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 from lamina.errors import FailedPrecondition, InvalidArgument
+from lamina.linux.blockdev import device_size
 from lamina.linux.mountinfo import read_mountinfo
 from lamina.tools.wipefs import signatures
 
@@ -36,6 +37,15 @@ def content(device: Path) -> list[str]:
     """Return in words what is on a disk; nothing when it looks empty."""
     found = [f"{signature} on {device}" for signature in signatures(device)]
     return [*found, *(f"partition {name}" for name in _partitions(device))]
+
+
+def size_of(device: Path) -> int:
+    """Return the size of a disk in bytes."""
+    fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return device_size(fd)
+    finally:
+        os.close(fd)
 
 
 def _number(device: Path) -> str:

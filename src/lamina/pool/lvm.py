@@ -10,10 +10,10 @@ from pathlib import Path
 
 from lamina.core.units import format_size
 from lamina.errors import AlreadyExists, FailedPrecondition
-from lamina.linux.dm import DeviceMapper, node
+from lamina.linux.dm import DeviceMapper, node, nodes
 from lamina.pool.devices import active_pool, remove_idle
-from lamina.pool.disk import require_unused
-from lamina.pool.plan import BLOCK_BYTES, LvmPlan, lvm_device, lvm_sizes
+from lamina.pool.disk import require_unused, size_of
+from lamina.pool.plan import BLOCK_BYTES, LVM_HEADER_BYTES, LvmPlan, lvm_device, lvm_sizes
 from lamina.pool.record import Record
 from lamina.pool.status import read_status
 from lamina.tools import lvm
@@ -74,8 +74,11 @@ class LvmPool:
         Raises:
             AlreadyExists: there is a volume group of that name.
             FailedPrecondition: the disk is in use.
+            InvalidArgument: the pool does not fit on it.
         """
-        require_unused(Path(self._record.disk))
+        disk = Path(self._record.disk)
+        require_unused(disk)
+        lvm_sizes(self._plan(), size_of(disk) - LVM_HEADER_BYTES)
         if lvm.find_group(self._group) is not None:
             raise AlreadyExists("make volume group", self._group, hint="choose another with --vg")
 
@@ -85,7 +88,7 @@ class LvmPool:
         self._write_profile()
         if not lvm.has_volume(self._group, self._pool):
             self._make_pool()
-        lvm.activate(self._group, self._pool)
+        self._activate()
         if not installed("dmeventd"):
             log.warning("the pool grows only with dmeventd: apt-get install dmeventd")
 
@@ -94,7 +97,7 @@ class LvmPool:
         if active_pool(self._dm, self.device) is not None:
             return False
         self._say(f"activate pool {self.device}")
-        lvm.activate(self._group, self._pool)
+        self._activate()
         return True
 
     def deactivate(self) -> None:
@@ -160,6 +163,20 @@ class LvmPool:
         lvm.repair_thin_pool(self._group, self._pool)
         return f"volume {self._group}/{self._pool}_meta0, or the one with the highest number"
 
+    def _activate(self) -> None:
+        lvm.activate(self._group, self._pool)
+        # LVM leaves it to udev, which may not be there.
+        nodes.make(node(self.device), self._dm.info(self.device).number)
+
+    def _plan(self) -> LvmPlan:
+        return LvmPlan(
+            pool=self._pool,
+            group=self._group,
+            device=Path(self._record.disk),
+            data_bytes=self._record.data_bytes or None,
+            metadata_bytes=self._record.metadata_bytes or None,
+        )
+
     def _make_group(self) -> None:
         if lvm.find_group(self._group) is not None:
             return
@@ -176,15 +193,7 @@ class LvmPool:
         if group is None or TAG not in group.tags:
             hint = "it is not Lamina's: choose another with --vg"
             raise FailedPrecondition("use volume group", self._group, hint=hint)
-        record = self._record
-        plan = LvmPlan(
-            pool=self._pool,
-            group=self._group,
-            device=Path(record.disk),
-            data_bytes=record.data_bytes or None,
-            metadata_bytes=record.metadata_bytes or None,
-        )
-        data, metadata = lvm_sizes(plan, group.free_bytes)
+        data, metadata = lvm_sizes(self._plan(), group.free_bytes)
         self._say(
             f"make thin pool {self._group}/{self._pool} of {format_size(data)},"
             f" with {format_size(metadata)} of metadata"

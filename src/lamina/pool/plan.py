@@ -31,6 +31,8 @@ _LOW_WATER_PART = 8
 
 LVM_DATA_PERCENT = 90
 LVM_METADATA_PERCENT = 1
+LVM_HEADER_BYTES = 8 << 20
+"""What LVM keeps of a disk for itself, at most: a header, and what does not fill an extent."""
 LVM_LARGEST_METADATA_BYTES = 15 << 30
 _LVM_NAME = re.compile(r"[A-Za-z0-9+_.][A-Za-z0-9+_.-]*")
 
