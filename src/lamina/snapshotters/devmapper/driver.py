@@ -115,22 +115,15 @@ class DevmapperDriver:
         self._volumes.sweep()
 
     def ids(self) -> list[int]:
-        """List the snapshots that have a device in the pool, half made ones included.
+        """List the snapshots that have a device in the pool.
 
         Raises:
             Aborted, FormatError: see `count_devices`.
         """
-        from lamina.snapshotters.devmapper.census import count_devices  # hardly ever asked
-
-        missing: set[int] | None = None
-        while True:
-            # The rows first: a device has one before it is made.
-            rows = self._volumes.devices.snapshots()
-            present = count_devices(self._pool)
-            absent = {id for id, device in rows.items() if device not in present}
-            if not absent or absent == missing:
-                return [id for id in rows if id not in absent]
-            missing = absent  # one may just be exchanged for another: looks again
+        absent = self._absent()
+        if absent:  # or exchanged for another in that moment
+            absent &= self._absent()
+        return [id for id in self._volumes.devices.snapshots() if id not in absent]
 
     def faults(self, exists: Callable[[int], bool]) -> Iterator[Problem]:
         """Return what the pool and the rows have against each other, beyond `ids`."""
@@ -158,6 +151,14 @@ class DevmapperDriver:
             hint = "`lamina fsck` tells what can be done"
             raise DataLoss("use the device of snapshot number", id, hint=hint)
         return device
+
+    def _absent(self) -> set[int]:
+        """Return the snapshots whose devices are not in the pool, half made ones included."""
+        from lamina.snapshotters.devmapper.census import count_devices  # hardly ever asked
+
+        rows = self._volumes.devices.snapshots()  # first: a device has one before it is made
+        present = count_devices(self._pool)
+        return {id for id, device in rows.items() if device not in present}
 
     def _copy_of_template(self, id: int) -> Device:
         template = self._template.ready()

@@ -63,16 +63,14 @@ class Volumes:
         Raises:
             DataLoss: the other one is not in the pool.
         """
+        name = self.pool.snapshot_name(origin.snapshot or 0)
 
         def create(id: int) -> None:
-            info = None
-            if origin.snapshot is not None:
-                info = self.pool.dm.find(self.pool.snapshot_name(origin.snapshot))
-            if info is None or not info.live:
-                self.pool.create_snap(id, origin.id)
+            if origin.snapshot is None or not self.pool.leads_to(name, origin.id):
+                self._copy(origin, id)
                 return
-            with self.alone(), self._suspended(info.name, origin):
-                self.pool.create_snap(id, origin.id)
+            with self.alone(), self._suspended(name, origin):
+                self._copy(origin, id)
 
         return self._made(snapshot, origin.sectors, origin.filesystem, create)
 
@@ -85,7 +83,7 @@ class Volumes:
 
         def create(id: int) -> None:
             with self._suspended(name, device):
-                self.pool.create_snap(id, device.id)
+                self._copy(device, id)
 
         with self.alone():
             copy = self._made(None, device.sectors, device.filesystem, create)
@@ -110,12 +108,8 @@ class Volumes:
                 self._activate(name, device)
 
     def _activate(self, name: str, device: Device) -> None:
-        try:
+        with self._required(device):
             self.pool.activate(name, device.id, device.sectors)
-        except OSError as error:
-            if error.errno != errno.ENODATA:
-                raise
-            raise self._missing(device) from error
 
     # Deleting
 
@@ -127,8 +121,8 @@ class Volumes:
         """
         self.pool.deactivate(self.pool.private_name(device.id), device.id)
         if self._discard:
-            with suppress(DataLoss):  # what is not in the pool has no blocks
-                self._discard_blocks(device)
+            with suppress(DataLoss), self._required(device):  # what is gone has no blocks
+                self.pool.discard(device.id, device.sectors)
         self.pool.delete(device.id)
         self.devices.forget(device.id)
 
@@ -151,14 +145,6 @@ class Volumes:
         except (FailedPrecondition, OSError) as error:
             log.debug("device %d cannot be deleted yet: %s", device.id, error)
 
-    def _discard_blocks(self, device: Device) -> None:
-        try:
-            self.pool.discard(device.id, device.sectors)
-        except OSError as error:
-            if error.errno != errno.ENODATA:
-                raise
-            raise self._missing(device) from error
-
     # Helpers
 
     def _made(
@@ -175,15 +161,14 @@ class Volumes:
             except FileExistsError:  # another's, or of a table that is gone
                 self.devices.forget(device.id)
                 continue
-            except OSError as error:
-                if error.errno != errno.ENODATA:
-                    raise
+            except DataLoss:  # there is nothing to make it of
                 self.devices.forget(device.id)
-                raise DataLoss(
-                    "copy a device of pool", self.pool.name,
-                    hint="it is not in the pool: `lamina fsck` tells what can be done",
-                ) from error  # fmt: skip
+                raise
             return device
+
+    def _copy(self, origin: Device, id: int) -> None:
+        with self._required(origin):
+            self.pool.create_snap(id, origin.id)
 
     @contextmanager
     def _suspended(self, name: str, device: Device) -> Iterator[None]:
@@ -203,9 +188,15 @@ class Volumes:
             self.pool.resume(name)
             self.devices.set_suspended(id, None)
 
-    def _missing(self, device: Device) -> DataLoss:
-        return DataLoss(
-            f"use device {device.id} of pool",
-            self.pool.name,
-            hint="it is not in the pool: `lamina fsck` tells what can be done",
-        )
+    @contextmanager
+    def _required(self, device: Device) -> Iterator[None]:
+        """Say of which device it is that the body does not find it."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno != errno.ENODATA:
+                raise
+            raise DataLoss(
+                f"use device {device.id} of pool", self.pool.name,
+                hint="it is not in the pool: `lamina fsck` tells what can be done",
+            ) from error  # fmt: skip
