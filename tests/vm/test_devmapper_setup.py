@@ -32,6 +32,9 @@ in_lvm_boot = pytest.mark.dm(boot="setup-lvm")
 SMALL = ("--data-size", "64M", "--meta-size", "4m")
 DISK_BYTES = 256 * MIB
 BLOCK = 4096
+NEEDS_CHECK = 1
+SUPERBLOCK_XOR = 160774
+CRC32C = 0x82F63B78
 
 
 @pytest.fixture
@@ -433,6 +436,35 @@ def test_damaged_metadata_is_repaired(command: Command) -> None:
     assert "2 devices that somebody else" in command.error("devmapper", "teardown", code=7)
     command.run("devmapper", "teardown", "--force")
     assert not kept.exists()
+
+
+def mark_needs_check(metadata: Path) -> None:
+    """Set the flag in the superblock, as the kernel does when metadata could not be written."""
+    content = bytearray(metadata.read_bytes()[:BLOCK])
+    content[4:8] = struct.pack("<I", NEEDS_CHECK)
+    checksum = 0xFFFFFFFF
+    for byte in content[4:]:
+        checksum ^= byte
+        for _ in range(8):
+            checksum = checksum >> 1 ^ (CRC32C if checksum & 1 else 0)
+    content[:4] = struct.pack("<I", checksum ^ SUPERBLOCK_XOR)
+    with metadata.open("r+b") as file:
+        file.write(content)
+
+
+def test_sound_metadata_is_not_marked_any_more_after_a_check(command: Command) -> None:
+    command.run("devmapper", "setup", "--loop", *SMALL)
+    command.run("devmapper", "deactivate")
+    mark_needs_check(command.root / "devmapper/devpool.metadata")
+    said = command.run("devmapper", "activate").stderr.decode()
+    assert "pool devpool takes no changes (ro, needs_check)" in said
+    assert "ro, needs_check" in command.out("devmapper", "status")
+    command.run("devmapper", "deactivate")
+    command.run("devmapper", "check")
+    command.run("devmapper", "activate")
+    report = command.json("devmapper", "status", "--json")
+    assert (report["Mode"], report["NeedsCheck"]) == ("rw", False)
+    command.run("devmapper", "teardown")
 
 
 def test_metadata_beyond_repair_stays_as_it_was(command: Command) -> None:
