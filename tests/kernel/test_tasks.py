@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lamina.runtime.oci_runtime import OciRuntime, find_runtime
 from tests.archives import gnu_tar
 from tests.fixtures_containers import Machine, alive, wait_for
 
@@ -151,3 +152,11 @@ def test_pause_and_resume(sleeping: Machine) -> None:
 @pytest.mark.parametrize("name", ["NOPE", "0", "99999999"])
 def test_unknown_signal(sleeping: Machine, name: str) -> None:
     sleeping.lamina("tasks", "kill", "-s", name, sleeping.id, code=2)
+
+
+def test_no_state_yet(tmp_path: Path) -> None:
+    """A runtime makes the container's directory before it writes the state."""
+    runtime = OciRuntime(find_runtime(), tmp_path, tmp_path / "log")
+    (tmp_path / "starting").mkdir()
+    assert runtime.state("starting") is None
+    assert runtime.state("unknown") is None

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lamina.errors import FailedPrecondition, Internal, InvalidArgument, NotFound
+from lamina.errors import FailedPrecondition, Internal, InvalidArgument, NotFound, ToolError
 
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ENVIRONMENT = {"PATH": SEARCH_PATH, "LC_ALL": "C"}
@@ -48,6 +49,10 @@ class State(NamedTuple):
     pid: int
 
 
+# runc's words, then crun's.
+_NO_CONTAINER = re.compile(r"does not exist|error opening file .*: No such file or directory")
+
+
 class OciRuntime:
     """Commands of one runtime on the containers in one state directory.
 
@@ -79,7 +84,13 @@ class OciRuntime:
         """
         if not self.knows(id):
             return None
-        answer = self._run("state", id)
+        try:
+            answer = self._run("state", id)
+        except ToolError as error:
+            # The directory is there before the state is, and a bit longer.
+            if _NO_CONTAINER.search(error.stderr):
+                return None
+            raise
         try:
             fields = json.loads(answer)
             return State(str(fields["status"]), int(fields.get("pid", 0)))
