@@ -89,7 +89,10 @@ class Command:
     def close(self) -> None:
         for process in self.started:
             process.kill()
-            process.communicate()
+            process.wait()
+            # Not read to their end: a container that outlives its command may hold them.
+            for stream in filter(None, (process.stdin, process.stdout, process.stderr)):
+                stream.close()
 
 
 @pytest.fixture
