@@ -234,6 +234,9 @@ def teardown(site: Site, name: str | None, *, force: bool) -> str:
 def _make(site: Site, wanted: Record, confirm: Confirm) -> None:
     made = recipe(site, wanted)
     made.check()
+    if keys := site.snapshots(wanted.device).keys():
+        text = "%s snapshots of another pool are recorded in this root: see `lamina fsck --repair`"
+        log.warning(text, len(keys))
     if wanted.kind == "lvm":
         _confirm_wipe(Path(wanted.disk), confirm)
     site.records.write(wanted)
