@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -37,6 +38,9 @@ def pytest_configure(config: pytest.Config) -> None:
             f"LAMINA_REQUIRE names unknown features: {', '.join(sorted(unknown))};"
             f" known are {', '.join(PROBES)}"
         )
+    # A shell starts its background jobs with SIGINT ignored, and every command inherits that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     session = Session.start(dict(os.environ))
     if session.owner:
         sweep()
