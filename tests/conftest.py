@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.filesystems import mounted
 from tests.isolation import Session, mount_points, sweep, unmount
@@ -24,6 +25,12 @@ pytest_plugins = (
     "tests.fixtures_thin_pool",
     "tests.vm.replay",
 )
+
+# Nothing is timed on a machine that others use too, an example of a property neither.
+settings.register_profile(
+    "lamina", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("lamina")
 
 _SESSION = pytest.StashKey[Session]()
 _REQUIRED = pytest.StashKey[frozenset[str]]()
