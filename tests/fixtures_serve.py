@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -144,10 +144,13 @@ def serving(daemon: Serve) -> Iterator[Serve]:
         daemon.close()
 
 
-def proxied_containerd(directory: Path, serve: Serve, *, cri: bool = False) -> Containerd:
+def proxied_containerd(
+    directory: Path, serve: Serve, *, cri: bool = False, sections: Sequence[str] = ()
+) -> Containerd:
     """Return a containerd, not started, with the documented configuration.
 
-    CRI, where it is wanted, measures snapshots every second.
+    CRI, where it is wanted, measures snapshots every second. `sections` are further headings whose
+    TOML is added.
     """
     version = config_version()
     config = documented("containerd 2.x" if version == 3 else "containerd 1.6 and 1.7")
@@ -161,6 +164,7 @@ def proxied_containerd(directory: Path, serve: Serve, *, cri: bool = False) -> C
     else:
         table = f'[plugins."{CRI_IMAGES_PLUGIN}"]\n'
         config = config.replace(table, table + MEASURE)
+    config = "\n".join((config, *map(documented, sections)))
     return Containerd(directory, config=localised(config, serve, directory / "root"))
 
 
