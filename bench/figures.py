@@ -23,14 +23,14 @@ class Figure:
         name: as printed.
         ours: our samples, in `unit`.
         theirs: the peer's, or those of the smaller case where growth is what is judged.
-        target: the ratio of medians that must not be exceeded.
+        target: the ratio of medians that must not be exceeded; None for a figure that only tells.
         peer: what `theirs` measures.
     """
 
     name: str
     ours: list[float]
     theirs: list[float]
-    target: float
+    target: float | None
     peer: str
     unit: str = "s"
 
@@ -39,10 +39,17 @@ class Figure:
         """Median of ours over median of theirs."""
         return statistics.median(self.ours) / statistics.median(self.theirs)
 
+    @property
+    def met(self) -> bool:
+        """Whether the target, if there is one, is met."""
+        return self.target is None or self.ratio <= self.target
+
     def line(self) -> str:
         """Return the closing line, `figure NAME ratio=0.37 target<=0.40 ok`."""
-        verdict = "ok" if self.ratio <= self.target else "MISS"
-        return f"figure {self.name} ratio={self.ratio:.2f} target<={self.target:.2f} {verdict}"
+        said = f"figure {self.name} ratio={self.ratio:.2f}"
+        if self.target is None:
+            return f"{said} no target"
+        return f"{said} target<={self.target:.2f} {'ok' if self.met else 'MISS'}"
 
     def details(self) -> str:
         """Return both medians and ranges, for a reader."""
