@@ -21,7 +21,6 @@ log = logging.getLogger(__name__)
 _PACKAGES = {
     "btrfs": "btrfs-progs",
     "crun": "crun",
-    "dmsetup": "dmsetup",
     "fuse-overlayfs": "fuse-overlayfs",
     "fusermount3": "fuse3",
     "lvm": "lvm2",
