@@ -129,6 +129,10 @@ def _container(name: str) -> str:
         return _try(name, "run", f"{Path(tempfile.gettempdir()).name}-0", cwd=bundle)
 
 
+def debian() -> str:
+    return _try("mmdebstrap", "--version")
+
+
 def registry() -> str:
     return _try("docker-registry", "--help")
 
@@ -193,6 +197,7 @@ PROBES: dict[str, Callable[[], str]] = {
         fuse,
         userns,
         runtime,
+        debian,
         registry,
         containerd,
         uml,

@@ -18,7 +18,7 @@ from tests.archives import apply
 from tests.fixtures_debian import debian_rootfs_tar
 from tests.trees import Entry, describe
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.debian]
 
 __all__ = ["debian_rootfs_tar"]
 
