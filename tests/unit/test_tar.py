@@ -41,6 +41,7 @@ def one(format: int, **values: object) -> bytes:
     mode=st.integers(0, 0o7777),
     uid=st.integers(0, (1 << 32) - 2),
     mtime=st.integers(-(1 << 40), 1 << 40),
+    fraction=st.just(0) | st.integers(0, SECOND - 1),
     size=st.integers(0, 3000),
     xattrs=st.dictionaries(
         st.from_regex(rb"user\.[a-z]{1,20}", fullmatch=True), st.binary(max_size=400), max_size=3
@@ -52,11 +53,21 @@ def test_what_is_written_is_read(
     mode: int,
     uid: int,
     mtime: int,
+    fraction: int,
     size: int,
     xattrs: dict[bytes, bytes],
 ) -> None:
     entry = Entry(
-        name, Type.REGULAR, mode, uid, 7, size, mtime * SECOND, None, linkname, xattrs=xattrs
+        name,
+        Type.REGULAR,
+        mode,
+        uid,
+        7,
+        size,
+        mtime * SECOND + fraction,
+        None,
+        linkname,
+        xattrs=xattrs,
     )
     data = header(entry) + bytes(size + padding(size)) + END_OF_ARCHIVE
     (found,) = read(data)
@@ -75,6 +86,19 @@ def test_python_reads_what_is_written() -> None:
     assert (link.name, link.linkname) == ("d/" + "x" * 200, "\u00e9" * 90)
     assert (link.uid, link.gid, link.mtime, link.mode) == (1, 2, 5, 0o777)
     assert (char.type, char.devmajor, char.devminor) == (tarfile.CHRTYPE, 5, 1)
+
+
+@pytest.mark.parametrize("pieces", [(), ((0, 5),), ((4096, 3), (1 << 40, 2))])
+def test_sparse_files_are_read_as_they_were_written(pieces: tuple[tuple[int, int], ...]) -> None:
+    size = sum(length for _, length in pieces)
+    entry = Entry(b"holes", size=size, sparse=pieces, real_size=1 << 41)
+    data = header(entry) + bytes(size + padding(size)) + END_OF_ARCHIVE
+    (found,) = read(data)
+    assert tuple(piece for piece in found.sparse or () if piece[1]) == pieces
+    assert (found.size, found.real_size) == (size, 1 << 41)
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        [member] = archive.getmembers()
+    assert (member.issparse(), member.size) == (True, 1 << 41)
 
 
 def test_a_header_is_byte_for_byte_what_ustar_says() -> None:

@@ -7,38 +7,9 @@ import logging
 import os
 import stat
 
-from lamina.errors import FormatError
 from lamina.formats.tar import Entry
 
 log = logging.getLogger(__name__)
-
-_MAX_TIME = (1 << 63) - 1
-_MAX_ID = (1 << 32) - 2
-"""2**32 - 1 tells chown(2) to change nothing."""
-
-
-def check_owner(entry: Entry, at: int) -> None:
-    """Refuse an owner that the kernel has no number for.
-
-    Raises:
-        FormatError: it is negative or takes more than 32 bits.
-    """
-    if not (0 <= entry.uid <= _MAX_ID and 0 <= entry.gid <= _MAX_ID):
-        got = f"{entry.uid}:{entry.gid}"
-        raise FormatError("tar", at, expected="ids of 32 bits", got=got)
-
-
-def times(entry: Entry) -> tuple[int, int]:
-    """Return access and modification time in nanoseconds.
-
-    The former is never before the latter; what lies before 1970 or beyond 63 bits becomes 1970.
-    """
-    latest = entry.mtime if entry.atime is None else max(entry.atime, entry.mtime)
-    return _bounded(latest), _bounded(entry.mtime)
-
-
-def _bounded(time: int) -> int:
-    return time if 0 <= time <= _MAX_TIME else 0
 
 
 def set_xattrs(target: int | bytes, entry: Entry, *, hidden: tuple[bytes, ...]) -> list[bytes]:

@@ -36,24 +36,6 @@ class Directory:
     plain: bool
 
 
-def clean(name: bytes) -> bytes:
-    """Return a name in an archive as a relative path without `.`, `..` and doubled slashes.
-
-    `..` takes back the name before it and stops at the root, so `a/../../b` is `b`. The root itself
-    is the empty path.
-    """
-    name = name.rstrip(b"/")
-    if b"//" not in name and b"/." not in name and not name.startswith((b".", b"/")):
-        return name
-    parts: list[bytes] = []
-    for part in name.split(b"/"):
-        if part == b"..":
-            parts = parts[:-1]
-        elif part not in {b"", b"."}:
-            parts.append(part)
-    return b"/".join(parts)
-
-
 class Tree:
     """The directories below `root_fd` by path, with the latest few kept open.
 

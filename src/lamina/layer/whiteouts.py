@@ -15,23 +15,6 @@ from lamina.formats.tar import Entry
 from lamina.layer.removal import clear_directory
 from lamina.layer.tree import Directory, Tree
 
-PREFIX = b".wh."
-OPAQUE_MARKER = b".wh..wh..opq"
-
-
-def deleted_name(base: bytes, at: int) -> bytes | None:
-    """Return what the whiteout `base` deletes, or None if that is no whiteout.
-
-    Raises:
-        FormatError: the name would lead out of its directory.
-    """
-    if not base.startswith(PREFIX) or base == OPAQUE_MARKER:
-        return None
-    name = base[len(PREFIX) :]
-    if name in {b"", b".", b".."}:
-        raise FormatError("tar", at, expected="a whiteout of a name", got=repr(base))
-    return name
-
 
 class Deletions(Protocol):
     """How a target takes deletions."""

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from lamina.formats.tar.layout import (
     BLOCK,
     MAGIC_POSIX,
+    SECOND,
     XATTR_PREFIX,
     Entry,
     Type,
     checksum,
     padding,
 )
+from lamina.formats.tar.pax import SPARSE_MAP
 
 END_OF_ARCHIVE = bytes(2 * BLOCK)
 
@@ -25,8 +27,8 @@ def header(entry: Entry) -> bytes:
     """Return the blocks that precede the body of `entry`.
 
     A pax header is written only for what a ustar header cannot say: names that are long or not
-    ASCII, large numbers, extended attributes. Times are in whole seconds; `atime` and `sparse` are
-    not written.
+    ASCII, large numbers, fractions of seconds, extended attributes, and the map of a sparse file
+    (GNU's format 0.1, the body having the pieces of data alone). `atime` is not written.
     """
     records = _pax_records(entry)
     block = _ustar(
@@ -57,13 +59,19 @@ def _pax_records(entry: Entry) -> Mapping[bytes, bytes]:
         records[b"path"] = entry.name
     if not _fits(entry.linkname):
         records[b"linkpath"] = entry.linkname
+    if entry.sparse is not None:
+        numbers = (b"%d,%d" % piece for piece in entry.sparse)
+        records[SPARSE_MAP] = b",".join(numbers) or b"0,0"
+        records[b"GNU.sparse.size"] = b"%d" % entry.real_size
+    if entry.mtime % SECOND:
+        records[b"mtime"] = _decimal(entry.mtime)
     for key, value, limit in (
         (b"uid", entry.uid, _MAX_ID),
         (b"gid", entry.gid, _MAX_ID),
         (b"size", entry.size, _MAX_SIZE),
         (b"mtime", _seconds(entry), _MAX_SIZE),
     ):
-        if not 0 <= value <= limit:
+        if not 0 <= value <= limit and key not in records:
             records[key] = str(value).encode()
     return records
 
@@ -73,7 +81,13 @@ def _fits(name: bytes) -> bool:
 
 
 def _seconds(entry: Entry) -> int:
-    return entry.mtime // 1_000_000_000
+    return entry.mtime // SECOND
+
+
+def _decimal(time: int) -> bytes:
+    """Return nanoseconds as seconds with a fraction."""
+    sign = b"-" if time < 0 else b""
+    return b"%s%d.%09d" % (sign, *divmod(abs(time), SECOND))
 
 
 def _fitting(value: int, limit: int) -> int:
