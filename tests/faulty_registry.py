@@ -130,12 +130,17 @@ class Handler(BaseHTTPRequestHandler):
         elif start >= len(data):
             self.answer(416, b"", {"Content-Range": f"bytes */{len(data)}"})
         else:
-            said = f"bytes {start}-{len(data) - 1}/{len(data)}"
-            self.answer(206, data[start:], {"Content-Range": said})
+            stop = self.range_stop(len(data))
+            said = f"bytes {start}-{stop - 1}/{len(data)}"
+            self.answer(206, data[start:stop], {"Content-Range": said})
 
     def range_start(self) -> int | None:
         asked = self.headers.get("Range", "")
         return int(asked.removeprefix("bytes=").partition("-")[0]) if asked else None
+
+    def range_stop(self, size: int) -> int:
+        last = self.headers.get("Range", "").rpartition("-")[2]
+        return min(int(last) + 1, size) if last else size
 
     def head(self, status: int, headers: dict[str, str]) -> None:
         self.send_response(status)
@@ -182,11 +187,12 @@ def _blob_tail(handler: Handler) -> bytes:
     """Send the head of a proper answer; return the body that is due."""
     data = handler.registry.blobs[handler.path.rpartition("/")[2].partition("?")[0]]
     start = handler.range_start()
-    headers = {"Content-Length": str(len(data) - (start or 0))}
+    stop = handler.range_stop(len(data))
+    headers = {"Content-Length": str(stop - (start or 0))}
     if start is not None:
-        headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
     handler.head(200 if start is None else 206, headers)
-    return data[start or 0 :]
+    return data[start or 0 : stop]
 
 
 def cut(after: int) -> Fault:

@@ -98,6 +98,26 @@ def test_what_is_missing(registry: LocalRegistry, client: Registry) -> None:
         client.download(ref, absent, MemorySink())
 
 
+def test_parts_of_a_blob(tmp_path: Path) -> None:
+    (tmp_path / "htpasswd").write_text(HTPASSWD)
+    with running_registry(tmp_path / "registry") as registry:
+        digest = registry.push_blob(BLOB, "team/app")
+    # The same storage, behind a login.
+    with running_registry(tmp_path / "registry", htpasswd=tmp_path / "htpasswd") as registry:
+        ref = parse(f"{registry.host}/team/app:v1")
+        descriptor = Descriptor("x/y", parse_digest(digest), len(BLOB))
+        user = Credential("user", "pass:word")
+        client = Registry(HostsConfig(), CredentialStore(user=user))
+        source = client.source(ref, descriptor)
+        for offset, length in [(0, 1), (len(BLOB) - 1, 1), (12345, 1 << 20), (0, len(BLOB))]:
+            assert source.read_at(offset, length) == BLOB[offset : offset + length]
+        client.close()
+        anonymous = Registry(HostsConfig(), CredentialStore())
+        with pytest.raises(Unauthenticated):
+            anonymous.source(ref, descriptor).read_at(0, 1)
+        anonymous.close()
+
+
 def test_basic_login(tmp_path: Path) -> None:
     (tmp_path / "htpasswd").write_text(HTPASSWD)
     with running_registry(tmp_path / "registry", htpasswd=tmp_path / "htpasswd") as registry:

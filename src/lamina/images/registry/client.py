@@ -21,6 +21,7 @@ from lamina.images.registry.manifests import Manifests
 from lamina.images.registry.proxies import Proxies
 from lamina.images.registry.requests import Requests
 from lamina.images.registry.retry import RetryPolicy, retrying
+from lamina.images.registry.source import RegistrySource
 
 _T = TypeVar("_T")
 
@@ -60,6 +61,11 @@ class Registry:
         )
         self._requests = Requests(self._connections, credentials)
         self._manifests = Manifests(self._requests, self._policy)
+
+    @property
+    def plain_http(self) -> bool:
+        """Whether registries are asked without TLS."""
+        return self._hosts.plain_http
 
     def close(self) -> None:
         """Close the idle connections; the registry can still be used."""
@@ -125,6 +131,10 @@ class Registry:
             return
         download = BlobDownload(self._requests, self._policy, ref, descriptor, sink, stop)
         self._ask(ref, "pull", download.attempt, stop, lambda: sink.offset)
+
+    def source(self, ref: Reference, descriptor: Descriptor) -> RegistrySource:
+        """Return a blob in the repository of `ref` as bytes to read at any offset."""
+        return RegistrySource(self._hosts, self._requests, self._policy, ref, descriptor)
 
     def _pull(self, ref: Reference, cancel: Cancel) -> tuple[Descriptor, bytes]:
         return self._ask(ref, "pull", lambda e: self._manifests.get(e, ref, cancel), cancel)

@@ -50,10 +50,12 @@ class Connections:
         url: str,
         headers: Mapping[str, str],
         body: bytes | None = None,
+        seconds: float | None = None,
     ) -> urllib3.BaseHTTPResponse:
         """Send one request and return the answer's head; redirects are not followed.
 
         The caller closes the answer; one that was read to its end keeps its connection open.
+        `seconds` makes every wait for the network shorter than it is anyway.
 
         Raises:
             Failure: there is no answer.
@@ -72,6 +74,7 @@ class Connections:
                 url,
                 body=body,
                 headers=sent,
+                timeout=self._timeout(endpoint, seconds),
                 redirect=False,
                 retries=False,
                 preload_content=False,
@@ -81,7 +84,7 @@ class Connections:
             if not endpoint.plain_fallback or not url.startswith(origin):
                 raise self._failure(url, error) from error
             self._plain.add(endpoint.host)
-            return self.send(endpoint, method, url, headers, body)
+            return self.send(endpoint, method, url, headers, body, seconds)
         except exceptions.HTTPError as error:
             raise self._failure(url, error) from error
         self._answered.add(urlsplit(url).netloc)
@@ -92,6 +95,12 @@ class Connections:
         with self._lock:
             for manager in self._managers.values():
                 manager.clear()
+
+    def _timeout(self, endpoint: Endpoint, seconds: float | None) -> urllib3.Timeout:
+        connect, read = endpoint.dial_timeout, self._read_timeout
+        if seconds is not None:
+            connect, read = min(connect, seconds), min(read, seconds)
+        return urllib3.Timeout(connect=connect, read=read)
 
     def _manager(self, endpoint: Endpoint, url: str) -> urllib3.PoolManager:
         proxy = endpoint.proxy or self._proxies.for_url(url)
@@ -104,7 +113,7 @@ class Connections:
 
     def _new_manager(self, endpoint: Endpoint, proxy: str, secure: bool) -> urllib3.PoolManager:
         context = _context(endpoint.tls) if secure else None
-        timeout = urllib3.Timeout(connect=endpoint.dial_timeout, read=self._read_timeout)
+        timeout = self._timeout(endpoint, None)
         if proxy:
             manager: urllib3.PoolManager = urllib3.ProxyManager(
                 proxy,

@@ -23,6 +23,7 @@ from lamina.images.registry.urls import join_url
 MAX_REDIRECTS = 8
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAY_PASS = frozenset({408, 425, 429, 500, 502, 503, 504})
+_SERVED = frozenset({200, 206, 416})
 _FOR_ANY_HOST = ("Accept", "Range")
 """Request headers that are sent along to a host that a redirect leads to."""
 _SMALL = 64 << 10
@@ -62,19 +63,60 @@ class Requests:
         Raises:
             Failure: anything else.
         """
+        return self.locate(endpoint, ref, method, path, headers, what)[0]
+
+    def locate(
+        self,
+        endpoint: Endpoint,
+        ref: Reference,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        what: str,
+        seconds: float | None = None,
+    ) -> tuple[urllib3.BaseHTTPResponse, str]:
+        """Do as `open`, and return with the answer the URL of another host that it came from.
+
+        It is "" for an answer of the endpoint's own; else it may have a secret in its query.
+        `seconds` bounds every wait for the network.
+
+        Raises:
+            Failure: as `open`.
+        """
         url = f"{endpoint.url}/{ref.repository}/{path}{endpoint.query}"
         authorization = self._authorizer.header(endpoint, ref.repository)
-        answer, own = self._follow(endpoint, method, url, headers, authorization)
-        if answer.status == 401 and own:
+        answer, other = self._follow(endpoint, method, url, headers, authorization, seconds)
+        if answer.status == 401 and not other:
             challenges = answer.headers.getlist("WWW-Authenticate")
             _drop(answer)
             authorization = self._authorizer.challenged(
                 endpoint, ref.repository, authorization, challenges
             )
-            answer, own = self._follow(endpoint, method, url, headers, authorization)
-        if answer.status in {200, 206, 416}:
-            return answer
+            answer, other = self._follow(endpoint, method, url, headers, authorization, seconds)
+        if answer.status in _SERVED:
+            return answer, other
         raise _refusal(answer, endpoint, ref, what)
+
+    def reopen(
+        self,
+        endpoint: Endpoint,
+        url: str,
+        headers: Mapping[str, str],
+        seconds: float | None = None,
+    ) -> urllib3.BaseHTTPResponse | None:
+        """Get a URL that `locate` returned; None if it gives nothing any more, as signed ones do.
+
+        Raises:
+            Failure: the host cannot be reached, or is busy.
+        """
+        answer = self._connections.send(endpoint, "GET", url, headers, seconds=seconds)
+        if answer.status in _SERVED:
+            return answer
+        if answer.status not in _MAY_PASS:
+            _drop(answer)
+            return None
+        with closing(answer):
+            raise _passing(f"fetch from {urlsplit(url).netloc}: answered {answer.status}", answer)
 
     def _follow(
         self,
@@ -83,8 +125,9 @@ class Requests:
         url: str,
         headers: Mapping[str, str],
         authorization: str,
-    ) -> tuple[urllib3.BaseHTTPResponse, bool]:
-        """Return the answer at the end of all redirects, and whether it is the host's own.
+        seconds: float | None,
+    ) -> tuple[urllib3.BaseHTTPResponse, str]:
+        """Return the answer at the end of all redirects, and its URL if it is another host's.
 
         Once a redirect leaves the host, nothing that is meant for it alone is sent any more.
         """
@@ -93,18 +136,18 @@ class Requests:
         if authorization:
             sent["Authorization"] = authorization
         origin = _origin(url)
-        own = True
+        other = ""
         for _ in range(MAX_REDIRECTS):
-            answer = self._connections.send(endpoint, method, url, sent)
+            answer = self._connections.send(endpoint, method, url, sent, seconds=seconds)
             location = answer.headers.get("Location")
             if answer.status not in _REDIRECTS or not location:
-                return answer, own
+                return answer, other and url
             _drop(answer)
             url = join_url(url, location)
             if not url:
                 raise _unusable(endpoint, f"redirects to {location[:200]!r}")
             if _origin(url) != origin:
-                own = False
+                other = url
                 sent = urllib3.HTTPHeaderDict(
                     (name, sent[name]) for name in _FOR_ANY_HOST if name in sent
                 )

@@ -1,0 +1,346 @@
+"""One layer's cache: the bytes that are there, and fetching those that are not."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from itertools import compress
+from pathlib import Path
+
+from lamina.core.cancel import check_cancelled
+from lamina.errors import Cancelled, FailedPrecondition, FormatError, LaminaError, OutOfRange
+from lamina.lazy.completion import Completion, Quiet
+from lamina.lazy.fetching import Counters, Fetcher
+from lamina.lazy.fills import Fill, Fills
+from lamina.lazy.layer import DATA, LAYER, MAP, TABLE, LayerFile, LayerLock, read_layer, sync_layer
+from lamina.lazy.policy import FillPolicy
+from lamina.lazy.read_ahead import ReadAhead
+from lamina.lazy.sources.description import Opener
+from lamina.lazy.sources.on_demand import SourceOnDemand
+from lamina.lazy.table import UnitTable
+from lamina.lazy.unit import Check
+from lamina.lazy.unit_map import Identity, State, UnitMap
+from lamina.lazy.workers import Workers
+from lamina.meta.boot import boot_id
+
+log = logging.getLogger(__name__)
+
+
+class LayerCache:
+    """The cache of one layer, used by one process; its methods may be called from any thread.
+
+    What is in it has been verified. Bytes become local in whole units, first written, then marked;
+    a kill at any instant leaves no mark without its data, and after a power loss every mark that
+    was not synced is verified before it is believed. Nothing is synced but by `sync` and at the
+    end of `complete`.
+
+    Attributes:
+        directory: the layer's.
+        layer: what `layer.json` says.
+        size: of the cache file, in bytes.
+        counters: what this object has cost.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        opener: Opener,
+        *,
+        policy: FillPolicy | None = None,
+        workers: Workers | None = None,
+    ) -> None:
+        """Open the layer in `directory`; `close` closes it.
+
+        Args:
+            directory: as `layer.create_layer` makes it.
+            opener: opens the source that `layer.json` describes, once bytes are missing.
+            policy: how to fetch.
+            workers: threads to share with other caches; stay the caller's.
+
+        Raises:
+            NotFound: there is no such layer.
+            FailedPrecondition: another process has it open; the hint says which.
+            FormatError: its table or `layer.json` is damaged: it has to be made anew.
+            OSError: a file cannot be opened.
+        """
+        self.directory = directory
+        self._policy = policy or FillPolicy()
+        with ExitStack() as opened:
+            self._opened = opened
+            opened.callback(LayerLock(directory).release)
+            self.layer: LayerFile = read_layer(directory)
+            self._open_files()
+            self._opened = opened.pop_all()
+        self._source = SourceOnDemand(opener, self.layer.source, self._table.source_size)
+        self.counters = Counters()
+        self._fills = Fills(self._table, self._map, self._policy, directory)
+        self._fetcher = Fetcher(
+            self._table,
+            self._map,
+            self._fills,
+            self._source,
+            self.data_fd,
+            self._policy,
+            self.counters,
+        )
+        self._ahead = ReadAhead(self._table, self._policy)
+        self._workers = workers or Workers(self._policy.workers)
+        self._own_workers = workers is None
+        self._quiet = Quiet(self._policy.silence_seconds)
+        self._completion = Completion(self._fills, self._submit, self._policy)
+        self._syncing = threading.Lock()
+        self._closed = self._let_go = False
+
+    def _open_files(self) -> None:
+        directory = self.directory
+        if not (directory / TABLE).exists():
+            expected, got = "a unit table", "no file"
+            raise FormatError(LAYER, 0, expected=expected, got=got, source=directory / TABLE)
+        self._table = UnitTable.open(directory / TABLE)
+        self._opened.callback(self._table.close)
+        self.size = self._table.cache_size
+        self.data_fd = self._open(DATA)
+        found = os.fstat(self.data_fd)
+        if found.st_size != self.size:
+            os.ftruncate(self.data_fd, self.size)
+        identity = Identity(len(self._table), found.st_ino, self._table.digest, boot_id())
+        map_fd = self._open(MAP)
+        self._map = UnitMap(map_fd, identity, data_whole=found.st_size == self.size)
+        self._map_fd = map_fd
+
+    def _open(self, name: str) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(self.directory / name, flags, 0o600)
+        self._opened.callback(os.close, fd)
+        return fd
+
+    @property
+    def data_path(self) -> Path:
+        """The cache file, which is as long as the layer's device from the start."""
+        return self.directory / DATA
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every byte is local, so that no source is needed any more."""
+        return self._map.is_complete
+
+    @property
+    def local_bytes(self) -> int:
+        """Bytes of units in the cache; O(units)."""
+        return sum(compress(self._table.cache_lengths, self._map.selectors))
+
+    @property
+    def unit_bytes(self) -> int:
+        """Bytes of all units: `local_bytes` of a complete cache."""
+        return sum(self._table.cache_lengths)
+
+    @property
+    def fetched_bytes(self) -> int:
+        """Bytes that came from the source since the cache was opened."""
+        return self.counters.fetched_bytes
+
+    @property
+    def doubts(self) -> str:
+        """Why units that were local are verified anew, "" if none are."""
+        return self._map.reset_reason
+
+    def is_local(self, start: int, stop: int) -> bool:
+        """Tell whether the cache bytes [start, stop) can be read from the cache file."""
+        return self._map.is_local(self._table.find(start, stop))
+
+    def fill(self, start: int, stop: int) -> None:
+        """Return once the cache bytes [start, stop) can be read from the cache file.
+
+        Raises:
+            OutOfRange: they are not within the cache file.
+            DataLoss: the source's bytes are not what their digest says.
+            ResourceExhausted: the disk is full.
+            DeadlineExceeded: they did not come within `FillPolicy.fill_seconds`.
+            Unavailable: the source does not give them just now; so do Unauthenticated,
+                PermissionDenied and NotFound.
+            FailedPrecondition: the cache is closed.
+        """
+        if start < 0 or stop > self.size:
+            raise OutOfRange(f"fill bytes {start} to {stop} of {self.directory}")
+        if self._map.is_complete:
+            return
+        self._check_open()
+        units = self._table.find(start, stop)
+        if self._map.is_local(units):
+            self._read_ahead(units)
+            return
+        with self._quiet.disturbed():
+            self._wait_for(units)
+
+    def read(self, start: int, length: int) -> bytes:
+        """Return exactly `length` bytes of the cache file from `start` on, filled before.
+
+        Raises:
+            OSError: the cache file cannot be read.
+            as `fill`.
+        """
+        if length < 0:
+            raise OutOfRange(f"read {length} bytes of {self.directory}")
+        self.fill(start, start + length)
+        data = bytearray()
+        while len(data) < length and (
+            part := os.pread(self.data_fd, length - len(data), start + len(data))
+        ):
+            data += part
+        return bytes(data)
+
+    def prefetch(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Fill some ranges of cache bytes, in this order, without waiting for readers to be quiet.
+
+        Raises:
+            as `fill`, for the first range that does not come; and Cancelled (`core.cancel`).
+        """
+        self._completion.run(map(self._units_of, ranges), None)
+
+    def complete(self, order: Iterable[tuple[int, int]] = ()) -> None:
+        """Fill everything: first `order`, then the rest; give way to readers; then `sync`.
+
+        Returns when the cache is complete and durable; the source is let go of then.
+
+        Raises:
+            as `prefetch`; what has come until then stays.
+        """
+        self._completion.run(map(self._units_of, order), self._quiet)
+        self._completion.run([range(len(self._table))], self._quiet)
+        self.sync()
+        self._source.close()
+
+    def sync(self) -> None:
+        """Make the layer, and what is local of it now, survive a power loss.
+
+        Raises:
+            OSError: the kernel could not write some of it. What was not durable yet is fetched
+                again.
+        """
+        with self._syncing:
+            self._check_open()
+            sync_layer(self.directory)
+            before = self._map.snapshot()
+            try:
+                os.fdatasync(self.data_fd)
+            except OSError:
+                # The kernel tells of a lost page once, and has it in memory as if it were on disk.
+                # Its digest would be right and a second sync succeed, so it is to be written anew.
+                self._map.settle(before, State.MISSING)
+                raise
+            self._map.settle(before, State.DURABLE)
+            os.fdatasync(self._map_fd)
+
+    def verify(self) -> int:
+        """Check every unit that is said to be local; forget the damaged ones, so that they are
+        fetched again when they are read.
+
+        What a mount has read of the damaged bytes stays in its memory until it is unmounted.
+
+        Returns:
+            How many were damaged.
+
+        Raises:
+            OSError: the cache file cannot be read.
+            Cancelled: see `core.cancel`.
+        """
+        return sum(self._forget_damaged(number) for number in self._local_units())
+
+    def close(self) -> None:
+        """Give up what is under way and let go of the directory.
+
+        Readers that wait get FailedPrecondition. A request that is still under way after
+        `FillPolicy.fill_seconds` keeps the files open and the directory locked, since what it
+        writes must not go elsewhere; calling this again waits once more.
+        """
+        if self._let_go:
+            return
+        self._closed = True
+        self._quiet.close()
+        drained = self._fills.drain(self._policy.fill_seconds)
+        if self._own_workers:
+            self._workers.close()
+        with self._syncing:
+            if drained:
+                self._source.close()
+                self._opened.close()
+                self._let_go = True
+            else:
+                log.warning("a request does not end", extra={"path": str(self.directory)})
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise FailedPrecondition("use lazy layer", self.directory, hint="it is closed")
+
+    def _units_of(self, stretch: tuple[int, int]) -> range:
+        return self._table.find(*stretch)
+
+    def _wait_for(self, units: range) -> None:
+        """Have what is missing fetched, and wait for it."""
+        began = time.monotonic()
+        deadline = began + self._policy.fill_seconds
+        try:
+            while requests := self._begin(units, urgent=True):
+                self._read_ahead(units)
+                for request, wanted in requests:
+                    self._fills.wait(request, wanted, deadline)
+        finally:
+            self.counters.add(fills=1, wait_seconds=time.monotonic() - began)
+
+    def _begin(self, units: range, *, urgent: bool) -> list[tuple[Fill, range]]:
+        """Return the requests that have the missing ones of `units`, each with which of them.
+
+        All of the requests are under way then.
+        """
+        self._check_open()
+        requests: list[tuple[Fill, range]] = []
+        number, most = units.start, self._policy.request_bytes
+        while (found := self._fills.next(number, units.stop, most)) is not None:
+            if found.is_new:
+                self._submit(found.fill, urgent=urgent)
+            elif urgent:
+                self.counters.add(waits=1)
+            number = min(found.fill.units.stop, units.stop)
+            requests.append((found.fill, range(found.number, number)))
+        return requests
+
+    def _submit(self, request: Fill, *, urgent: bool) -> None:
+        try:
+            self._workers.submit(lambda: self._carry_out(request), urgent=urgent)
+        except LaminaError as error:
+            self._fills.give_up(request, error)
+
+    def _carry_out(self, request: Fill) -> None:
+        if self._closed:
+            self._fills.give_up(request, Cancelled("fetch for a layer that was closed"))
+        else:
+            self._fetcher.carry_out(request)
+
+    def _read_ahead(self, units: range) -> None:
+        if ahead := self._ahead.after(units):
+            self._begin(ahead, urgent=False)
+
+    def _local_units(self) -> Iterator[int]:
+        for number in range(len(self._table)):
+            check_cancelled()
+            if self._map.state(number) in {State.LOCAL, State.DURABLE}:
+                yield number
+
+    def _forget_damaged(self, number: int) -> bool:
+        """Forget a unit that is damaged; one that nothing can verify is taken for whole."""
+        unit = self._table.unit(number)
+        if all(piece.check is Check.NONE for piece in unit.pieces):
+            return False
+        if self._fetcher.is_whole(unit):
+            return False
+        log.warning(
+            "cached bytes are damaged",
+            extra={"path": str(self.data_path), "offset": unit.cache_offset},
+        )
+        with self._syncing:  # or a sync that began before could call what replaces it durable
+            self._map.mark(number, State.MISSING)
+        return True

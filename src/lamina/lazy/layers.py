@@ -1,0 +1,226 @@
+"""The layers that a worker serves: opened, given to a gate, completed, closed."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import cast
+
+from lamina.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    LaminaError,
+    NotFound,
+    PermissionDenied,
+    Unavailable,
+)
+from lamina.lazy.control import LayerStatus
+from lamina.lazy.gates import Filler, GatedFile
+from lamina.lazy.gates.objects import GateObjects
+from lamina.lazy.served import GateName, Served, ServedList
+
+log = logging.getLogger(__name__)
+
+
+class _Open:
+    """A layer that is served; `filler` is None when it cannot be, and `error` says why."""
+
+    def __init__(self, served: Served) -> None:
+        self.served = served
+        self.filler: Filler | None = None
+        self.error = ""
+        self.completion: Future[None] | None = None
+
+
+class Layers:
+    """All of a root. Safe to use from any thread.
+
+    Args:
+        served: what is served, on disk.
+        objects: the gates.
+    """
+
+    def __init__(self, served: ServedList, objects: GateObjects) -> None:
+        self._served = served
+        self._objects = objects
+        self._lock = threading.RLock()
+        self._open: dict[str, _Open] = {}
+
+    def open_all(self) -> None:
+        """Open what earlier workers served; what cannot be opened is told by `status`."""
+        for served in self._served.layers:
+            layer = self._open[served.directory] = _Open(served)
+            try:
+                self._begin(layer)
+            except Exception as error:  # whatever it is, other layers are to be served
+                layer.error = str(error)
+                log.exception("cannot serve layer", extra={"path": served.directory})
+            self._doubt(layer)
+
+    def add(self, directory: Path, factory: str, gate: GateName) -> Path:
+        """Serve a layer; return the file to mount: of a complete one, the cache file itself.
+
+        A layer that is complete when it is added is not served: nothing has to be.
+
+        Raises:
+            FailedPrecondition: mounts of it may have read zeros: they have to go first, and the
+                layer be removed.
+            InvalidArgument: the factory does not exist.
+            LaminaError: it cannot be opened, or the gate does not work there.
+        """
+        with self._lock:
+            layer = self._open.get(str(directory))
+            try:
+                return self._add(directory, factory, gate) if layer is None else self._again(layer)
+            except OSError as error:
+                raise _refused(error, directory) from error
+
+    def remove(self, directory: Path) -> None:
+        """Serve a layer no more; an unknown one is no error."""
+        with self._lock:
+            layer = self._open.pop(str(directory), None)
+            if layer is None:
+                return
+            self._objects.get(layer.served.gate).remove(layer.served.number)
+            self._served.remove(layer.served.number)
+        if layer.filler is not None:
+            layer.filler.close()
+
+    def complete(self, directory: Path) -> Future[None]:
+        """Begin to make every byte of a layer local, unless that is going on.
+
+        Raises:
+            NotFound: the layer is not served.
+            Unavailable: it could not be opened.
+        """
+        with self._lock:
+            layer = self._open.get(str(directory))
+            if layer is None:
+                raise NotFound("lazy layer", directory)
+            if layer.filler is None:
+                raise Unavailable("complete a lazy layer", directory, hint=layer.error)
+            if layer.completion is None or layer.completion.done():
+                layer.completion = Future()
+                arguments = (layer.completion, layer.filler)
+                threading.Thread(target=_complete, args=arguments, daemon=True).start()
+            return layer.completion
+
+    def status(self) -> list[LayerStatus]:
+        """Describe every layer."""
+        with self._lock:
+            layers = list(self._open.values())
+        return [_describe(layer) for layer in layers]
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether readers depend on this process, or something is still being fetched."""
+        with self._lock:
+            layers = list(self._open.values())
+        if any(layer.completion and not layer.completion.done() for layer in layers):
+            return True
+        # A layer that cannot be opened is still marked: its readers wait for an answer.
+        return self._objects.is_needed or any(layer.filler is None for layer in layers)
+
+    def let_go(self) -> bool:
+        """Unmount what was mounted for the layers; False when somebody uses it."""
+        return self._objects.let_go()
+
+    def close(self) -> None:
+        """Close all fillers."""
+        with self._lock:
+            for layer in self._open.values():
+                if layer.filler is not None:
+                    layer.filler.close()
+
+    def _add(self, directory: Path, factory: str, gate: GateName) -> Path:
+        filler = _factory(factory)(directory)
+        if filler.is_complete:
+            filler.close()
+            return filler.data_path
+        layer = _Open(self._served.add(directory, factory, gate))
+        layer.filler = filler
+        try:
+            path = self._begin(layer)
+        except BaseException:
+            self._served.remove(layer.served.number)
+            filler.close()
+            raise
+        self._open[str(directory)] = layer
+        return path
+
+    def _again(self, layer: _Open) -> Path:
+        if layer.served.doubt:
+            raise FailedPrecondition(
+                "serve a layer whose holder, standby and worker were killed",
+                layer.served.directory,
+                hint="unmount it everywhere, and remove it from the worker",
+            )
+        path = self._begin(layer)
+        # Older mounts go on being served; a new one has no need of it.
+        if layer.filler is not None and layer.filler.is_complete:
+            return layer.filler.data_path
+        return path
+
+    def _begin(self, layer: _Open) -> Path:
+        """Open a layer unless it is, and give it to its gate."""
+        served = layer.served
+        if layer.filler is None:
+            layer.filler = _factory(served.factory)(Path(served.directory))
+        file = GatedFile(served.number, layer.filler.data_path, layer.filler)
+        path = self._objects.get(served.gate).add(file)
+        layer.error = ""
+        return path
+
+    def _doubt(self, layer: _Open) -> None:
+        """Note what nobody has guarded for a time."""
+        served, filler = layer.served, layer.filler
+        if served.gate != "fanotify" or self._objects.inherited_group or served.doubt:
+            return
+        if filler is None or not filler.is_complete:
+            log.error("holder, standby and worker were killed: mounts of the layer may have read "
+                      "zeros", extra={"path": served.directory})  # fmt: skip
+            self._served.doubt(served.number)
+            found = self._served.find(Path(served.directory))
+            layer.served = found or served
+
+
+def _factory(name: str) -> Callable[[Path], Filler]:
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InvalidArgument("find the factory of a lazy layer", name, hint=str(error)) from error
+    return cast(Callable[[Path], Filler], found)
+
+
+def _complete(completion: Future[None], filler: Filler) -> None:
+    try:
+        filler.complete()
+    except Exception as error:
+        log.warning("cannot complete %s: %s", filler.data_path, error)
+        completion.set_exception(error)
+    else:
+        completion.set_result(None)
+
+
+def _describe(layer: _Open) -> LayerStatus:
+    filler = layer.filler
+    return LayerStatus(
+        directory=layer.served.directory,
+        gate=layer.served.gate,
+        size=filler.size if filler else 0,
+        local_bytes=filler.local_bytes if filler else 0,
+        complete=filler is not None and filler.is_complete,
+        doubt=layer.served.doubt,
+        error=layer.error,
+    )
+
+
+def _refused(error: OSError, directory: Path) -> LaminaError:
+    kind = PermissionDenied if isinstance(error, PermissionError) else FailedPrecondition
+    hint = "use another gate, or another filesystem"
+    return kind(f"serve a lazy layer: {error.strerror}", directory, hint=hint)

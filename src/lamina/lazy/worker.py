@@ -1,0 +1,92 @@
+"""Program: serves the lazy layers of a root to the kernel, `python -m lamina.lazy.worker`.
+
+Started by the holder. It may be killed at any time: the next worker answers what this one has
+taken, and readers notice nothing but the wait. It ends by itself, and the holder with it, when no
+layer needs a process any more.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from lamina.lazy.gates.objects import GROUP, GateObjects
+from lamina.lazy.keeping import Keeper, worker_command
+from lamina.lazy.layers import Layers
+from lamina.lazy.served import ServedList
+from lamina.lazy.server import Server
+from lamina.linux.fanotify import has_marks
+
+log = logging.getLogger(__name__)
+
+LOCK = "worker.lock"
+AGAIN = 75
+"""Exit code that asks the holder for a new worker."""
+
+
+def main(arguments: list[str]) -> int:
+    """Serve until nothing is needed any more.
+
+    Args:
+        arguments: how many seconds to wait for a new layer when nothing is needed any more, the
+            holder's directory, and its task as JSON.
+
+    Returns:
+        an exit code of the holder's.
+    """
+    linger, directory = float(arguments[0]), Path(arguments[1])
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGINT, signal.SIGTERM})
+    os.chdir("/")
+    Path("/proc/self/oom_score_adj").write_text("0")  # the holder's is not for what can be replaced
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    keeper = Keeper(json.loads(arguments[2]), directory, worker_command(linger))
+    try:
+        _take_lock(directory)
+    except FileNotFoundError:
+        return _abandon(keeper, directory)
+    objects = GateObjects(keeper, directory)
+    threading.Thread(target=_follow, args=(keeper,), name="holder", daemon=True).start()
+    layers = Layers(ServedList(directory), objects)
+    layers.open_all()
+    objects.start()
+    server = Server(directory, keeper, layers, linger)
+    if not server.run():
+        return AGAIN  # what is being filled is the next worker's, as after a kill
+    layers.close()
+    return 0
+
+
+def _take_lock(directory: Path) -> None:
+    """Wait until no other worker is left: two must never answer events by their numbers."""
+    lock = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+def _abandon(keeper: Keeper, directory: Path) -> int:
+    """Say how to go on when the directory was deleted, and with it what layers there are.
+
+    Readers of marked files wait for ever, rather than read what is not there. The mark goes with
+    the last of them.
+    """
+    log.error("%s is gone", directory)
+    group = keeper.kept.get(GROUP)
+    return AGAIN if group is not None and has_marks(group) else 0
+
+
+def _follow(keeper: Keeper) -> None:
+    """Take the holder's place when it dies."""
+    keeper.wait()
+    log.warning("the holder has died")
+    keeper.succeed()
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    # Threads may still wait for something, and nothing is left to be written.
+    os._exit(code)
