@@ -36,8 +36,9 @@ from tests.fixtures_containerd import running_containerd
 from tests.fixtures_serve import Serve, serving
 from tests.fixtures_thin_pool import ThinPool, active_pool
 from tests.isolation import SESSION_VARIABLE
+from tests.vm.machine import MEMORY_MIB, SHARED_IN_GUEST
 from tests.vm.replay import REPOSITORY
-from tests.vm.uml import MEMORY_MIB, SHARED_IN_GUEST, Machine
+from tests.vm.uml import Machine
 
 RUNS = 7
 ROUND = 10

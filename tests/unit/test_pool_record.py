@@ -11,7 +11,7 @@ import pytest
 
 from lamina.errors import Aborted, DataLoss, FormatError, InvalidArgument, NotFound
 from lamina.pool.record import Record, Records
-from lamina.pool.unit import BootUnit, unit_text
+from lamina.pool.unit import pool_unit, pool_unit_text
 from lamina.tools.lvm import parse_report
 from lamina.tools.wipefs import Signature, parse_signatures
 
@@ -70,11 +70,11 @@ def test_killed_in_the_middle_of_writing(tmp_path: Path) -> None:
 
 
 def test_unit_is_written_enabled_and_removed(tmp_path: Path) -> None:
-    unit = BootUnit("devpool", root=tmp_path)
+    unit = pool_unit("devpool", root=tmp_path)
     assert not unit.possible()
     (tmp_path / "run/systemd/system").mkdir(parents=True)
     assert unit.possible()
-    text = unit_text("devpool", ["/usr/bin/lamina"], places=[tmp_path])
+    text = pool_unit_text("devpool", ["/usr/bin/lamina"], places=[tmp_path])
     assert unit.install(text)
     assert not unit.install(text)
     wants = tmp_path / "etc/systemd/system/multi-user.target.wants" / unit.name
@@ -90,8 +90,8 @@ def test_unit_is_written_enabled_and_removed(tmp_path: Path) -> None:
 def test_systemd_understands_the_unit(tmp_path: Path) -> None:
     command = ["/bin/true", "--root", "/a b/$HOME/50%", "activate"]
     place = Path("/a b/50%")
-    path = tmp_path / BootUnit("a+b=c", root=tmp_path).name
-    path.write_text(unit_text("a+b=c", command, places=[place, Path("/")]))
+    path = tmp_path / pool_unit("a+b=c", root=tmp_path).name
+    path.write_text(pool_unit_text("a+b=c", command, places=[place, Path("/")]))
     argv = ("systemd-analyze", "verify", "--man=no", path)
     done = subprocess.run(argv, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
     assert path.name not in done.stderr, done.stderr

@@ -11,6 +11,7 @@ from lamina.core.mount import Mount
 from lamina.core.snapshot import Kind
 from lamina.mount import temp_mount
 from lamina.snapshotters.devmapper.config import DevmapperConfig
+from lamina.snapshotters.devmapper.devices import FIRST_DEVICE_ID, RANGE, Devices
 from lamina.snapshotters.devmapper.driver import DevmapperDriver
 from lamina.snapshotters.devmapper.plugin import PLUGIN
 from lamina.snapshotters.engine import Engine
@@ -73,7 +74,35 @@ def kinds(engine: Engine) -> dict[str, Kind]:
 
 
 def thin_ids(pool: ThinPool) -> set[int]:
-    """Return the numbers of the pool's devices, as thin_dump finds them."""
+    """Return the numbers of the pool's devices but for leases, as thin_dump finds them."""
+    return {id for id in all_thin_ids(pool) if not is_lease(id)}
+
+
+def lease_ids(pool: ThinPool) -> set[int]:
+    """Return the numbers of the devices that are leases."""
+    return {id for id in all_thin_ids(pool) if is_lease(id)}
+
+
+def is_lease(id: int) -> bool:
+    """Tell whether a number is the first of a range."""
+    return id >= FIRST_DEVICE_ID and id % RANGE == 0
+
+
+def range_of(engine: Engine) -> int:
+    """Return where the snapshotter's only range begins."""
+    (start,) = devices_of(engine).ranges()
+    return start
+
+
+def devices_of(engine: Engine) -> Devices:
+    """Return the rows of the snapshotter's devices."""
+    driver = engine._driver
+    assert isinstance(driver, DevmapperDriver)
+    return driver._volumes.devices
+
+
+def all_thin_ids(pool: ThinPool) -> set[int]:
+    """Return the numbers of all the pool's devices."""
     dmsetup("message", pool.name, "0", "reserve_metadata_snap")
     try:
         argv = ("thin_dump", "--metadata-snap", "--skip-mappings", pool.metadata)

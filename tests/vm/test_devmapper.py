@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from shutil import rmtree
 
 import pytest
 
@@ -18,7 +19,7 @@ from lamina.linux.dm.thin import PoolMode
 from lamina.mount import temp_mount
 from lamina.snapshotters.devmapper.census import count_devices
 from lamina.snapshotters.devmapper.config import DevmapperConfig
-from lamina.snapshotters.devmapper.devices import FIRST_DEVICE_ID
+from lamina.snapshotters.devmapper.devices import FIRST_DEVICE_ID, RANGE
 from lamina.snapshotters.devmapper.plugin import PLUGIN
 from lamina.snapshotters.devmapper.pool import Pool
 from lamina.snapshotters.engine import Engine
@@ -26,12 +27,16 @@ from tests.fixtures_thin_pool import BLOCK_SECTORS, SECTOR, ThinPool, active_poo
 from tests.vm.devmapper import (
     NAME,
     active_devices,
+    all_thin_ids,
     check_layers,
     commit,
+    devices_of,
     dmsetup,
     fill,
+    lease_ids,
     load,
     open_engine,
+    range_of,
     remove_all,
     thin_ids,
 )
@@ -185,12 +190,14 @@ def test_restart_of_the_machine(tmp_path: Path, root_dir: Path, work: Path) -> N
 
 
 def test_numbers_that_others_have_taken_stay_theirs(thin_pool: ThinPool, engine: Engine) -> None:
-    others = set(range(FIRST_DEVICE_ID, FIRST_DEVICE_ID + 5))
-    for id in others:
-        dmsetup("message", thin_pool.name, "0", f"create_thin {id}")
     engine.prepare("a")
+    taken = range_of(engine) + 3
+    dmsetup("message", thin_pool.name, "0", f"create_thin {taken}")
+    engine.prepare("b")
     remove_all(engine)
-    assert thin_ids(thin_pool) == {*others, FIRST_DEVICE_ID + 5}
+    assert thin_ids(thin_pool) == {range_of(engine) + 1, taken}  # with the template
+    engine.prepare("c")
+    assert devices_of(engine).snapshots()[3] == taken + 2
 
 
 def test_second_root_on_one_pool(thin_pool: ThinPool, tmp_path: Path, work: Path) -> None:
@@ -218,7 +225,7 @@ def test_device_of_that_name_is_left_alone(engine: Engine, thin_pool: ThinPool) 
 
 def test_layer_whose_device_is_gone(engine: Engine, thin_pool: ThinPool, work: Path) -> None:
     commit(engine, work, "base")
-    (device,) = thin_ids(thin_pool) - {FIRST_DEVICE_ID}
+    (device,) = devices_of(engine).snapshots().values()
     dmsetup("message", thin_pool.name, "0", f"delete {device}")
     with pytest.raises(DataLoss, match="lamina fsck"):
         engine.prepare("a", "base")
@@ -233,7 +240,7 @@ def test_census_is_thin_dumps(thin_pool: ThinPool) -> None:
         ids = {0, 1, thin.MAX_DEVICE_ID, *range(5000, 5600, 2)}
         for id in ids:
             thin.create_thin(dm, thin_pool.name, id)
-        assert set(count_devices(pool)) == ids == thin_ids(thin_pool)
+        assert set(count_devices(pool)) == ids == all_thin_ids(thin_pool)
         with pool.active(5000, 2048) as name:
             node(name).write_bytes(bytes(MIB))
         assert count_devices(pool)[5000].mapped_blocks == MIB // SECTOR // BLOCK_SECTORS
@@ -243,33 +250,115 @@ def test_check_tells_of_what_nobody_knows(
     engine: Engine, thin_pool: ThinPool, root_dir: Path, work: Path
 ) -> None:
     commit(engine, work, "base")
-    stranger = FIRST_DEVICE_ID + 100
+    stranger = (range_of(engine) + RANGE - FIRST_DEVICE_ID) % (240 * RANGE) + FIRST_DEVICE_ID + 100
     dmsetup("message", thin_pool.name, "0", f"create_thin {stranger}")
-    dmsetup("message", thin_pool.name, "0", "create_thin 5")  # out of Lamina's range
+    dmsetup("message", thin_pool.name, "0", "create_thin 5")  # out of all ranges
     (problem,) = engine.fsck()
     assert f"delete {stranger}" in problem.fix
+    assert problem.repair is None
     dmsetup("message", thin_pool.name, "0", f"delete {stranger}")
 
     with closing(load(thin_pool, root_dir)) as driver:
         driver._volumes.devices.allocate(77, sectors=8, filesystem="ext4")
         abandoned = driver._volumes.create(sectors=8, filesystem="ext4")
+        forgotten = driver._volumes.create(sectors=8, filesystem="ext4")
+        driver._volumes.devices.forget(forgotten.id)  # as a power loss would
     problems = engine.fsck()
     assert [problem.what.partition(";")[0] for problem in problems] == [
+        "it is this root's, and no snapshot knows it",
         "it is listed for snapshot number 77",
         "no snapshot has it any more",
     ]
-    for problem in problems:
+    repair_all(engine)
+    assert not {abandoned.id, forgotten.id} & thin_ids(thin_pool)
+    check_layers(engine, work)
+
+
+def repair_all(engine: Engine) -> None:
+    for problem in engine.fsck():
         assert problem.repair is not None
         problem.repair.run()
     assert engine.fsck() == []
-    assert abandoned.id not in thin_ids(thin_pool)
+
+
+def test_check_leaves_alone_what_other_roots_have(
+    thin_pool: ThinPool, tmp_path: Path, work: Path
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    with open_engine(thin_pool, one) as first, open_engine(thin_pool, two) as second:
+        commit(first, work, "base")
+        commit(second, work, "layer")
+        second.view("v")
+        assert first.fsck() == []
+        assert lease_ids(thin_pool) == {range_of(first), range_of(second)}
+        devices = devices_of(second)
+        (id,) = (id for snapshot, id in devices.snapshots().items() if snapshot == 1)
+        devices.forget(id)
+        assert first.fsck() == []  # it is for the other root to tell
+        assert any(str(id) in problem.subject for problem in second.fsck())
+        rmtree(two)
+        problems = first.fsck()
+    assert len(problems) == 3
+    for problem in problems:
+        assert problem.repair is None
+        assert f"of the root {two}, which is not there" in problem.what
+
+
+def test_root_that_was_made_anew_does_not_claim_what_it_had(
+    thin_pool: ThinPool, root_dir: Path, work: Path
+) -> None:
+    with open_engine(thin_pool, root_dir) as engine:
+        commit(engine, work, "base")
+    rmtree(root_dir)
+    with open_engine(thin_pool, root_dir) as engine:
+        commit(engine, work, "other")
+        assert [problem.repair for problem in engine.fsck()] == [None, None]
+        check_layers(engine, work)
+
+
+def test_rows_that_are_lost(thin_pool: ThinPool, root_dir: Path, work: Path) -> None:
+    with open_engine(thin_pool, root_dir) as engine:
+        commit(engine, work, "base")
+        start = range_of(engine)
+    for file in root_dir.glob("devices.sqlite*"):
+        file.unlink()
+    with open_engine(thin_pool, root_dir) as engine:
+        problems = engine.fsck()
+        assert [problem.what for problem in problems] == [
+            "its storage is gone",
+            *["it is this root's, and no snapshot knows it"] * 2,
+        ]
+        repair_all(engine)
+        assert thin_ids(thin_pool) == set()
+        commit(engine, work, "again")
+        assert (range_of(engine), lease_ids(thin_pool)) == (start, {start})
+        check_layers(engine, work)
+
+
+def test_pool_made_anew_in_which_another_root_has_the_numbers(
+    tmp_path: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("random.shuffle", lambda starts: None)  # the same one always
+    mine, others = tmp_path / "mine", tmp_path / "others"
+    with active_pool(tmp_path) as pool, open_engine(pool, mine) as engine:
+        engine.prepare("a")
+    for file in ("pool.data", "pool.metadata"):
+        (tmp_path / file).unlink()
+    with active_pool(tmp_path) as pool:
+        with open_engine(pool, others) as other:
+            other.view("v")  # number 1 is that of the snapshot above
+        with open_engine(pool, others) as other, open_engine(pool, mine) as engine:
+            commit(engine, work, "base")
+            remove_all(engine)
+            assert range_of(engine) != range_of(other)
+            assert other.fsck() == engine.fsck() == []
 
 
 def test_check_tells_of_layers_that_are_gone(
     engine: Engine, thin_pool: ThinPool, work: Path
 ) -> None:
     commit(engine, work, "base")
-    (device,) = thin_ids(thin_pool) - {FIRST_DEVICE_ID}
+    (device,) = devices_of(engine).snapshots().values()
     dmsetup("message", thin_pool.name, "0", f"delete {device}")
     (problem,) = engine.fsck()
     assert (problem.subject, problem.what) == ("base", "its storage is gone")

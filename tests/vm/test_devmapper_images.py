@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from lamina.config import load
 from lamina.linux.dm import node
 from lamina.snapshotters.devmapper.plugin import PLUGIN
 from lamina.snapshotters.wakeup import janitor_runs
+from lamina.store import Store
 from tests.archives import gnu_tar
 from tests.containerd.test_proxy import COUNT, GC_SECONDS, Client, push
 from tests.fixtures_command import Command
@@ -21,6 +23,7 @@ from tests.fixtures_containers import make_rootfs, wait_for
 from tests.fixtures_registry import LocalRegistry
 from tests.fixtures_serve import Serve, proxied_containerd, serving
 from tests.fixtures_thin_pool import ThinPool, device_name, loop_device
+from tests.hard_image import NAME, chain, copied, hard_image, load_image, names, tree
 from tests.images import OCI_LAYER, Layer, digest
 from tests.isolation import device_names, unmount
 from tests.vm.devmapper import SIZE, active_devices, thin_ids
@@ -117,6 +120,27 @@ def test_pool_that_was_set_up_has_images_and_containers(
     wait_for(lambda: not janitor_runs(command.root))
     lamina("devmapper", "teardown")
     assert device_names() == []
+
+
+def test_images_migrate_to_devmapper_and_back(tmp_path: Path, thin_pool: ThinPool) -> None:
+    config = tmp_path / "config.toml"
+    section = f'[plugins."{PLUGIN.uri}"]\npool_name = "{thin_pool.name}"\n'
+    config.write_text(f'version = 3\n{section}base_image_size = "{SIZE}"\n')
+    layers = hard_image()
+    with Store(tmp_path / "root", config=load(config)) as store:
+        load_image(store, "native", *layers)
+        assert copied(store.migrate(NAME, "native", "devmapper")) == [True] * 4
+        ids = chain(store)
+        trees = [tree(store, "native", chain_id) for chain_id in ids]
+        assert [tree(store, "devmapper", chain_id) for chain_id in ids] == trees
+        store.snapshotter("native").remove(ids[3])
+        back = store.migrate(NAME, "devmapper", "native", remove_source=True)
+        assert copied(back) == [False, False, False, True]
+        assert back.left == ()
+        assert tree(store, "native", ids[3]) == trees[3]
+        assert names(store, "devmapper") == set()
+        store.cleanup()
+    assert len(thin_ids(thin_pool)) == 1  # the empty filesystem
 
 
 @pytest.fixture

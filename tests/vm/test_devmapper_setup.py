@@ -248,11 +248,33 @@ def test_set_up_with_other_sizes_is_refused(site: Site, name: str, tmp_path: Pat
             manage.setup(site, plan_loop(name, tmp_path / "b", 64 * MIB, 4 * MIB), confirm=no)
 
 
-def test_what_fails_is_undone(site: Site, name: str, tmp_path: Path) -> None:
+def test_files_that_cannot_be_are_refused(site: Site, name: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    site = site._replace(say=said.append)
     with mounted(tmp_path, "mkfs.ext4", "-q") as place:
-        with pytest.raises(OSError, match="too large"):
-            manage.setup(site, plan_loop(name, place / "pool", 32 << 40, 4 * MIB), confirm=no)
+        for pool, size, why in (
+            ("pool", 32 << 40, "no files that large"),
+            ("two\nlines", 64 * MIB, "control character"),
+        ):
+            plan = plan_loop(name, place / pool, size, 4 * MIB)
+            with pytest.raises(InvalidArgument, match=why):
+                manage.setup(site, plan, confirm=no)
+            assert not (place / pool).exists()
+    assert said == []
+    assert site.records.all() == []
+
+
+def test_what_fails_is_undone(site: Site, name: str, tmp_path: Path) -> None:
+    place = tmp_path / "full"
+    place.mkdir()
+    subprocess.run(("mount", "-t", "tmpfs", "-o", "size=8k", "none", place), check=True)
+    try:
+        plan = plan_loop(name, place / "pool", 64 * MIB, 4 * MIB)
+        with pytest.raises(FailedPrecondition, match="activate pool"):  # it writes a superblock
+            manage.setup(site, plan, confirm=no)
         assert list((place / "pool").iterdir()) == []
+    finally:
+        subprocess.run(("umount", place), check=True)
     assert site.records.all() == []
     assert device_names() == []
 

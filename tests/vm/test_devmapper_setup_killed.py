@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import pytest
 
@@ -22,11 +17,10 @@ from lamina.pool.plan import LoopPlan, LvmPlan, plan_loop, plan_lvm
 from lamina.pool.status import read_status
 from tests.fixtures_thin_pool import device_name, loop_device
 from tests.isolation import device_names
+from tests.killed import Predicate, killed
 from tests.vm.pools import MIB, open_site, yes
 
 pytestmark = [pytest.mark.dm(boot="setup-killed"), pytest.mark.root]
-
-Predicate = Callable[[str, str], bool]
 
 PURE = {"lamina.linux.dm.layout", "lamina.linux.mountinfo", "lamina.pool.plan"}
 STEP = 11
@@ -37,35 +31,6 @@ STEP = 11
 def site(tmp_path: Path) -> Iterator[Site]:
     with open_site(tmp_path / "root") as opened:
         yield opened
-
-
-def killed(action: Callable[[], object], number: int, counts: Predicate) -> bool:
-    """Do something in a process that is killed when the Nth function of those has returned.
-
-    Returns:
-        False when it came to its end before.
-    """
-    process = os.fork()
-    if not process:
-        left = number
-
-        def profile(frame: FrameType, event: str, _argument: Any) -> None:
-            nonlocal left
-            if event == "return" and counts(frame.f_globals["__name__"], frame.f_code.co_name):
-                left -= 1
-                if not left:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.setprofile(profile)
-        try:
-            action()
-        finally:
-            sys.setprofile(None)
-            os._exit(0 if sys.exc_info()[0] is None else 1)
-    _, status = os.waitpid(process, 0)
-    code = os.waitstatus_to_exitcode(status)
-    assert code in {0, -signal.SIGKILL}
-    return code != 0
 
 
 def has_effect(module: str, _function: str) -> bool:

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.containerd.test_suite import TESTS
+from tests.fixtures_go import build_suite
+from tests.vm.machine import SHARED_IN_GUEST
 from tests.vm.replay import REPOSITORY
-from tests.vm.uml import SHARED_IN_GUEST, Machine
+from tests.vm.uml import Machine
 
 pytestmark = [pytest.mark.uml, pytest.mark.go]
 
@@ -65,20 +67,23 @@ exit $code
 """
 
 
-@pytest.mark.parametrize("part", range(BOOTS))
-@pytest.mark.parametrize("filesystem", SIZES)
-def test_containerds_suite(filesystem: str, part: int, suite_program: Path, tmp_path: Path) -> None:
-    tests = TESTS[part::BOOTS]
+def begin(directory: Path, *, filesystem: str, part: int) -> Machine:
+    """Run a part of the suite."""
     program = PROGRAM.replace("SIZE", SIZES[filesystem]).replace("FILESYSTEM", filesystem)
+    tests = "|".join(TESTS[part::BOOTS])
     files = {
         "lamina": program.replace("LAMINA", str(LAMINA)),
-        "run": RUN.format(shared=SHARED_IN_GUEST, suite=suite_program, tests="|".join(tests)),
+        "run": RUN.format(shared=SHARED_IN_GUEST, suite=build_suite(), tests=tests),
         "output": "",
     }
-    command = ("sh", SHARED_IN_GUEST / "run")
-    with Machine(tmp_path, command, files=files, cwd=REPOSITORY) as machine:
-        code = machine.wait()
-        output = (machine.shared / "output").read_text()
-    assert code == 0, output
+    return Machine(directory, ("sh", SHARED_IN_GUEST / "run"), files=files, cwd=REPOSITORY)
+
+
+@pytest.mark.ahead(begin=begin)
+@pytest.mark.parametrize("part", range(BOOTS))
+@pytest.mark.parametrize("filesystem", SIZES)
+def test_containerds_suite(filesystem: str, part: int, ended_machine: Machine) -> None:
+    output = (ended_machine.shared / "output").read_text()
+    assert ended_machine.wait() == 0, output
     passed = {line.split()[2] for line in output.splitlines() if "--- PASS: " in line}
-    assert passed >= {f"TestSnapshotter/devmapper/{test}" for test in tests}
+    assert passed >= {f"TestSnapshotter/devmapper/{test}" for test in TESTS[part::BOOTS]}

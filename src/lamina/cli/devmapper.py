@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,15 +13,18 @@ from typing import TYPE_CHECKING
 import click
 
 from lamina.cli.app import App, Group, Size, pass_app
-from lamina.cli.output import json_option, print_aligned, print_json, printable
+from lamina.cli.output import json_option, print_fields, print_json, printable, say
+from lamina.cli.program import program, say_what_to_run_at_boot
 from lamina.core.units import format_size
 from lamina.errors import DataLoss
 
 if TYPE_CHECKING:
-    from lamina.pool.manage import Made, Site
+    from lamina.pool.manage import Site
     from lamina.pool.plan import LoopPlan, LvmPlan
-    from lamina.pool.snapshots import RecordedSnapshots
+    from lamina.pool.record import Record
+    from lamina.pool.snapshots import PoolSnapshots
     from lamina.pool.status import Below, PoolReport
+    from lamina.provision.steps import Made
 
 NAME = "devmapper"
 
@@ -103,7 +105,7 @@ def setup(
     section = config_section(plan.name, image_size)
     with _site(app) as site:
         made = manage.setup(site, plan, confirm=partial(_confirm, wipe))
-        _tell(app, site, made)
+        _tell(site, made)
     click.echo(section, nl=False)
 
 
@@ -116,7 +118,7 @@ def activate(app: App, name: str | None) -> None:
 
     with _site(app) as site:
         for device, changed in manage.activate(site, name):
-            _say(f"pool {device} is active{'' if changed else ' already'}")
+            say(f"pool {device} is active{'' if changed else ' already'}")
 
 
 @devmapper.command()
@@ -127,7 +129,7 @@ def deactivate(app: App, name: str | None) -> None:
     from lamina.pool import manage
 
     with _site(app) as site:
-        _say(f"pool {manage.deactivate(site, name)} is not active")
+        say(f"pool {manage.deactivate(site, name)} is not active")
 
 
 @devmapper.command()
@@ -143,7 +145,7 @@ def status(app: App, name: str | None, as_json: bool) -> None:
     if as_json:
         print_json(_plain(report))
     else:
-        print_aligned([[printable(cell) for cell in line] for line in _lines(report)], padding=2)
+        print_fields(_lines(report))
 
 
 @devmapper.command()
@@ -172,7 +174,7 @@ def teardown(app: App, name: str | None, force: bool) -> None:
     from lamina.pool import manage
 
     with _site(app) as site:
-        _say(f"pool {manage.teardown(site, name, force=force)} is gone")
+        say(f"pool {manage.teardown(site, name, force=force)} is gone")
 
 
 @devmapper.command()
@@ -229,7 +231,7 @@ def _site(app: App) -> Iterator[Site]:
     from lamina.pool.devices import device_mapper
     from lamina.pool.manage import Site
     from lamina.pool.record import Records
-    from lamina.pool.unit import BootUnit
+    from lamina.pool.unit import pool_unit
 
     root = app.root
     with device_mapper() as dm:
@@ -237,21 +239,21 @@ def _site(app: App) -> Iterator[Site]:
             dm=dm,
             records=Records(root),
             root=root,
-            program=_program(),
-            unit=BootUnit,
+            program=program(),
+            unit=pool_unit,
             snapshots=lambda device: _snapshots(app, device),
-            say=_say,
+            say=say,
         )
 
 
-def _snapshots(app: App, device: str) -> RecordedSnapshots:
+def _snapshots(app: App, device: str) -> PoolSnapshots:
     """Return where the snapshotter has its records of a pool, which another may not be."""
     from lamina.plugins import directory_of, find
-    from lamina.pool.snapshots import RecordedSnapshots
+    from lamina.pool.snapshots import PoolSnapshots
 
     configured = app.config.snapshotter(find(NAME)).pool_name
     directory = directory_of(NAME, app.root, app.config)
-    return RecordedSnapshots(directory if configured in {"", device} else Path(os.devnull, NAME))
+    return PoolSnapshots(directory if configured in {"", device} else Path(os.devnull, NAME))
 
 
 def _active_name(app: App, site: Site, name: str | None) -> str:
@@ -271,34 +273,17 @@ def _active_name(app: App, site: Site, name: str | None) -> str:
 
 def _confirm(wipe: bool, lost: str) -> bool:
     if wipe:
-        _say(lost)
+        say(lost)
         return True
     return sys.stdin.isatty() and click.confirm(printable(f"{lost}. Go on?"), err=True)
 
 
-def _tell(app: App, site: Site, made: Made) -> None:
+def _tell(site: Site, made: Made[Record]) -> None:
     device = made.record.device
-    _say(
-        f"pool {device} {'was set up before, and' if made.was_there else ''} is active".replace(
-            "  ", " "
-        )
-    )
+    before = "was set up before, and is" if made.was_there else "is"
+    say(f"pool {device} {before} active")
     if not made.starts_at_boot:
-        import shlex
-
-        command = shlex.join(site.activation(device))
-        _say(f"there is no systemd here: let this run after each boot: {command}")
-
-
-def _program() -> tuple[str, ...]:
-    """Return how this program was called, so that systemd can."""
-    called = Path(sys.argv[0])
-    found = called.absolute() if called.is_file() else shutil.which("lamina")
-    return (str(found or "lamina"),)
-
-
-def _say(text: str) -> None:
-    click.echo(printable(text), err=True)
+        say_what_to_run_at_boot(site.activation(device))
 
 
 def _lines(report: PoolReport) -> Iterator[list[str]]:

@@ -5,11 +5,7 @@ The loop devices go by themselves when the pool's device goes, which is all that
 
 from __future__ import annotations
 
-import errno
-import logging
-import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +13,7 @@ from pathlib import Path
 from lamina.core.units import format_size
 from lamina.errors import AlreadyExists, DataLoss, FailedPrecondition
 from lamina.linux.dm import DeviceMapper, Target, node
-from lamina.linux.loop import LoopDevice, attached, take_over_size
+from lamina.linux.loop import LoopDevice, take_over_size
 from lamina.pool.devices import active_pool, remove_device, remove_idle
 from lamina.pool.plan import (
     DEFAULT_DATA_BYTES,
@@ -25,14 +21,17 @@ from lamina.pool.plan import (
     LoopPlan,
     pool_table,
 )
-from lamina.pool.record import Record, sync_directory
-
-log = logging.getLogger(__name__)
-
-Say = Callable[[str], None]
+from lamina.pool.record import Record
+from lamina.provision.record import sync_directory
+from lamina.provision.sparse import (
+    attached_directly,
+    make_sparse,
+    require_place_for,
+    warn_of_small_disk,
+)
+from lamina.provision.steps import Say
 
 _UUID = "LAMINA-pool-"
-_MODE = 0o600
 
 
 class LoopPool:
@@ -63,11 +62,13 @@ class LoopPool:
 
         Raises:
             AlreadyExists: the name is taken, or a file is there.
+            InvalidArgument: the directory is a file, or below one.
         """
         if self._dm.find(self.device) is not None:
             hint = "another pool, or something else, has that name: choose one with --pool"
             raise AlreadyExists("make device", node(self.device), hint=hint)
-        for file in (self.data, self.metadata):
+        for file, size in self._sizes():
+            require_place_for(file, size)
             if file.exists():
                 hint = "choose another directory with --dir, or remove it if it is of no use"
                 raise AlreadyExists("make file", file, hint=hint)
@@ -79,15 +80,13 @@ class LoopPool:
         """
         record = self._record
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for file, size in (
-            (self.metadata, record.metadata_bytes),
-            (self.data, record.data_bytes),
-        ):
+        for file, size in self._sizes():
             if not file.exists() or file.stat().st_size < size:
                 self._say(f"make {file}, sparse, of {format_size(size)}")
-                _make_sparse(file, size)
+                make_sparse(file, size)
         sync_directory(self._directory)
-        self._warn_of_small_disk()
+        wanted = record.data_bytes + record.metadata_bytes
+        warn_of_small_disk(self._directory, wanted, what="pool")
         self.activate()
 
     def activate(self) -> bool:
@@ -130,7 +129,7 @@ class LoopPool:
         for file, size in sizes.items():
             if size is not None and size > file.stat().st_size:
                 self._say(f"extend {file} to {format_size(size)}")
-                _make_sparse(file, size)
+                make_sparse(file, size)
         with self.loops() as (data, metadata):
             for device in (data, metadata):
                 take_over_size(device)
@@ -169,6 +168,10 @@ class LoopPool:
                 stack.enter_context(attached_directly(self.metadata)),
             )
 
+    def _sizes(self) -> tuple[tuple[Path, int], ...]:
+        record = self._record
+        return (self.metadata, record.metadata_bytes), (self.data, record.data_bytes)
+
     def _activate(self, data: str, metadata: str) -> None:
         try:
             self._dm.activate(self.device, [self._target(data, metadata)], uuid=_UUID + self.device)
@@ -186,41 +189,6 @@ class LoopPool:
         if info is not None and info.uuid != _UUID + self.device:
             hint = "something else has that name: remove it, or choose another with --pool"
             raise FailedPrecondition("use device", node(self.device), hint=hint)
-
-    def _warn_of_small_disk(self) -> None:
-        free = shutil.disk_usage(self._directory).free
-        wanted = self._record.data_bytes + self._record.metadata_bytes
-        if free < wanted:
-            log.warning(
-                "%s has %s free, less than the %s that the pool may come to take;"
-                " a pool whose disk is full fails",
-                *(self._directory, format_size(free), format_size(wanted)),
-            )
-
-
-@contextmanager
-def attached_directly(file: Path) -> Iterator[LoopDevice]:
-    """Attach a file past the page cache, where its filesystem can do that."""
-    try:
-        attachment = attached(file, direct_io=True)
-        device = attachment.__enter__()
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # kernels before 5.8, on tmpfs and the like
-            raise
-        attachment = attached(file)
-        device = attachment.__enter__()
-    with ExitStack() as stack:
-        stack.push(attachment)
-        yield device
-
-
-def _make_sparse(file: Path, size: int) -> None:
-    fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _MODE)
-    try:
-        os.ftruncate(fd, size)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _children(directory: Path) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +16,13 @@ from lamina.pool.disk import require_unused, size_of
 from lamina.pool.plan import BLOCK_BYTES, LVM_HEADER_BYTES, LvmPlan, lvm_device, lvm_sizes
 from lamina.pool.record import Record
 from lamina.pool.status import read_status
+from lamina.provision.steps import Say
 from lamina.tools import lvm
 from lamina.tools.lookup import installed
 from lamina.tools.wipefs import wipe
 
 log = logging.getLogger(__name__)
 
-Say = Callable[[str], None]
 
 TAG = "lamina"
 """On the volume groups that were made here."""

@@ -21,16 +21,25 @@ from lamina.pool.loop import LoopPool
 from lamina.pool.lvm import LvmPool
 from lamina.pool.plan import LoopPlan, LvmPlan, check_sizes
 from lamina.pool.record import Record, Records
-from lamina.pool.snapshots import RecordedSnapshots, others_data
+from lamina.pool.snapshots import PoolSnapshots, others_data
 from lamina.pool.status import PoolReport, read_status
-from lamina.pool.unit import BootUnit, unit_text
+from lamina.pool.unit import pool_unit_text
+from lamina.provision.record import without_room
+from lamina.provision.snapshots import counted
+from lamina.provision.steps import (
+    Made,
+    Say,
+    differences,
+    install_unit,
+    require_one_line,
+    require_ready,
+    undone_on_failure,
+)
+from lamina.provision.unit import BootUnit
 
 log = logging.getLogger(__name__)
 
-Say = Callable[[str], None]
 Confirm = Callable[[str], bool]
-
-_SHOWN = 5
 
 
 class Site(NamedTuple):
@@ -51,27 +60,13 @@ class Site(NamedTuple):
     root: Path
     program: Sequence[str]
     unit: Callable[[str], BootUnit]
-    snapshots: Callable[[str], RecordedSnapshots]
+    snapshots: Callable[[str], PoolSnapshots]
     say: Say
 
     def activation(self, device: str) -> tuple[str, ...]:
         """Return the command that activates a pool after a boot."""
         words = ("--root", str(self.root), "devmapper", "activate", "--pool", device)
         return (*self.program, *words)
-
-
-class Made(NamedTuple):
-    """What a set-up came to.
-
-    Attributes:
-        record: of the pool.
-        was_there: it was set up before; at most it had to be activated.
-        starts_at_boot: systemd activates it; otherwise somebody else must.
-    """
-
-    record: Record
-    was_there: bool
-    starts_at_boot: bool
 
 
 def recipe(site: Site, record: Record) -> LoopPool | LvmPool:
@@ -85,7 +80,7 @@ def recipe(site: Site, record: Record) -> LoopPool | LvmPool:
             assert_never(record.kind)
 
 
-def setup(site: Site, plan: LoopPlan | LvmPlan, *, confirm: Confirm) -> Made:
+def setup(site: Site, plan: LoopPlan | LvmPlan, *, confirm: Confirm) -> Made[Record]:
     """Set a pool up, or see to it that the one that is there is whole and active.
 
     What fails is undone. One that another run has left half-made is finished.
@@ -99,8 +94,11 @@ def setup(site: Site, plan: LoopPlan | LvmPlan, *, confirm: Confirm) -> Made:
         FailedPrecondition: there is another pool of that name; the disk is in use; `confirm` said
             no.
         AlreadyExists: something else has the name.
+        InvalidArgument: a path has a line's end in it; or a file would be too large for the disk's
+            filesystem.
     """
     wanted = LoopPool.record(plan) if isinstance(plan, LoopPlan) else LvmPool.record(plan)
+    require_one_line(site.root, wanted.directory, wanted.disk)
     with site.records.locked():
         found = site.records.get(wanted.device)
         if found is not None and found.state == "removing":
@@ -186,9 +184,7 @@ def losses(site: Site, record: Record) -> list[str]:
     snapshots = site.snapshots(record.device)
     found = []
     if keys := snapshots.keys():
-        noun = "snapshot" if len(keys) == 1 else "snapshots"
-        more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
-        found.append(f"{len(keys)} {noun} ({', '.join(keys[:_SHOWN])}{more})")
+        found.append(counted(keys))
     if record.state != "ready":
         return found
     try:
@@ -198,8 +194,7 @@ def losses(site: Site, record: Record) -> list[str]:
     used = [str(device) for device in thin_devices(site.dm, record.device) if device.open_count]
     if used:
         found.append(f"what uses {', '.join(used)}")
-    has_records = snapshots.directory.exists()
-    if not keys and (theirs := others_data(site.dm, record.device, has_records=has_records)):
+    if not keys and (theirs := others_data(site.dm, record.device, snapshots)):
         found.append(theirs)
     return found
 
@@ -240,16 +235,11 @@ def _make(site: Site, wanted: Record, confirm: Confirm) -> None:
     if wanted.kind == "lvm":
         _confirm_wipe(Path(wanted.disk), confirm)
     site.records.write(wanted)
-    try:
+    with undone_on_failure(
+        lambda: _remove(site, wanted), name=wanted.device, command="lamina devmapper", say=site.say
+    ):
         made.make()
         site.records.write(replace(wanted, state="ready"))
-    except BaseException:
-        site.say(f"undo what was made of {wanted.device}")
-        try:
-            _remove(site, wanted)
-        except (LaminaError, OSError) as error:
-            log.warning("not all was undone, see `lamina devmapper teardown`: %s", error)
-        raise
 
 
 def _confirm_wipe(disk: Path, confirm: Confirm) -> None:
@@ -264,29 +254,22 @@ def _confirm_wipe(disk: Path, confirm: Confirm) -> None:
 
 def _require_same(found: Record, wanted: Record, plan: LoopPlan | LvmPlan) -> None:
     """Refuse to take a pool for another one of its name; sizes count only where they were given."""
-    differences = [
-        f"{what} {have}, not {want}"
-        for what, have, want in (
-            ("recipe", found.kind, wanted.kind),
-            ("directory", found.directory, wanted.directory),
-            ("disk", found.disk, wanted.disk),
-            ("bytes of data", found.data_bytes, plan.data_bytes),
-            ("bytes of metadata", found.metadata_bytes, plan.metadata_bytes),
-        )
-        if want is not None and have != want
-    ]
-    if differences:
+    others = differences(
+        ("recipe", found.kind, wanted.kind),
+        ("directory", found.directory, wanted.directory),
+        ("disk", found.disk, wanted.disk),
+        ("bytes of data", found.data_bytes, plan.data_bytes or found.data_bytes),
+        ("bytes of metadata", found.metadata_bytes, plan.metadata_bytes or found.metadata_bytes),
+    )
+    if others:
         raise FailedPrecondition(
-            f"set up pool {wanted.device}, which is there with {', '.join(differences)}",
+            f"set up pool {wanted.device}, which is there with {', '.join(others)}",
             hint="choose another --pool, or `lamina devmapper teardown` that one",
         )
 
 
 def _activate(site: Site, record: Record) -> bool:
-    if record.state != "ready":
-        verb = "setup" if record.state == "making" else "teardown"
-        hint = f"run the interrupted `lamina devmapper {verb}` again"
-        raise FailedPrecondition("activate pool", record.device, hint=hint)
+    require_ready(record.state, "activate pool", record.device, command="lamina devmapper")
     changed = recipe(site, record).activate()
     status = pool_status(site.dm, record.device, flush=False)
     if status.mode != PoolMode.READ_WRITE or status.needs_check:
@@ -300,13 +283,15 @@ def _activate(site: Site, record: Record) -> bool:
 def _remove_all(site: Site, record: Record) -> None:
     snapshots = site.snapshots(record.device)
     snapshots.require_closed()
-    site.records.write(replace(record, state="removing"))
+    with without_room():
+        site.records.write(replace(record, state="removing"))
     snapshots.forget()
     _remove(site, record)
 
 
 def _remove(site: Site, record: Record) -> None:
-    site.records.write(replace(record, state="removing"))
+    with without_room():
+        site.records.write(replace(record, state="removing"))
     unit = site.unit(record.device)
     if unit.remove():
         site.say(f"removed {unit.path}")
@@ -316,11 +301,6 @@ def _remove(site: Site, record: Record) -> None:
 
 
 def _install_unit(site: Site, record: Record) -> bool:
-    unit = site.unit(record.device)
-    if not unit.possible():
-        return False
     places = [site.root, *([Path(record.directory)] if record.directory else [])]
-    text = unit_text(record.device, site.activation(record.device), places=places)
-    if unit.install(text):
-        site.say(f"wrote and enabled {unit.path}")
-    return True
+    text = pool_unit_text(record.device, site.activation(record.device), places=places)
+    return install_unit(site.unit(record.device), text, site.say)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import fcntl
-import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lamina.errors import Aborted, DataLoss, InvalidArgument, NotFound
+from lamina.errors import InvalidArgument, NotFound
+from lamina.provision.record import locked, read_record, remove_record, write_record
 
 DIRECTORY = "devmapper"
 _ENDING = ".json"
-_LOCK = "lock"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,20 +55,8 @@ class Records:
         Raises:
             Aborted: somebody else is at it.
         """
-        # The root as the store makes it.
-        self.directory.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-        self.directory.mkdir(mode=0o700, exist_ok=True)
-        fd = os.open(self.directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(fd)
-            hint = "another `lamina devmapper` is at it: wait for its end"
-            raise Aborted("change the pools of", self.directory, hint=hint) from error
-        try:
+        with locked(self.directory, what="the pools of", command="lamina devmapper"):
             yield
-        finally:
-            os.close(fd)
 
     def all(self) -> list[Record]:
         """Return every record, by name."""
@@ -107,42 +91,15 @@ class Records:
 
     def write(self, record: Record) -> None:
         """Write a record so that a power loss leaves it or the one before."""
-        path = self._path(record.device)
-        nascent = path.with_name(f".{path.name}")
-        with nascent.open("w") as file:
-            json.dump(dataclasses.asdict(record), file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        nascent.replace(path)
-        self._sync()
+        write_record(self._path(record.device), record)
 
     def remove(self, device: str) -> None:
         """Remove a record, for good."""
-        self._path(device).unlink(missing_ok=True)
-        self._sync()
+        remove_record(self._path(device))
 
     def _path(self, device: str) -> Path:
         return self.directory / f"{device}{_ENDING}"
 
-    def _sync(self) -> None:
-        sync_directory(self.directory)
-
-
-def sync_directory(directory: Path) -> None:
-    """Let no power loss undo what names a directory has."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
 
 def _read(path: Path) -> Record:
-    try:
-        return Record(**json.loads(path.read_bytes()))
-    except (ValueError, TypeError) as error:
-        hint = (
-            "restore it from a backup; or move it away, and remove the pool and its files by hand"
-        )
-        raise DataLoss(f"read record: {error}", path, hint=hint) from error
+    return read_record(path, Record, without="remove the pool and its files by hand")

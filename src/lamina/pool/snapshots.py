@@ -2,73 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from lamina.core.units import format_size
-from lamina.errors import FailedPrecondition
 from lamina.linux.dm import DeviceMapper
-from lamina.linux.dm.thin import MAX_DEVICE_ID
-from lamina.meta.owners import Owners
-from lamina.meta.snapshots import SnapshotStore
 from lamina.pool.status import read_status
-from lamina.snapshotters.devmapper.devices import FIRST_DEVICE_ID
-from lamina.snapshotters.engine import DATABASE, OWNERS
-from lamina.snapshotters.tree import remove_tree
+from lamina.provision.snapshots import RecordedSnapshots
+from lamina.snapshotters.devmapper.devices import RANGE, Devices
 from lamina.tools.lookup import installed
 from lamina.tools.thin import thin_ls
 
 
-class RecordedSnapshots:
-    """The snapshotter's directory, which need not be there."""
+class PoolSnapshots(RecordedSnapshots):
+    """What the devmapper snapshotter has recorded, which need not be there."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-
-    def keys(self) -> list[str]:
-        """Return the keys of all snapshots."""
-        path = self.directory / DATABASE
+    def has_device(self) -> Callable[[int], bool]:
+        """Return what tells whether a number in the pool is that of a device of this root's."""
+        path = self.directory / "devices.sqlite"
         if not path.exists():
-            return []
-        store = SnapshotStore(path, boot="", owners=Owners(self.directory / OWNERS))
+            return lambda id: False
+        devices = Devices(path)
         try:
-            return sorted(store.ids().values())
+            numbers, starts = devices.numbers(), {*devices.ranges(), *devices.begun()}
         finally:
-            store.close()
-
-    def require_closed(self) -> None:
-        """Make sure that no process works on it.
-
-        Raises:
-            FailedPrecondition: one does.
-        """
-        tokens = [path.name for path in (self.directory / OWNERS).glob("*")]
-        if tokens and any(map(Owners(self.directory / OWNERS).alive, tokens)):
-            hint = "stop `lamina serve` and whatever else uses the snapshotter"
-            raise FailedPrecondition("remove the records in", self.directory, hint=hint)
-
-    def forget(self) -> None:
-        """Remove the directory: without the pool, everything in it leads nowhere."""
-        if self.directory.exists():
-            remove_tree(self.directory)
+            devices.close()
+        return lambda id: id in numbers or id - id % RANGE in starts
 
 
-def others_data(dm: DeviceMapper, pool: str, *, has_records: bool) -> str:
-    """Say what somebody else, such as a containerd, has in an active pool; "" for nothing.
+def others_data(dm: DeviceMapper, pool: str, snapshots: PoolSnapshots) -> str:
+    """Say what somebody else, such as a containerd or another root, has in an active pool.
 
     Args:
         dm: device-mapper.
         pool: the pool.
-        has_records: whether the snapshotter has ever used it: then some of it is its own, as the
-            filesystem that new snapshots are copies of.
+        snapshots: what has its own devices there, such as the filesystem that new snapshots are
+            copies of.
+
+    Returns:
+        "" for nothing.
     """
     report = read_status(dm, pool)
     if not report.data_used:
         return ""
     if not installed("thin_ls"):
         size = format_size(report.data_used)
+        has_records = snapshots.directory.exists()
         return "" if has_records else f"{size} of data that somebody else has put there"
-    first = FIRST_DEVICE_ID if has_records else MAX_DEVICE_ID + 1
-    count = sum(id < first for id in _device_ids(dm, pool, report.metadata.node))
+    is_own = snapshots.has_device()
+    count = sum(not is_own(id) for id in _device_ids(dm, pool, report.metadata.node))
     noun = "device" if count == 1 else "devices"
     return f"{count} {noun} that somebody else has made in it" if count else ""
 

@@ -11,11 +11,13 @@ from typing import NamedTuple
 from lamina.errors import FailedPrecondition
 from lamina.linux.fstrim import trim_filesystem
 from lamina.pool.devices import active_pool, thin_devices
-from lamina.pool.loop import LoopPool, attached_directly
+from lamina.pool.loop import LoopPool
 from lamina.pool.lvm import LvmPool
 from lamina.pool.manage import Site, recipe
-from lamina.pool.record import Record, sync_directory
+from lamina.pool.record import Record
 from lamina.pool.status import read_status
+from lamina.provision.record import sync_directory
+from lamina.provision.sparse import attached_directly
 from lamina.tools.thin import clear_needs_check, thin_check, thin_repair, thin_trim
 
 

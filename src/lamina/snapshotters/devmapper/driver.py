@@ -1,6 +1,7 @@
 """Storage of the devmapper snapshotter: a thin device for each snapshot, under containerd's names.
 
     ROOT/devices.sqlite   which device is whose
+    ROOT/devices.owner    the root's name in the leases, which say whose a number is
     ROOT/devices.lock     held by who does what only one may do at a time
     POOL                  the devices; one of them is the template, an empty filesystem
 
@@ -21,7 +22,18 @@ from lamina.core.snapshot import EMPTY_LABELS, Kind, Usage
 from lamina.errors import DataLoss
 from lamina.linux.dm import SECTOR, node
 from lamina.snapshotters.devmapper.devices import Device
-from lamina.snapshotters.devmapper.filesystem import can_remap, is_damaged, mount_options
+from lamina.snapshotters.devmapper.filesystem import (
+    can_remap,
+    is_damaged,
+    mount_options,
+    refusals,
+)
+from lamina.snapshotters.devmapper.resize import (
+    asked_sectors,
+    require_possible,
+    resize,
+    warn_of_promise,
+)
 from lamina.snapshotters.devmapper.template import Template
 from lamina.snapshotters.devmapper.volumes import Volumes
 from lamina.snapshotters.mappings import mapped_root, mapping_options
@@ -40,6 +52,8 @@ class DevmapperDriver:
         template: what snapshots without parent are copies of.
     """
 
+    forks_atomically = True
+
     def __init__(self, volumes: Volumes, template: Template) -> None:
         self._volumes = volumes
         self._template = template
@@ -56,18 +70,35 @@ class DevmapperDriver:
         Raises:
             ResourceExhausted, FailedPrecondition: see `Pool.require_room`.
             DataLoss: the parent's device is not in the pool.
-            InvalidArgument: a label is no id mapping.
+            InvalidArgument: a label is no id mapping, or no size that the snapshot can have.
         """
         mapped_root(snapshot.labels)  # refuses labels that no mount could be made with
+        sectors = asked_sectors(snapshot)
         self._pool.require_room()
+        if sectors:
+            self._create_sized(snapshot, sectors)
+            return
         if snapshot.parents:
             origin = self._device(snapshot.parents[0])
             device = self._volumes.snapshot_of(origin, snapshot.id)
         else:
             device = self._copy_of_template(snapshot.id)
-        name = self._pool.snapshot_name(snapshot.id)
-        self._volumes.activate(name, device)
-        self._volumes.devices.set_inherited(device.id, self._pool.mapped_sectors(name))
+        self._activate_new(device)
+
+    def fork(self, source: Snapshot, target: Snapshot) -> None:
+        """Make a copy of the source's device, which is suspended for that moment, and activate it.
+
+        Its filesystem is consistent then, and has all that was written: suspending freezes it.
+
+        Raises:
+            ResourceExhausted, FailedPrecondition: see `Pool.require_room`.
+            DataLoss: the source's device is not in the pool.
+        """
+        self._pool.require_room()
+        origin = self._device(source.id)
+        device = self._volumes.fork(origin, target.id)
+        self._volumes.activate(self._pool.snapshot_name(target.id), device)
+        self._volumes.devices.set_inherited(device.id, origin.inherited)
 
     def mounts(self, snapshot: Snapshot) -> list[Mount]:
         """Return the one mount of its device, which is activated if it is not, after a reboot."""
@@ -151,6 +182,33 @@ class DevmapperDriver:
             hint = "`lamina fsck` tells what can be done"
             raise DataLoss("use the device of snapshot number", id, hint=hint)
         return device
+
+    def _create_sized(self, snapshot: Snapshot, sectors: int) -> None:
+        """Make the storage of a snapshot that is to have a size of its own."""
+        warn_of_promise(self._volumes, sectors)
+        name = self._pool.snapshot_name(snapshot.id)
+        if not snapshot.parents:
+            filesystem = self._template.filesystem
+            device = self._volumes.create_for(snapshot.id, sectors=sectors, filesystem=filesystem)
+            self._volumes.activate(name, device)
+            with refusals(f"make {filesystem} of {sectors * SECTOR} bytes"):
+                self._template.make_on(name, device)
+            self._note_inherited(device)
+            return
+        origin = self._device(snapshot.parents[0])
+        require_possible(origin, sectors)
+        device = self._volumes.snapshot_of(origin, snapshot.id, sectors=sectors)
+        self._activate_new(device)
+        if resize(self._volumes, name, device, origin, sectors).sectors < device.sectors:
+            self._note_inherited(device)  # some of it is gone
+
+    def _activate_new(self, device: Device) -> None:
+        self._volumes.activate(self._pool.snapshot_name(device.snapshot or 0), device)
+        self._note_inherited(device)
+
+    def _note_inherited(self, device: Device) -> None:
+        mapped = self._pool.mapped_sectors(self._pool.snapshot_name(device.snapshot or 0))
+        self._volumes.devices.set_inherited(device.id, mapped)
 
     def _absent(self) -> set[int]:
         """Return the snapshots whose devices are not in the pool, half made ones included."""

@@ -9,15 +9,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lamina.core.units import format_size
+from lamina.errors import InvalidArgument, ToolError
 from lamina.linux import mountapi as api
+from lamina.snapshotters.lost_and_found import has_lost_and_found, remove_lost_and_found
 from lamina.tools.mkfs import make_filesystem_on
 
-_LOST_AND_FOUND = "lost+found"
 _EXT_STATE = struct.Struct("<56xHH")
 """s_magic, s_state of the superblock, which is at byte 1024."""
 _EXT_AT = 1024
 _EXT_MAGIC = 0xEF53
 _EXT_ERRORS = 0x2
+_CANNOT = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY, errno.EFBIG, errno.EPERM})
+"""What a filesystem says that cannot grow to that size."""
 _SMALL_JOURNAL_FROM = 512 << 20
 _EXT4_OPTIONS = "nodiscard,lazy_itable_init=0,lazy_journal_init=0"
 """All that is zeroed is zeroed now, once, and shared. Later, each snapshot would do it for itself;
@@ -47,11 +51,57 @@ def make_empty(device: Path, filesystem: str, *, options: str, size: int) -> Non
         small_journal=filesystem == "ext4" and size >= _SMALL_JOURNAL_FROM,
     )
     with _mounted(device, filesystem) as root:
+        remove_lost_and_found(root)
+
+
+def grow(device: Path, filesystem: str, size: int) -> None:
+    """Make the filesystem on a device, which is as large and not mounted, `size` bytes large.
+
+    Raises:
+        InvalidArgument: it cannot be that large.
+        OSError: it cannot be mounted, or written to.
+    """
+    from lamina.linux import ext4, xfs  # most snapshots are as large as their parents
+
+    driver = "xfs" if filesystem == "xfs" else "ext4"  # which mounts ext2 too, and can grow it
+    with _mounted(device, driver) as root:
         try:
-            os.rmdir(_LOST_AND_FOUND, dir_fd=root)
+            (xfs if filesystem == "xfs" else ext4).grow(root, size)
         except OSError as error:
-            if error.errno != errno.ENOENT:
+            if error.errno not in _CANNOT:
                 raise
+            what = f"grow {filesystem} to {size} bytes ({format_size(size)}): {error.strerror}"
+            hint = "a filesystem grows at most as far as it was made for; see dmesg"
+            raise InvalidArgument(what, hint=hint) from error
+
+
+def shrink(device: Path, filesystem: str, size: int) -> None:
+    """Make the ext filesystem on a device, which is not mounted, `size` bytes large.
+
+    Raises:
+        InvalidArgument: there is more in it than fits.
+        ToolError: e2fsprogs is missing.
+    """
+    from lamina.tools.resize2fs import resize_ext_on
+
+    with _mounted(device, filesystem) as root:  # which replays its journal, too
+        had_lost_and_found = has_lost_and_found(root)
+    with refusals(f"shrink to {size} bytes", hint="its content needs more than that"):
+        resize_ext_on(device, size)
+    if not had_lost_and_found:  # e2fsck has made one
+        with _mounted(device, filesystem) as root:
+            remove_lost_and_found(root)
+
+
+@contextmanager
+def refusals(what: str, *, hint: str = "") -> Iterator[None]:
+    """Take what a program refuses for a fault of the size it was given."""
+    try:
+        yield
+    except ToolError as error:
+        if error.code < 0 or error.hint:
+            raise
+        raise InvalidArgument(f"{what}: {error.what}", hint=hint) from error
 
 
 def is_damaged(device: Path) -> bool:

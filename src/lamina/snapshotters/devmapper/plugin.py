@@ -30,6 +30,7 @@ def _load(config: DevmapperConfig, root: Path) -> Driver:
         )
     from lamina.snapshotters.devmapper.devices import Devices
     from lamina.snapshotters.devmapper.driver import DevmapperDriver
+    from lamina.snapshotters.devmapper.leases import Leases
     from lamina.snapshotters.devmapper.lock import Lock
     from lamina.snapshotters.devmapper.template import Template
     from lamina.snapshotters.devmapper.volumes import Volumes
@@ -39,7 +40,8 @@ def _load(config: DevmapperConfig, root: Path) -> Driver:
         root.mkdir(0o700, parents=True, exist_ok=True)
         devices = Devices(root / "devices.sqlite")
         lock = Lock(root / "devices.lock")
-        volumes = Volumes(pool, devices, lock, discard=config.discard_blocks)
+        leases = Leases(pool, devices, root)
+        volumes = Volumes(pool, devices, leases, lock, discard=config.discard_blocks)
     except BaseException:
         pool.close()
         raise

@@ -8,11 +8,13 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from lamina.errors import FailedPrecondition, NotFound
 from lamina.linux.blockdev import discard
 from lamina.linux.dm import SECTOR, DeviceInfo, DeviceMapper, node, thin
 from lamina.linux.dm.thin import PoolMode, PoolStatus
+from lamina.meta.boot import boot_id
 from lamina.snapshotters.devmapper.health import Health
 
 log = logging.getLogger(__name__)
@@ -71,6 +73,10 @@ class Pool:
     def require_writable(self) -> None:
         """Make sure that the pool takes what is written to it; see `Health`."""
         self._health().require_writable()
+
+    def data_sectors(self) -> int:
+        """Return the size of the pool's data; 0 when it is not known."""
+        return self.status().total_data * self._block_bytes // SECTOR
 
     def _health(self) -> Health:
         return Health(self.name, self.status(), block_bytes=self._block_bytes)
@@ -215,12 +221,16 @@ class Pool:
     def discard(self, id: int, sectors: int) -> None:
         """Give a device's blocks back to the pool, and to what is below the pool."""
         with self.active(id, sectors) as name:
-            try:
-                discard(node(name))
-            except OSError as error:
-                if error.errno != errno.EOPNOTSUPP:
-                    raise
-                log.debug("the pool takes no discards", extra={"pool": self.name})
+            self.discard_from(name, 0)
+
+    def discard_from(self, name: str, sector: int) -> None:
+        """Give the blocks of an active device back, from one of its sectors on."""
+        try:
+            discard(node(name), start=sector * SECTOR)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            log.debug("the pool takes no discards", extra={"pool": self.name})
 
     def mapped_sectors(self, name: str) -> int:
         """Return how much of an active device has blocks, shared ones included."""
@@ -240,6 +250,16 @@ class Pool:
         status = self.status(flush=True)
         if status.mode in {PoolMode.READ_ONLY, PoolMode.FAILED, PoolMode.UNKNOWN}:
             raise OSError(errno.EIO, "the pool takes no changes", str(node(self.name)))
+
+    def identity(self) -> str:
+        """Return what differs once the pool has been deactivated, or made anew, since."""
+        number = self.dm.info(self.name).number
+        device = f"{os.major(number)}:{os.minor(number)}"
+        try:
+            sequence = Path(f"/sys/dev/block/{device}/diskseq").read_text().strip()
+        except FileNotFoundError:  # Linux < 5.15
+            sequence = ""
+        return f"{boot_id()} {device} {sequence}"
 
     def metadata_device(self) -> int:
         """Return the dev_t of the device that has the pool's metadata."""

@@ -24,7 +24,7 @@ class Template:
 
     def __init__(self, volumes: Volumes, *, sectors: int, filesystem: str, options: str) -> None:
         self._volumes = volumes
-        self._sectors = sectors
+        self.sectors = sectors
         self.filesystem = filesystem
         self._options = options
         self._key = f"{filesystem} {sectors} {options}"
@@ -50,12 +50,20 @@ class Template:
         """Let go of one that is not in the pool any more."""
         self._volumes.devices.drop_template(device.id)
 
+    def make_on(self, name: str, device: Device) -> None:
+        """Make such an empty filesystem on a device that is active under that name.
+
+        Raises:
+            ToolError, OSError: it cannot be made.
+        """
+        size = device.sectors * SECTOR
+        make_empty(node(name), self.filesystem, options=self._options, size=size)
+
     def _make(self) -> Device:
         pool = self._volumes.pool
-        device = self._volumes.create(sectors=self._sectors, filesystem=self.filesystem)
+        device = self._volumes.create(sectors=self.sectors, filesystem=self.filesystem)
         with pool.active(device.id, device.sectors) as name:
-            size = device.sectors * SECTOR
-            make_empty(node(name), self.filesystem, options=self._options, size=size)
+            self.make_on(name, device)
         pool.sync()  # a power loss must not leave a row for less than this
         self._volumes.devices.set_template(device.id, self._key)
         log.info("made the empty filesystem", extra={"pool": pool.name, "type": self.filesystem})

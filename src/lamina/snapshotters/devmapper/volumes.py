@@ -11,8 +11,9 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from lamina.errors import DataLoss, FailedPrecondition
+from lamina.errors import DataLoss, FailedPrecondition, ResourceExhausted
 from lamina.snapshotters.devmapper.devices import Device, Devices
+from lamina.snapshotters.devmapper.leases import Leases
 from lamina.snapshotters.devmapper.lock import Lock
 from lamina.snapshotters.devmapper.pool import Pool
 
@@ -25,15 +26,20 @@ class Volumes:
     Args:
         pool: where they are.
         devices: their rows.
+        leases: their numbers.
         lock: of this root.
         discard: discard a device's blocks before it is deleted.
     """
 
-    def __init__(self, pool: Pool, devices: Devices, lock: Lock, *, discard: bool) -> None:
+    def __init__(
+        self, pool: Pool, devices: Devices, leases: Leases, lock: Lock, *, discard: bool
+    ) -> None:
         self.pool = pool
         self.devices = devices
+        self.leases = leases
         self._lock = lock
         self._discard = discard
+        leases.recognise()
         if devices.suspended():
             with self.alone():
                 pass
@@ -57,8 +63,36 @@ class Volumes:
         """Make an empty device that belongs to nobody yet; call it alone."""
         return self._made(None, sectors, filesystem, self.pool.create_thin)
 
-    def snapshot_of(self, origin: Device, snapshot: int) -> Device:
+    def fork(self, origin: Device, snapshot: int) -> Device:
+        """Make a snapshot's device as a copy of one that may be mounted now, or activated.
+
+        Raises:
+            DataLoss: that one is not in the pool.
+        """
+        name = self.pool.snapshot_name(origin.snapshot or 0)
+
+        def create(id: int) -> None:
+            # Alone: whoever activates what is not active waits until it is copied.
+            with self.alone():
+                if not self.pool.leads_to(name, origin.id):
+                    self._copy(origin, id)
+                    return
+                with self._suspended(name, origin):
+                    self._copy(origin, id)
+
+        return self._made(snapshot, origin.sectors, origin.filesystem, create)
+
+    def create_for(self, snapshot: int, *, sectors: int, filesystem: str) -> Device:
+        """Make an empty device for a snapshot."""
+        return self._made(snapshot, sectors, filesystem, self.pool.create_thin)
+
+    def snapshot_of(self, origin: Device, snapshot: int, *, sectors: int = 0) -> Device:
         """Make a snapshot's device as a copy of another, which may be mounted.
+
+        Args:
+            origin: the other one.
+            snapshot: whose device it is to be.
+            sectors: its size, if that is more than its origin's.
 
         Raises:
             DataLoss: the other one is not in the pool.
@@ -72,7 +106,7 @@ class Volumes:
             with self.alone(), self._suspended(name, origin):
                 self._copy(origin, id)
 
-        return self._made(snapshot, origin.sectors, origin.filesystem, create)
+        return self._made(snapshot, max(sectors, origin.sectors), origin.filesystem, create)
 
     def replace(self, device: Device) -> Device:
         """Give a snapshot whose device is in use a copy of it, which nobody can change any more.
@@ -107,6 +141,15 @@ class Volumes:
                 self.pool.deactivate(name, device.id)
                 self._activate(name, device)
 
+    def cut(self, name: str, device: Device, sectors: int) -> Device:
+        """Make an active device that nobody uses smaller; what was behind its new end is free."""
+        self.pool.discard_from(name, sectors)
+        self.pool.deactivate(name, device.id)
+        self.devices.set_sectors(device.id, sectors)
+        smaller = device._replace(sectors=sectors)
+        self.activate(name, smaller)
+        return smaller
+
     def _activate(self, name: str, device: Device) -> None:
         with self._required(device):
             self.pool.activate(name, device.id, device.sectors)
@@ -134,6 +177,17 @@ class Volumes:
             for device in self.devices.unowned() if free else ():
                 self._sweep_one(device)
 
+    def reclaim(self, id: int) -> None:
+        """Delete a device in a range of this root's that no row knows; none there is no error.
+
+        Raises:
+            OSError: EBUSY when somebody has made it visible.
+        """
+        with self.alone():
+            if id not in self.devices.numbers():
+                self.pool.deactivate(self.pool.private_name(id), id)
+                self.pool.delete(id)
+
     def abandoned(self) -> list[Device]:
         """Return what belongs to nobody, and is not just being made."""
         with self._lock.held_if_free() as free:
@@ -155,7 +209,7 @@ class Volumes:
         Where making it fails its row stays, so that what there may be of it is deleted.
         """
         while True:
-            device = self.devices.allocate(snapshot, sectors=sectors, filesystem=filesystem)
+            device = self._allocated(snapshot, sectors, filesystem)
             try:
                 create(device.id)
             except FileExistsError:  # another's, or of a table that is gone
@@ -165,6 +219,15 @@ class Volumes:
                 self.devices.forget(device.id)
                 raise
             return device
+
+    def _allocated(self, snapshot: int | None, sectors: int, filesystem: str) -> Device:
+        for claim in (self.leases.claim, None):
+            device = self.devices.allocate(snapshot, sectors=sectors, filesystem=filesystem)
+            if device is not None:
+                return device
+            if claim is not None:
+                claim()
+        raise ResourceExhausted("take a number for a device", hint="remove snapshots")
 
     def _copy(self, origin: Device, id: int) -> None:
         with self._required(origin):
