@@ -13,10 +13,16 @@ from typing import Any
 
 import pytest
 
-from tests.vm.uml import SHARED_IN_GUEST
+from tests.vm.machine import SHARED_IN_GUEST, in_guest
 
 TESTS = "tests"
 REPORTS = "reports"
+
+# Hypothesis's plugin imports all of it, and pytest rewrites every assert in there: together they
+# take longer than a boot. No other plugins are loaded when pytest sees this.
+if in_guest():
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    pytest_plugins = ("pytest_timeout",)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -11,8 +11,8 @@ from lamina.pool import manage
 from lamina.pool.manage import Site
 from lamina.pool.plan import plan_loop
 from lamina.pool.record import Record, Records
-from lamina.pool.snapshots import RecordedSnapshots
-from lamina.pool.unit import BootUnit
+from lamina.pool.snapshots import PoolSnapshots
+from lamina.pool.unit import pool_unit
 
 MIB = 1 << 20
 
@@ -36,8 +36,8 @@ def open_site(root: Path) -> Iterator[Site]:
             records=Records(root),
             root=root,
             program=("lamina",),
-            unit=lambda device: BootUnit(device, root=root / "system"),
-            snapshots=lambda _: RecordedSnapshots(root / "io.containerd.snapshotter.v1.devmapper"),
+            unit=lambda device: pool_unit(device, root=root / "system"),
+            snapshots=lambda _: PoolSnapshots(root / "io.containerd.snapshotter.v1.devmapper"),
             say=lambda _: None,
         )
 

@@ -1,60 +1,113 @@
-"""The pytest plugin outside: tests marked `dm` run in a virtual machine where the machine lacks it.
+"""The pytest plugin outside: tests marked `dm` or `zfs` run in a virtual machine, if need be.
 
 They stay tests of the session, under their names; only their reports come from another pytest,
-which runs in User-mode Linux (`guest.py`). One boot serves all of them, or all with the same
-`boot` in their marker: `dm(boot="faults")` is a boot of its own. Each boot is given
-`uml.LIMIT_SECONDS`.
+which runs in User-mode Linux or QEMU (`guest.py`). One boot serves all of a marker, or all with the
+same `boot` in it: `dm(boot="faults")` is a boot of its own. Each boot is given
+`machine.LIMIT_SECONDS`.
+
+Such tests come last, and their machines are started first: see `boots.py`.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
-import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from tests import probes
-from tests.vm import guest
-from tests.vm.uml import POLL_SECONDS, Machine, MachineError
+from tests.vm import guest, qemu, uml
+from tests.vm.boots import Ahead, Boot, Boots
+from tests.vm.machine import POLL_SECONDS, Machine, MachineError
 
 REPOSITORY = Path(__file__).parents[2]
 PYTEST_CODES = (0, 1)
 """All passed; some failed. Anything else is a fault of pytest's or of its arguments."""
 
-_BATCHES = pytest.StashKey[dict[pytest.Item, "_Batch"]]()
+_BOOTS = pytest.StashKey[Boots]()
+
+
+class _Emulation(NamedTuple):
+    """Where the tests of a marker run on a machine that lacks what they need.
+
+    Attributes:
+        here: probe of this machine.
+        there: name of the probe of the virtual machine.
+        machine: starts it.
+    """
+
+    here: Callable[[], str]
+    there: str
+    machine: Callable[..., Machine]
+
+    def wanted(self) -> bool:
+        """Whether it is needed, and works."""
+        return bool(self.here()) and not probes.PROBES[self.there]()
+
+
+_EMULATIONS = {
+    "dm": _Emulation(probes.device_mapper, "uml", uml.Machine),
+    "zfs": _Emulation(probes.zfs_module, "qemu", qemu.Machine),
+}
+"""By marker."""
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Move what needs the machine to the end: no fixture has to live across such a test."""
-    boots: defaultdict[str, list[pytest.Item]] = defaultdict(list)
+    of_boots: defaultdict[tuple[str, str], list[pytest.Item]] = defaultdict(list)
     for item in items:
-        if marker := item.get_closest_marker("dm"):
-            boots[marker.kwargs.get("boot", "")].append(item)
-    if not boots or not probes.device_mapper() or probes.uml():
+        for name in _EMULATIONS:
+            if marker := item.get_closest_marker(name):
+                of_boots[name, marker.kwargs.get("boot", "")].append(item)
+    boots = Boots()
+    for (name, _), members in of_boots.items():
+        if _EMULATIONS[name].wanted():
+            boots.add(_Batch(config, name, members), members)
+    for item in items:
+        marker = item.get_closest_marker("ahead")
+        if marker and not any(map(_lacks, item.iter_markers())):
+            boots.add(Ahead(marker.kwargs["begin"], **_parameters(item)), [item])
+    if not boots.items:
         return
-    batches = {}
-    for members in boots.values():
-        batches.update(dict.fromkeys(members, _Batch(config, members)))
-    items[:] = [item for item in items if item not in batches] + list(batches)
-    config.stash[_BATCHES] = batches
+    for item in boots.items:
+        item.add_marker(pytest.mark.timeout(0))  # a boot has its limit, and starts when it can
+    items[:] = [*(item for item in items if item not in boots.items), *boots.items]
+    config.stash[_BOOTS] = boots
+
+
+@functools.cache
+def _works(probe: str) -> bool:
+    return not probes.PROBES[probe]()
+
+
+def _lacks(marker: pytest.Mark) -> bool:
+    return marker.name in probes.PROBES and not _works(marker.name)
+
+
+def _parameters(item: pytest.Item) -> dict[str, Any]:
+    return dict(item.callspec.params) if hasattr(item, "callspec") else {}
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
-    """Hand on a test's reports from the machine, which the first test of its batch starts."""
-    batch = item.config.stash.get(_BATCHES, {}).get(item)
-    if batch is None:
+    """Keep machines at work; hand on a test's reports from the one that runs it."""
+    boots = item.config.stash.get(_BOOTS, None)
+    if boots is None:
+        return None
+    boot = boots.of(item)
+    if not isinstance(boot, _Batch):
+        boots.start_beside()
         return None
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    for report in batch.reports(item):
+    for report in boot.reports(item, waiting=boots.start_more):
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True
@@ -63,32 +116,56 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Stop the machines of a session that was interrupted."""
-    for batch in session.config.stash.get(_BATCHES, {}).values():
-        batch.stop()
+    if boots := session.config.stash.get(_BOOTS, None):
+        boots.stop()
 
 
-class _Batch:
+@pytest.fixture
+def ended_machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
+    """The machine of a test marked `ahead`, at its end, or stopped where it took too long."""
+    boots = request.config.stash[_BOOTS]
+    boot = boots.of(request.node)
+    assert boot is not None, "the test is not marked `ahead`"
+    machine = boot.start()
+    while machine.running():
+        boots.start_more()
+        time.sleep(POLL_SECONDS)
+    yield machine
+    machine.stop()
+
+
+class _Batch(Boot):
     """The tests of one boot, and its machine."""
 
-    def __init__(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+    def __init__(self, config: pytest.Config, marker: str, items: list[pytest.Item]) -> None:
+        self.items = items
+        self._marker = marker
         self._config = config
-        self._items = items
-        self._machine: Machine | None = None
-        self._records: Iterator[dict[str, Any]] = iter(())
+        super().__init__()
+        self._records: Iterator[dict[str, Any] | None] = iter(())
         self._reports: defaultdict[str, list[pytest.TestReport]] = defaultdict(list)
         self._unfinished = ""
 
-    def reports(self, item: pytest.Item) -> list[pytest.TestReport]:
-        """Return the reports of one of its tests, waiting for them; a fault of its own is one."""
-        machine = self._machine
-        if machine is None:
-            machine = self._machine = self._start()
-            self._records = _follow(machine)
-        while not self._complete(item) and (record := next(self._records, None)):
-            self._take(record)
+    def reports(self, item: pytest.Item, *, waiting: Callable[[], None]) -> list[pytest.TestReport]:
+        """Return the reports of one of its tests; a fault of its own is one.
+
+        Args:
+            item: the test.
+            waiting: called now and then until they are there.
+        """
+        machine = self.start()
+        while not self._complete(item):
+            try:
+                record = next(self._records)
+            except StopIteration:
+                break
+            if record is None:
+                waiting()
+            else:
+                self._take(record)
         reports = self._reports[item.nodeid]
         fault = "" if self._complete(item) else self._why_not(machine)
-        if not fault and item is self._items[-1]:
+        if not fault and item is self.items[-1]:
             fault = self._bad_end(machine)
         if fault:
             reports.append(_failure(item, fault))
@@ -97,26 +174,24 @@ class _Batch:
                 report.sections.append(("console of the virtual machine", machine.console()))
         return reports
 
-    def stop(self) -> None:
-        """Stop its machine, if it has one."""
-        if self._machine is not None:
-            self._machine.stop()
-
-    def _start(self) -> Machine:
-        directory = Path(tempfile.mkdtemp(prefix="vm-"))
+    def _begin(self, directory: Path) -> Machine:
         option = self._config.option
-        required = {*os.environ["LAMINA_REQUIRE"].split(","), "dm"} - {"", "uml"}
+        asked = {*os.environ["LAMINA_REQUIRE"].split(",")} - {"", *_EMULATIONS}
+        required = {*asked, self._marker} - {each.there for each in _EMULATIONS.values()}
         command = (
             *(sys.executable, "-m", "pytest", "-p", "tests.vm.guest", "--quiet", "--color=no"),
             *(f"--tb={option.tbstyle}", *(["--showlocals"] if option.showlocals else [])),
-            *sorted({str(item.path) for item in self._items}),
+            *sorted({str(item.path) for item in self.items}),
         )
         environ = {
             "LAMINA_REQUIRE": ",".join(sorted(required)),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
-        files = {guest.TESTS: json.dumps([item.nodeid for item in self._items]), guest.REPORTS: ""}
-        return Machine(directory, command, files=files, environ=environ, cwd=REPOSITORY)
+        files = {guest.TESTS: json.dumps([item.nodeid for item in self.items]), guest.REPORTS: ""}
+        start = _EMULATIONS[self._marker].machine
+        machine = start(directory, command, files=files, environ=environ, cwd=REPOSITORY)
+        self._records = _follow(machine)
+        return machine
 
     def _take(self, record: dict[str, Any]) -> None:
         if nodeid := record.get("running"):
@@ -154,8 +229,8 @@ class _Batch:
         return f"pytest in the virtual machine exited with {code} after its last test"
 
 
-def _follow(machine: Machine) -> Iterator[dict[str, Any]]:
-    """Yield what the guest reports until the machine's end."""
+def _follow(machine: Machine) -> Iterator[dict[str, Any] | None]:
+    """Yield what the guest reports until the machine's end, and None while there is nothing."""
     with (machine.shared / guest.REPORTS).open() as file:
         line = ""
         running = True
@@ -166,7 +241,9 @@ def _follow(machine: Machine) -> Iterator[dict[str, Any]]:
                 if line.endswith("\n"):
                     yield json.loads(line)
                     line = ""
-            time.sleep(POLL_SECONDS if running else 0)
+            if running:
+                yield None
+                time.sleep(POLL_SECONDS)
 
 
 def _failure(item: pytest.Item, text: str) -> pytest.TestReport:

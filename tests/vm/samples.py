@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from tests.vm.uml import in_guest
+from tests.vm.machine import in_guest
 
 in_samples = pytest.mark.dm(boot="samples")
 in_dying = pytest.mark.dm(boot="dying")

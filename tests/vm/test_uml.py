@@ -14,8 +14,9 @@ import pytest
 
 from tests import probes
 from tests.isolation import runs
+from tests.vm.machine import MachineError
 from tests.vm.replay import REPOSITORY
-from tests.vm.uml import Machine, MachineError
+from tests.vm.uml import Machine
 
 pytestmark = pytest.mark.uml
 
@@ -28,11 +29,16 @@ WRITE = """
     sync /run/shared/written
     sleep 60
 """
+# Until the guest is up, its kernel tries out what the host can do, in a process that it leaves
+# behind when it is ended just then.
 STARTER = """
 import sys, time
 from pathlib import Path
 from tests.vm.uml import Machine
-with Machine(Path(sys.argv[1]), ["sleep", "60"]) as machine:
+command = ("sh", "-c", "echo >/run/shared/up; sleep 60")
+with Machine(Path(sys.argv[1]), command) as machine:
+    while not (machine.shared / "up").exists():
+        time.sleep(0.05)
     print("started", flush=True)
     time.sleep(60)
 """

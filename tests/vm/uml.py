@@ -1,56 +1,25 @@
 """User-mode Linux: another kernel, with device-mapper, as a process of this machine.
 
-A machine sees all the host's files, through an overlay whose changes it keeps in its own memory;
-one directory, `shared`, is the host's own. It has no network but its loopback, one processor, and
-no udev. A disk is a file of the host and keeps what the guest has written, also when the machine
-is stopped in the middle: that is a power cut, for everything the guest had not synced.
-
-What the guest cannot reach: other processes of the host, and anything below /run and /dev.
+It has one processor. A disk is a file of the host and keeps what the guest has written, also when
+the machine is stopped in the middle: that is a power cut, for everything the guest had not synced.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shlex
 import shutil
-import signal
-import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 
-KERNEL = "linux.uml"
-INIT = Path(__file__).with_name("init.sh")
-SHARED_IN_GUEST = Path("/run/shared")
-GUEST_VARIABLES = {
-    "HOME": "/root",
-    "TMPDIR": "/run/tmp",
-    "LANG": "C.UTF-8",
-    "DM_DISABLE_UDEV": "1",  # or libdevmapper leaves making nodes to a udev that is not there
-}
-
-MEMORY_MIB = 2048
-"""The guest's memory; the host gives only what is touched."""
-LIMIT_SECONDS = 600.0
-"""A boot with its tests is to take less than half of this on a quiet machine."""
-STOP_SECONDS = 5.0
-CONSOLE_LINES = 60
-POLL_SECONDS = 0.05
+from tests.vm import machine
+from tests.vm.machine import LIMIT_SECONDS, MEMORY_MIB
+from tests.vm.xstate import preloading
 
 
-class MachineError(Exception):
-    """The machine ended, or was ended, without the command's exit code."""
+class Machine(machine.Machine):
+    """A boot of User-mode Linux."""
 
-
-class Machine:
-    """One boot that runs one command; a context manager that leaves nothing behind.
-
-    Attributes:
-        shared: a directory of the host that the guest sees as SHARED_IN_GUEST. What the guest
-            writes to it shows on the host once the guest has called fsync.
-    """
+    program = "linux.uml"
 
     def __init__(
         self,
@@ -63,111 +32,35 @@ class Machine:
         cwd: Path = Path("/"),
         limit_seconds: float = LIMIT_SECONDS,
     ) -> None:
-        """Start it; must be called on the main thread, with whose end the machine ends, too.
+        """Start it; see the base.
 
         Args:
-            directory: an empty one; its path may contain no white space.
-            command: what to run as root, seen by the guest.
+            directory: as for the base, and so are the others.
+            command: what to run.
             disks: files that the guest has as /dev/ubda, /dev/ubdb and so on; at most eight.
-            files: names and texts of files in `shared`.
-            environ: variables to add to GUEST_VARIABLES and to PATH.
-            cwd: the command's directory.
-            limit_seconds: after this time `wait` stops the machine and fails.
+            files: of `shared`.
+            environ: variables of the command.
+            cwd: its directory.
+            limit_seconds: its time.
         """
-        self.shared = directory / "shared"
-        self.shared.mkdir()
-        self._limit_seconds = limit_seconds
-        self._deadline = time.monotonic() + limit_seconds
-        self._console = directory / "console"
-        script = _script(command, environ or {}, cwd)
-        for name, text in {**(files or {}), "command": script}.items():
-            (self.shared / name).write_text(text)
-        shutil.copy2(INIT, directory / "init")
-        with self._console.open("wb") as console:
-            # The signal of the parent's death reaches a machine whose test run was killed.
-            self._process = subprocess.Popen(
-                ("setpriv", "--pdeathsig", "TERM", KERNEL, *_arguments(directory, disks)),
-                stdin=subprocess.DEVNULL,
-                stdout=console,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "HOME": str(directory), "TMPDIR": _memory_directory()},
-                start_new_session=True,
-            )
+        self._disks = disks
+        super().__init__(
+            directory, command, files=files, environ=environ, cwd=cwd, limit_seconds=limit_seconds
+        )
 
-    def __enter__(self) -> Machine:
-        return self
+    def _arguments(self, directory: Path) -> list[str]:
+        return [
+            f"mem={MEMORY_MIB}M",
+            *("root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro"),
+            *("con=null", "con0=fd:0,fd:1", "quiet", "selinux=0", "noreboot", "panic=-1"),
+            f"uml_dir={directory}",
+            f"init={directory / 'init'}",
+            f"lamina_shared={directory / 'shared'}",
+            *(f"ubd{number}d={disk}" for number, disk in enumerate(self._disks)),
+        ]
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
-
-    def running(self) -> bool:
-        """Whether it neither powered off nor crashed, and has time left."""
-        return not self._ended() and time.monotonic() < self._deadline
-
-    def wait(self) -> int:
-        """Wait for the end; return the command's exit code.
-
-        Raises:
-            MachineError: the machine crashed, or took too long and was stopped.
-        """
-        while self.running():
-            time.sleep(POLL_SECONDS)
-        late = not self._ended()
-        self.stop()
-        with contextlib.suppress(FileNotFoundError):
-            return int((self.shared / "status").read_text())
-        if late:
-            raise MachineError(f"no end after {self._limit_seconds:g} s")
-        raise MachineError(f"{KERNEL} exited with {self._process.returncode} in the middle")
-
-    def console(self) -> str:
-        """Return the end of what the guest's kernel, and the command, have printed."""
-        lines = self._console.read_text(errors="replace").splitlines()
-        return "\n".join(lines[-CONSOLE_LINES:])
-
-    def stop(self) -> None:
-        """Cut the power: whatever the guest has not synced is lost. Does nothing a second time."""
-        if self._process.returncode is not None:
-            return
-        self._process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + STOP_SECONDS
-        while not self._ended() and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
-        # Not reaped yet, so that its number still is that of its process group: guest processes
-        # are processes of the host, which a killed kernel leaves behind.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-
-    def _ended(self) -> bool:
-        if self._process.returncode is not None:
-            return True
-        options = os.WEXITED | os.WNOHANG | os.WNOWAIT
-        return os.waitid(os.P_PID, self._process.pid, options) is not None
-
-
-def _arguments(directory: Path, disks: Sequence[Path]) -> list[str]:
-    return [
-        f"mem={MEMORY_MIB}M",
-        *("root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro"),
-        *("con=null", "con0=fd:0,fd:1", "quiet", "selinux=0", "noreboot", "panic=-1"),
-        f"uml_dir={directory}",
-        f"init={directory / 'init'}",
-        f"lamina_shared={directory / 'shared'}",
-        *(f"ubd{number}d={disk}" for number, disk in enumerate(disks)),
-    ]
-
-
-def _script(command: Sequence[str | Path], environ: Mapping[str, str], cwd: Path) -> str:
-    variables = {**GUEST_VARIABLES, **environ}
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
-    run = shlex.join(map(str, command))
-    return "\n".join((*exports, f"cd {shlex.quote(str(cwd))} || exit", f"exec {run}", ""))
+    def _environ(self, directory: Path) -> dict[str, str]:
+        return {"HOME": str(directory), "TMPDIR": _memory_directory(), **preloading()}
 
 
 def _memory_directory() -> str:
@@ -178,8 +71,3 @@ def _memory_directory() -> str:
     except FileNotFoundError:
         free = 0
     return shm if free > MEMORY_MIB << 20 else os.environ.get("TMPDIR", "/tmp")
-
-
-def in_guest() -> bool:
-    """Whether this process runs in such a machine."""
-    return (SHARED_IN_GUEST / "command").exists()
