@@ -1,0 +1,1 @@
+"""The aufs snapshotter: directories stacked by a filesystem that few kernels have any more."""
