@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -21,10 +21,10 @@ from lamina.core.snapshot import Snapshotter
 from lamina.errors import FailedPrecondition, LaminaError, NotFound
 from lamina.formats.compression import Compression
 from lamina.images.commit import commit_image
+from lamina.images.extraction import Destination
 from lamina.images.platform import default_platform
 from lamina.images.reference import parse
 from lamina.images.tree import PlatformImage
-from lamina.images.unpack import Destination
 from lamina.layer.diff import Diff
 from lamina.layer.snapshot_diff import write_snapshot_diff
 from lamina.mount import mount_all, unmount_all, unmount_recursive
@@ -50,6 +50,7 @@ class Checkout:
     def __init__(self, store: Store, base: PlatformImage, snapshotter: str) -> None:
         self.key = f"{snapshotter}@{store.images.owners.token}-{next(_numbers)}"
         self.path = store.root / DIRECTORY / self.key
+        self._store = store
         self._images = store.images
         self._collect = store.collect
         self._base = base
@@ -108,6 +109,26 @@ class Checkout:
             self._collect_quietly()
         return image
 
+    @contextmanager
+    def fork(self) -> Iterator[Checkout]:
+        """Give a copy of the tree as it is now for the length of a `with` block; both are used on.
+
+        The copy is a checkout like this one: it may be committed, discarded and forked itself, and
+        may outlast this one. `docs/fork.md` tells what it has of files being written meanwhile.
+
+        Raises:
+            FailedPrecondition: the checkout is over.
+            NotImplementedHere: the snapshotter cannot fork.
+            ResourceExhausted: there is no room.
+        """
+        self._require_mounted("fork")
+        copy = Checkout(self._store, self._base, self._destination.name)
+        copy.mount_with(lambda: self._destination.snapshotter.fork(self.key, copy.key))
+        try:
+            yield copy
+        finally:
+            copy.discard()
+
     def discard(self) -> None:
         """Unmount the tree and forget its changes; after a commit or a discard, do nothing."""
         self._unmount()
@@ -119,10 +140,14 @@ class Checkout:
         # durable as every commit does, by a sync of the file system below.
         labels = {OVERLAY_VOLATILE: "true"}
         snapshotter = self._destination.snapshotter
+        self.mount_with(lambda: snapshotter.prepare(self.key, chain_id or "", labels=labels))
+
+    def mount_with(self, prepare: Callable[[], list[Mount]]) -> None:
+        """Make the snapshot as told, and mount it; for `checkout` and `fork` only."""
         # The directory comes first and goes last: it is what `sweep` finds.
         self.path.mkdir(mode=0o700)
         try:
-            mounts = snapshotter.prepare(self.key, chain_id or "", labels=labels)
+            mounts = prepare()
             mount_all(mounts, self.path)
         except BaseException:
             self.discard()

@@ -124,6 +124,17 @@ def view(app: App, key: str, parent: str, target: str | None, as_json: bool) -> 
 
 
 @snapshots.command()
+@_target_options
+@click.argument("key")
+@click.argument("new")
+@pass_app
+def fork(app: App, key: str, new: str, target: str | None, as_json: bool) -> None:
+    """Copy the writable snapshot KEY, mounted or not, as the writable snapshot NEW."""
+    labels = {GC_ROOT: now()}
+    _print_mounts(app.snapshotter.fork(key, new, labels=labels), target, as_json)
+
+
+@snapshots.command()
 @json_option
 @click.argument("target")
 @click.argument("key")

@@ -39,16 +39,31 @@ def copy_data(src_fd: int, dst_fd: int) -> None:
     """
     size = os.fstat(src_fd).st_size
     in_kernel = True
-    for start, end in _extents(src_fd, size):
+    for start, end in data_extents(src_fd, size):
         offset = start
         if in_kernel:
-            offset = _copy_range(src_fd, dst_fd, start, end)
+            offset = _copy_in_kernel(src_fd, dst_fd, start, end, start)
             in_kernel = offset == end
-        _copy_bytes(src_fd, dst_fd, offset, end)
+        _copy_bytes(src_fd, dst_fd, offset, end, offset)
     os.ftruncate(dst_fd, size)
 
 
-def _extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
+def copy_range(src_fd: int, dst_fd: int, start: int, end: int, target: int) -> int:
+    """Copy bytes [start, end) of a regular file to offset `target` of another one.
+
+    Where both offsets are multiples of a block, filesystems that can share blocks do.
+
+    Returns:
+        How far it came: less than `end` only where the file ends before.
+
+    Raises:
+        as `copy_data`.
+    """
+    done = _copy_in_kernel(src_fd, dst_fd, start, end, target)
+    return _copy_bytes(src_fd, dst_fd, done, end, target + done - start)
+
+
+def data_extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
     """Yield [start, end) of everything that is not a hole; all of it where that is unknown."""
     end = 0
     while end < size:
@@ -58,17 +73,24 @@ def _extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
             if error.errno != errno.ENXIO:
                 raise
             return
-        end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+        try:
+            end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # cut off since
+                raise
+            return
         if start < end:
             yield start, end
 
 
-def _copy_range(src_fd: int, dst_fd: int, start: int, end: int) -> int:
+def _copy_in_kernel(src_fd: int, dst_fd: int, start: int, end: int, target: int) -> int:
     """Let the kernel copy; return how far it came (short: it cannot, or the source shrank)."""
+    shift = target - start
     while start < end:
         check_cancelled()
+        count = min(end - start, _RANGE)
         try:
-            done = os.copy_file_range(src_fd, dst_fd, min(end - start, _RANGE), start, start)
+            done = os.copy_file_range(src_fd, dst_fd, count, start, start + shift)
         except OSError as error:
             if error.errno not in _NO_COPY_FILE_RANGE:
                 raise
@@ -79,14 +101,17 @@ def _copy_range(src_fd: int, dst_fd: int, start: int, end: int) -> int:
     return start
 
 
-def _copy_bytes(src_fd: int, dst_fd: int, start: int, end: int) -> None:
+def _copy_bytes(src_fd: int, dst_fd: int, start: int, end: int, target: int) -> int:
+    """Copy through memory; return how far it came (short: the source shrank)."""
+    shift = target - start
     while start < end:
         check_cancelled()
         data = os.pread(src_fd, min(end - start, _CHUNK), start)
         if not data:
-            return
+            break
         view = memoryview(data)
         while view:
-            done = os.pwrite(dst_fd, view, start)
+            done = os.pwrite(dst_fd, view, start + shift)
             view = view[done:]
             start += done
+    return start

@@ -44,9 +44,12 @@ def raise_sequence(connection: sqlite3.Connection, id: int) -> None:
 
 
 def adopt_orphans(connection: sqlite3.Connection, on_disk: AbstractSet[int]) -> list[int]:
-    """Put into the trash what has storage but no snapshot; return those ids."""
+    """Put into the trash what has storage but no snapshot; return those ids.
+
+    The newest go first: they may stand on older ones.
+    """
     rows = connection.execute("SELECT id FROM snapshots UNION ALL SELECT id FROM trash")
-    orphans = sorted(on_disk - {id for (id,) in rows})
+    orphans = sorted(on_disk - {id for (id,) in rows}, reverse=True)
     connection.executemany("INSERT INTO trash (id) VALUES (?)", [(id,) for id in orphans])
     return orphans
 

@@ -101,8 +101,13 @@ def require(connection: sqlite3.Connection, key: str) -> sqlite3.Row:
     """
     row = find(connection, key)
     if row is None:
-        raise NotFound("snapshot", key)
+        raise missing(key)
     return row
+
+
+def missing(key: str) -> NotFound:
+    """Return the error of a snapshot that is not there; an empty key never is one's."""
+    return NotFound("snapshot", key) if key else NotFound('snapshot ""', hint="name its key")
 
 
 def require_free(connection: sqlite3.Connection, key: str) -> None:

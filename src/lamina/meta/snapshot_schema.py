@@ -40,4 +40,10 @@ CREATE TABLE boot (
 ) STRICT
 """
 
-MIGRATIONS = (SNAPSHOTS,)
+FORKS = """
+ALTER TABLE snapshots ADD COLUMN fork_of INTEGER;
+CREATE INDEX snapshots_fork_of ON snapshots (fork_of) WHERE fork_of IS NOT NULL
+"""
+"""`fork_of`: while a fork is preparing, the id of its source."""
+
+MIGRATIONS = (SNAPSHOTS, FORKS)

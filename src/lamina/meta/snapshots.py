@@ -3,12 +3,14 @@
 Each change of storage lies between two transactions, the driver's work outside of them:
 
     begin_create -> preparing  -> finish_create -> ready             (or abandon)
+    begin_fork   -> preparing  -> finish_create -> ready             (or abandon)
     begin_commit -> committing -> finish_commit -> ready, Committed  (or abort_commit)
     remove: the row goes, its id stays in the trash until the storage is gone as well
 
 A row that is preparing or committing has an owner. What a dead owner left is undone at the start of
 the next write: a preparing row goes to the trash, a committing one is Active again. What is
-preparing is invisible, and so is the name of what is committing, but both are taken.
+preparing is invisible, and so is the name of what is committing, but both are taken. What is being
+forked is neither committed nor removed.
 
 A commit is marked with the id of the boot it happened in until `mark_synced`. A store opened under
 another boot takes what is still marked for never committed: see `reboot`.
@@ -33,7 +35,7 @@ from lamina.errors import (
     NotFound,
     NotImplementedHere,
 )
-from lamina.meta import recovery, snapshot_rows
+from lamina.meta import forks, recovery, snapshot_rows
 from lamina.meta.database import Database
 from lamina.meta.owners import Owners
 from lamina.meta.snapshot_rows import Record
@@ -52,7 +54,7 @@ INSERT = """
 INSERT INTO snapshots (key, kind, state, parent, labels, created, updated, owner)
 VALUES (?, ?, 'preparing', ?, ?, ?, ?, ?) RETURNING id"""
 CREATED = """
-UPDATE snapshots SET state = 'ready', owner = NULL
+UPDATE snapshots SET state = 'ready', owner = NULL, fork_of = NULL
 WHERE id = ? AND state = 'preparing' AND owner = ?"""
 COMMIT = """
 UPDATE snapshots SET state = 'ready', kind = ?, key = commit_name, owner = NULL,
@@ -174,13 +176,46 @@ class SnapshotStore:
             ).fetchone()
         return Snapshot(id, kind, parents, stored)
 
+    def begin_fork(
+        self,
+        key: str,
+        new: str,
+        labels: Mapping[str, str] | None = None,
+        *,
+        parent: str | None = None,
+        is_named: bool = False,
+    ) -> tuple[Snapshot, Snapshot]:
+        """Take the key `new` for a fork of the Active snapshot `key`, which is preparing then.
+
+        Until `finish_create` or `abandon` the source is neither committed nor removed.
+
+        Args:
+            key: of the source.
+            new: of the fork.
+            labels: to be added to those that the source passes on.
+            parent: what the fork's parent has to be; None for whatever it is.
+            is_named: `key` is what a containerd's client calls the source, if `new` is a key of a
+                containerd's; see `forks.source_key`.
+
+        Returns:
+            The source and the fork.
+
+        Raises:
+            LaminaError: see `forks.insert`.
+        """
+        with self._write() as connection:
+            source = forks.source_key(connection, key, new) if is_named else key
+            return forks.insert(connection, source, new, labels, self._owners.token, parent)
+
     def finish_create(self, id: int) -> None:
         """Make a preparing snapshot ready: its storage is complete."""
         with self._database.write() as connection:
             _change(connection, CREATED, (id, self._owners.token))
 
     def abandon(self, id: int) -> bool:
-        """Undo `begin_create`: the key is free, the id in the trash and claimed by this process.
+        """Undo `begin_create` or `begin_fork`: the key is free, the id in the trash.
+
+        This process has claimed it there.
 
         Returns:
             False if another process has done so already, having taken this one for dead.
@@ -208,7 +243,7 @@ class SnapshotStore:
             InvalidArgument: an empty name, or the parent would change from one to another.
             AlreadyExists: the name is taken.
             NotFound: no such key, or no such new parent.
-            FailedPrecondition: the snapshot is not Active or already being committed, or the new
+            FailedPrecondition: the snapshot is not Active, or being committed or forked, or the new
                 parent is not Committed.
             NotImplementedHere: a new parent is given where the driver cannot rebase.
         """
@@ -221,6 +256,7 @@ class SnapshotStore:
                 raise FailedPrecondition("commit snapshot", key, hint=f"it is {kind}, not Active")
             if row["state"] == "committing":
                 raise FailedPrecondition("commit snapshot", key, hint="it is being committed")
+            forks.require_none(connection, row["id"], key, "commit")
             added = snapshot_rows.rebased(connection, row, parent)
             if added is not None and not can_rebase:
                 raise NotImplementedHere(
@@ -274,16 +310,18 @@ class SnapshotStore:
 
         Raises:
             NotFound: there is none.
-            FailedPrecondition: another snapshot has it as parent, or it is being made or committed.
+            FailedPrecondition: another snapshot has it as parent, or it is being made, committed
+                or forked.
         """
         with self._write() as connection:
             row = snapshot_rows.find(connection, key)
             if row is None:
                 if connection.execute(snapshot_rows.FIND, (key,)).fetchone() is not None:
                     raise FailedPrecondition("remove snapshot", key, hint="it is being prepared")
-                raise NotFound("snapshot", key)
+                raise snapshot_rows.missing(key)
             if row["state"] == "committing":
                 raise FailedPrecondition("remove snapshot", key, hint="it is being committed")
+            forks.require_none(connection, row["id"], key, "remove")
             snapshot_rows.require_no_child(connection, row, key)
             snapshot_rows.discard(connection, row["id"])
         return row["id"], Kind(row["kind"])
@@ -406,7 +444,7 @@ def _record(connection: sqlite3.Connection, key: str) -> Record:
         f"{snapshot_rows.INFO} = ?", (snapshot_rows.encodable(key),)
     ).fetchone()
     if row is None:
-        raise NotFound("snapshot", key)
+        raise snapshot_rows.missing(key)
     if row["state"] == "lost":
         # A containerd that lists snapshots asks for each, and gives up at any other error.
         raise NotFound("content of snapshot", key, hint=snapshot_rows.remedy(key))

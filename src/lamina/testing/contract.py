@@ -13,6 +13,7 @@ from lamina.core.snapshot import Snapshotter
 from lamina.errors import SnapshotterSkipped
 from lamina.snapshotters.engine import Engine
 from lamina.testing.checks.content import ContentChecks
+from lamina.testing.checks.forks import ForkChecks
 from lamina.testing.checks.lifecycle import LifecycleChecks
 from lamina.testing.checks.mapping import MappingChecks
 from lamina.testing.checks.records import RecordChecks
@@ -24,7 +25,7 @@ ACCESSES = ("in-process", "grpc")
 
 
 class SnapshotterContract(
-    LifecycleChecks, RecordChecks, ContentChecks, MappingChecks, StorageChecks
+    LifecycleChecks, RecordChecks, ContentChecks, MappingChecks, ForkChecks, StorageChecks
 ):
     """Derive a test class from it, and pytest runs every check, each on storage of its own.
 
@@ -35,7 +36,7 @@ class SnapshotterContract(
 
     A check is a method; a class may override one, and has the fixtures below for more of its own.
     Checks are skipped, with the reason, without root, where the plugin says that the machine lacks
-    something, and where they need an ability that the driver does not declare.
+    something, and where they need an ability that the driver does not declare, or `fork`.
 
     Attributes:
         accesses: how the checks reach the snapshotter, each in turn: `in-process` calls it, `grpc`

@@ -17,22 +17,22 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lamina.core.driver import Ability, Snapshot
-from lamina.core.labels import MAX_SIZE, SNAPSHOT_REF
 from lamina.core.mount import Mount
 from lamina.core.snapshot import EMPTY_LABELS, Kind, Usage
-from lamina.errors import DataLoss, InvalidArgument
+from lamina.errors import DataLoss
+from lamina.linux.directory import entry_names
 from lamina.linux.sync import syncfs
 from lamina.snapshotters.blockfile.copy import clone_image, copy_image
 from lamina.snapshotters.blockfile.image import make_image, resize_image, settle
 from lamina.snapshotters.blockfile.scratch import Scratch
 from lamina.snapshotters.blockfile.superblock import family_of, read_superblock
 from lamina.snapshotters.mappings import mapped_root, mapping_options
+from lamina.snapshotters.sizes import asked_size, is_extraction
 
 log = logging.getLogger(__name__)
 
 _STORED = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
 _SECTOR = 512
-_BLOCK = 4096
 _IDMAPPED = frozenset({"ext4", "xfs"})
 """Filesystems that can be mounted with id maps (>= 5.12)."""
 
@@ -46,6 +46,8 @@ class BlockfileDriver:
         fs_type: the filesystem of files that do not say themselves what they have.
         mount_options: of every mount, before `ro` or `rw`; with `loop`.
     """
+
+    forks_atomically = True
 
     def __init__(
         self,
@@ -80,16 +82,28 @@ class BlockfileDriver:
         if snapshot.kind == Kind.VIEW and snapshot.parents:
             file.open("xb").close()
             return
-        size = _max_size(snapshot)
+        size = asked_size(snapshot)
         if size and not snapshot.parents and self._scratch.is_made:
             make_image(file, self._fs_type, size)
             return
         source = self.of(snapshot.parents[0]) if snapshot.parents else self._scratch.ready()
         fs_type = self._type_of(source)
         # An extraction is worth nothing after a power loss, and its commit is synced later.
-        self._copy(source, file, durable=not _is_extraction(snapshot))
+        self._copy(source, file, durable=not is_extraction(snapshot))
         if size:
             resize_image(file, fs_type, size)
+
+    def fork(self, source: Snapshot, target: Snapshot) -> None:
+        """Copy the source's file with what is in memory of it, mounted or not.
+
+        Raises:
+            FailedPrecondition, ResourceExhausted: see `fork_image`.
+        """
+        from lamina.snapshotters.blockfile.fork import fork_image  # to run a container, none is
+
+        file = self.of(source.id)
+        if not fork_image(file, self.of(target.id), self._type_of(file)):
+            self._tell_once()
 
     def mounts(self, snapshot: Snapshot) -> list[Mount]:
         """Return one mount through a loop device: of the snapshot's file, or its parent's."""
@@ -98,7 +112,7 @@ class BlockfileDriver:
         file = self.of(owner)
         fs_type = self._type_of(file)
         mapping = mapping_options(snapshot.labels) if self._can_remap else ()
-        added = self._added_options(fs_type, is_extraction=_is_extraction(snapshot))
+        added = self._added_options(fs_type, is_extraction=is_extraction(snapshot))
         options = (*mapping, *self._mount_options, *added, "ro" if is_view else "rw")
         return [Mount(fs_type, str(file), options=options)]
 
@@ -135,8 +149,7 @@ class BlockfileDriver:
 
     def ids(self) -> list[int]:
         """List the files."""
-        with os.scandir(self._fd) as entries:
-            return [int(entry.name) for entry in entries if _STORED.fullmatch(entry.name)]
+        return [int(name) for name in entry_names(self._fd) if _STORED.fullmatch(name)]
 
     def sync(self) -> None:
         """Sync the filesystem that they are on."""
@@ -185,23 +198,3 @@ class BlockfileDriver:
 
     def _allocated(self, id: int) -> int:
         return self.of(id).stat().st_blocks * _SECTOR
-
-
-def _is_extraction(snapshot: Snapshot) -> bool:
-    """Tell whether unpacking made it: it is filled and committed, or worthless."""
-    return SNAPSHOT_REF in snapshot.labels
-
-
-def _max_size(snapshot: Snapshot) -> int:
-    """Return the size in bytes that the label asks for, or 0; it is nothing for layers to say.
-
-    Raises:
-        InvalidArgument: it is no number of bytes.
-    """
-    text = snapshot.labels.get(MAX_SIZE, "")
-    if not text or _is_extraction(snapshot):
-        return 0
-    if not text.isascii() or not text.isdecimal() or not _BLOCK <= int(text) < 1 << 63:
-        hint = "write a number of bytes, such as 10737418240"
-        raise InvalidArgument(f"use label {MAX_SIZE}", text, hint=hint)
-    return int(text) // _BLOCK * _BLOCK

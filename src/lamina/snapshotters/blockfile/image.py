@@ -14,8 +14,8 @@ from lamina.errors import DataLoss, FailedPrecondition, InvalidArgument, ToolErr
 from lamina.linux import loop
 from lamina.linux import mountapi as api
 from lamina.snapshotters.blockfile.superblock import Condition, family_of, read_superblock
+from lamina.snapshotters.lost_and_found import has_lost_and_found, remove_lost_and_found
 
-_LOST_AND_FOUND = "lost+found"
 _NO_LEASES = frozenset({errno.EINVAL, errno.ENOLCK, errno.EOPNOTSUPP})
 _NEEDS_WRITES = frozenset({errno.EROFS, errno.EACCES, errno.EINVAL})
 """What filesystems say to a read-only device while their journal is to be replayed."""
@@ -42,11 +42,8 @@ def make_image(file: Path, fs_type: str, size: int) -> None:
         if error.code < 0 or error.hint:
             raise
         raise InvalidArgument(f"make {fs_type} of {size} bytes: {error.what}") from error
-    with loop.attached(file) as device, _mounted(device.path, fs_type) as root:
-        try:
-            os.rmdir(_LOST_AND_FOUND, dir_fd=root)
-        except FileNotFoundError:
-            pass  # only the ext family has it
+    with loop.attached(file) as device, mounted(device.path, fs_type) as root:
+        remove_lost_and_found(root)
 
 
 def settle(file: Path, fs_type: str) -> None:
@@ -59,10 +56,10 @@ def settle(file: Path, fs_type: str) -> None:
         FailedPrecondition: files in it are open for writing, or the file itself is.
         DataLoss: the filesystem is damaged.
     """
-    if _is_being_written(file):
+    if is_being_written(file):
         _make_read_only(file, fs_type)
     elif _needs_recovery(file, fs_type):
-        with loop.attached(file) as device, _mounted(device.path, fs_type):
+        with loop.attached(file) as device, mounted(device.path, fs_type):
             pass
     if read_superblock(file).condition == Condition.DAMAGED:
         raise DataLoss(
@@ -85,7 +82,7 @@ def resize_image(file: Path, fs_type: str, size: int) -> None:
         return
     if family == "ext":
         _set_length(file, max(size, current))
-        _resize_ext(file, size)
+        _resize_ext(file, fs_type, size)
     elif family == "xfs" and size > current:
         _set_length(file, size)
         _grow_xfs(file, size)
@@ -107,9 +104,11 @@ def _set_length(file: Path, size: int) -> None:
         ) from error
 
 
-def _resize_ext(file: Path, size: int) -> None:
+def _resize_ext(file: Path, fs_type: str, size: int) -> None:
     from lamina.tools.resize2fs import resize_ext  # starts processes
 
+    with loop.attached(file) as device, mounted(device.path, fs_type) as root:
+        had_lost_and_found = has_lost_and_found(root)
     try:
         resize_ext(file, size)
     except ToolError as error:
@@ -117,16 +116,19 @@ def _resize_ext(file: Path, size: int) -> None:
             raise
         hint = "its content needs more than that"
         raise InvalidArgument(f"resize to {size} bytes: {error.what}", hint=hint) from error
+    if not had_lost_and_found:  # e2fsck has made one
+        with loop.attached(file) as device, mounted(device.path, fs_type) as root:
+            remove_lost_and_found(root)
 
 
 def _grow_xfs(file: Path, size: int) -> None:
     from lamina.linux import xfs  # defines structures
 
-    with loop.attached(file) as device, _mounted(device.path, "xfs") as root:
+    with loop.attached(file) as device, mounted(device.path, "xfs") as root:
         xfs.grow(root, size)
 
 
-def _is_being_written(file: Path) -> bool:
+def is_being_written(file: Path) -> bool:
     """Tell whether anybody, a loop device included, has the file open for writing."""
     with file.open("rb", buffering=0) as opened:
         # Who opens it for writing meanwhile has this signal sent, which by default is SIGIO and
@@ -163,7 +165,7 @@ def _make_read_only(file: Path, fs_type: str) -> None:
 def _remount_read_only(file: Path, device: str, fs_type: str) -> None:
     """Mount the device once more, which gives the filesystem that is mounted, and change that."""
     try:
-        fs = _created(device, fs_type)
+        fs = created(device, fs_type)
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise
@@ -190,7 +192,7 @@ def _needs_recovery(file: Path, fs_type: str) -> bool:
         return condition == Condition.NEEDS_RECOVERY
     with loop.attached(file, read_only=True) as device:
         try:
-            fs = _created(device.path, fs_type, "ro")
+            fs = created(device.path, fs_type, "ro")
         except OSError as error:
             if error.errno not in _NEEDS_WRITES:
                 raise
@@ -200,16 +202,16 @@ def _needs_recovery(file: Path, fs_type: str) -> bool:
 
 
 @contextmanager
-def _mounted(device: str, fs_type: str) -> Iterator[int]:
+def mounted(device: str, fs_type: str) -> Iterator[int]:
     """Mount a device nowhere, and yield its root directory; it is unmounted at the end."""
-    with _closing(_created(device, fs_type)) as fs:
+    with _closing(created(device, fs_type)) as fs:
         mount = api.fsmount(fs)
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     with _closing(mount), _closing(os.open(".", flags, dir_fd=mount)) as root:
         yield root
 
 
-def _created(device: str, fs_type: str, *flags: str) -> int:
+def created(device: str, fs_type: str, *flags: str) -> int:
     """Return the configuration of a filesystem that exists now, to be mounted or closed."""
     fs = api.fsopen(fs_type)
     try:

@@ -16,7 +16,7 @@ from lamina.core.mount import Mount
 from lamina.core.snapshot import Kind, Usage
 from lamina.layer.usage import disk_usage
 from lamina.snapshotters.directories import DirectoryDriver, make_directory
-from lamina.snapshotters.native.copy import copy_tree
+from lamina.snapshotters.tree_copy import copy_tree
 
 
 class NativeDriver(DirectoryDriver):
@@ -27,6 +27,7 @@ class NativeDriver(DirectoryDriver):
     """
 
     abilities: frozenset[Ability] = frozenset()
+    forks_atomically = False
 
     def create(self, snapshot: Snapshot) -> None:
         """Copy the parent; a View needs none, since it is mounted from the parent itself."""
@@ -34,6 +35,14 @@ class NativeDriver(DirectoryDriver):
         make_directory(directory, 0o755)
         if snapshot.parents and snapshot.kind == Kind.ACTIVE:
             copy_tree(self.of(snapshot.parents[0]), directory)
+
+    def fork(self, source: Snapshot, target: Snapshot) -> None:
+        """Copy the source as it is, instead of its parent."""
+        from lamina.snapshotters.live_copy import copy_live_tree  # to run a container, none is
+
+        directory = self.of(target.id)
+        make_directory(directory, 0o755)
+        copy_live_tree(self.of(source.id), directory)
 
     def mounts(self, snapshot: Snapshot) -> list[Mount]:
         """Return a bind mount of the directory, or for a View of its parent's."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,9 +11,10 @@ if TYPE_CHECKING:
     from lamina.core.driver import Driver
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class NativeConfig(SnapshotterConfig):
     """`[plugins."io.containerd.snapshotter.v1.native"]`."""
+
+    __slots__ = ()
 
 
 def _load(config: NativeConfig, root: Path) -> Driver:
