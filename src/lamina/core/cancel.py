@@ -72,6 +72,12 @@ def shielded() -> AbstractContextManager[None]:
     return cancellable(None)
 
 
+def current_deadline() -> float | None:
+    """Return until when somebody waits, in `time.monotonic()` seconds; None for no limit."""
+    token = _current.get()
+    return None if token is None else token.deadline
+
+
 def is_cancelled() -> bool:
     """Tell whether `check_cancelled` would raise."""
     token = _current.get()

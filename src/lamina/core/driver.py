@@ -136,3 +136,91 @@ class Inspectable(Protocol):
                 be freed. Ask it after the object was seen: every object has its row before it.
         """
         ...
+
+
+@runtime_checkable
+class Settling(Protocol):
+    """What a driver may have besides: `seal` leaves an Active snapshot's storage as it was.
+
+    So nothing is lost where the commit comes to nothing; where it does not, `settle` frees it.
+    """
+
+    def settle(self, ids: Iterable[int]) -> None:
+        """Free what these snapshots have kept from when they were Active.
+
+        They are Committed, and `sync` has been called since. Called more than once, perhaps, and
+        for ids whose storage is gone. A failure is a warning, after which it is not called again
+        for these: `destroy` frees what is left.
+        """
+        ...
+
+
+@runtime_checkable
+class Forkable(Protocol):
+    """What a driver may have besides: it copies an Active snapshot while that is in use.
+
+    Attributes:
+        forks_atomically: the copy is the source at one moment, as after a power cut then; else
+            files that are written to meanwhile may be copied half old and half new. Either way it
+            has everything that was written, and closed or synced, before the call, unless it is
+            moved to another directory meanwhile where the copy is not atomic.
+    """
+
+    forks_atomically: bool
+
+    def fork(self, source: Snapshot, target: Snapshot) -> None:
+        """Make the storage of `target`, as `create` does, with the content that `source` has now.
+
+        Afterwards neither depends on the other: each is written to, sealed and destroyed in any
+        order. `destroy` follows a failure, as it does after `create`.
+
+        Args:
+            source: an Active snapshot, mounted and written to by others or not. It is neither
+                sealed nor destroyed during the call.
+            target: an Active snapshot with the same parents.
+
+        Raises:
+            ResourceExhausted: there is no room for it.
+        """
+        ...
+
+
+class Claimed(NamedTuple):
+    """A driver serves a layer itself.
+
+    Attributes:
+        labels: what the Committed snapshot is to carry besides those it was prepared with.
+    """
+
+    labels: Mapping[str, str] = EMPTY_LABELS
+
+
+class Refused(NamedTuple):
+    """A driver leaves a layer to be unpacked.
+
+    Attributes:
+        reason: why, to follow "layer ... is unpacked: ".
+    """
+
+    reason: str
+
+
+@runtime_checkable
+class Remote(Protocol):
+    """What a driver may have besides: it serves layers from elsewhere, such as a registry.
+
+    Such a driver does not declare REBASE: a claimed layer is committed at once, on the parent that
+    its extraction snapshot was prepared with.
+    """
+
+    def claim(self, snapshot: Snapshot) -> Claimed | Refused:
+        """Put the layer that an extraction snapshot's labels describe where `seal` finds it.
+
+        Called after `create` for snapshots with the label SNAPSHOT_REF, and followed by `seal`
+        where the answer is Claimed. Whatever else comes of it, errors included, the storage is as
+        `create` has made it.
+
+        Raises:
+            LaminaError: it was tried and failed; the layer is unpacked then, as if refused.
+        """
+        ...

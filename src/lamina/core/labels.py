@@ -21,6 +21,26 @@ OVERLAY_UPPERDIR = "containerd.io/snapshot/overlay.upperdir"
 """Path of the upper directory; shown by overlayfs with `upperdir_label`, never stored."""
 OVERLAY_VOLATILE = "containerd.io/snapshot/overlay.volatile"
 """`true`: mount with `volatile`, for snapshots that nobody will commit (Lamina's own label)."""
+FORK_OF = "containerd.io/snapshot/lamina.fork-of"
+"""Given to prepare: make a fork of the Active snapshot of that key; never stored by Lamina."""
+FORKED_FROM = "containerd.io/snapshot/lamina.forked-from"
+"""On a fork: the key that its source had when it was made."""
+IMAGE_REF = "containerd.io/snapshot/cri.image-ref"
+"""On an extraction snapshot: the image that its layer is of, so that it can be asked for it."""
+MANIFEST_DIGEST = "containerd.io/snapshot/cri.manifest-digest"
+LAYER_DIGEST = "containerd.io/snapshot/cri.layer-digest"
+"""On an extraction snapshot: the blob of its layer."""
+IMAGE_LAYERS = "containerd.io/snapshot/cri.image-layers"
+"""On an extraction snapshot: the blobs of its layer and those above, separated by commas."""
+LAYER_SIZE = "containerd.io/snapshot/lamina.layer-size"
+"""On an extraction snapshot: bytes of LAYER_DIGEST, as a decimal string (Lamina's own label)."""
+PLAIN_HTTP = "lamina.plain-http"
+"""On an extraction snapshot: `true` if its registry is asked without TLS (Lamina's own label).
+
+Without INHERITED_PREFIX: containerd would pass it on from an image, to which it is not to listen.
+"""
+REMOTE = "containerd.io/snapshot/remote"
+"""`remote snapshot`: on a Committed snapshot whose content is served from elsewhere."""
 GC_ROOT = "containerd.io/gc.root"
 GC_EXPIRE = "containerd.io/gc.expire"
 """When a lease ends, RFC 3339; shown by Lamina, which keeps that time apart from the labels."""
@@ -31,13 +51,35 @@ UNCOMPRESSED = "containerd.io/uncompressed"
 DISTRIBUTION_SOURCE = "containerd.io/distribution.source"
 """`.HOST` is appended; the value lists the repositories there that have the blob."""
 
+NOT_FORKED_PREFIX = "containerd.io/gc."
+NOT_FORKED = frozenset(
+    {SNAPSHOT_REF, DIFF_ID, PARENT_CHAIN_ID, OVERLAY_UPPERDIR, FORK_OF, FORKED_FROM}
+)
+"""Labels, beside those with the prefix, that are about one snapshot and not about its content."""
 INHERITED_PREFIX = "containerd.io/snapshot/"
+NOT_INHERITED = frozenset(
+    {
+        IMAGE_REF,
+        MANIFEST_DIGEST,
+        LAYER_DIGEST,
+        IMAGE_LAYERS,
+        LAYER_SIZE,
+        REMOTE,
+        FORK_OF,
+        FORKED_FROM,
+    }
+)
+"""Labels that an image may not give its layers: where they come from, and what they fork."""
 MAX_LABEL_BYTES = 4096
 
 
 def inherited(labels: Mapping[str, str]) -> dict[str, str]:
-    """Return those labels that a daemon passes on to the snapshotter itself."""
-    return {k: v for k, v in labels.items() if k.startswith(INHERITED_PREFIX) or k == SNAPSHOT_REF}
+    """Return those annotations of a layer that become labels of its snapshot."""
+    return {
+        key: value
+        for key, value in labels.items()
+        if (key.startswith(INHERITED_PREFIX) or key == SNAPSHOT_REF) and key not in NOT_INHERITED
+    }
 
 
 def validate(labels: Mapping[str, str]) -> None:

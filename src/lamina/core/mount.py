@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterable
 from typing import NamedTuple
+
+FUSE_OVERLAYFS = "fuse3.fuse-overlayfs"
+"""Type of the mounts that the program fuse-overlayfs serves."""
+UNIONS = frozenset({"overlay", "aufs", FUSE_OVERLAYFS, "fuse.fuse-overlayfs"})
+"""Types of what merges directories that lie on another filesystem."""
+_LIKE_OVERLAY = UNIONS - {"aufs"}
 
 
 class Mount(NamedTuple):
@@ -27,7 +34,7 @@ class Mount(NamedTuple):
     def read_only(self) -> bool:
         """Whether nothing can be written through it.
 
-        `erofs` always; `overlay` with `ro` or without an upper directory; others with `ro`.
+        `erofs` always; a union with `ro` or without a writable directory; others with `ro`.
         """
         kind = self.type.rpartition("/")[2]
         if kind == "erofs":
@@ -35,7 +42,9 @@ class Mount(NamedTuple):
         options = split_options(self.options)
         if "ro" in options:
             return True
-        return kind == "overlay" and not any(o.startswith("upperdir=") for o in options)
+        if kind == "aufs":
+            return not any(o.startswith("br:") and "=rw" in o for o in options)
+        return kind in _LIKE_OVERLAY and not any(o.startswith("upperdir=") for o in options)
 
     def option(self, name: str) -> str | None:
         """Return the value of the option `name=value`, or None where there is none."""
@@ -43,10 +52,19 @@ class Mount(NamedTuple):
         return next((o[len(prefix) :] for o in self.options if o.startswith(prefix)), None)
 
     def command(self, root: str = "") -> str:
-        """Return the mount(8) line that does the same, as `ctr snapshots mounts` prints it."""
+        """Return the shell's line that does the same, as `ctr snapshots mounts` prints it.
+
+        mount(8) takes all of the type `fuse3.NAME` for the name of the program; so its helper is
+        named instead.
+        """
         target = f"{root}/{self.target.lstrip('/')}" if self.target else root
-        line = f"mount -t {self.type} {self.source} {target}"
-        return f"{line} -o {','.join(self.options)}" if self.options else line
+        options = ["-o", ",".join(self.options)] if self.options else []
+        helper, _, program = self.type.partition(".")
+        if helper == "fuse3" and program:
+            words = ["mount.fuse3", self.source, target, *options, "-t", program]
+        else:
+            words = ["mount", "-t", self.type, self.source, target, *options]
+        return shlex.join(words)
 
 
 def escape_option(path: str | os.PathLike[str]) -> str:
@@ -86,15 +104,18 @@ def split_options(options: Iterable[str]) -> list[str]:
 def read_only_mounts(mounts: Iterable[Mount]) -> list[Mount]:
     """Return the same mounts with nothing writable in them.
 
-    An overlay loses its work directory and has its upper directory as the topmost lower one;
-    every other mount gets `ro`.
+    An overlay loses its work directory and has its upper directory as the topmost lower one, an
+    aufs has its writable branch as a read-only one; every mount but an overlay gets `ro`.
     """
     return [_read_only(mount) for mount in mounts]
 
 
 def _read_only(mount: Mount) -> Mount:
     given = split_options(mount.options)
-    if mount.type.rpartition("/")[2] != "overlay":
+    kind = mount.type.rpartition("/")[2]
+    if kind == "aufs":
+        given = [o.replace("=rw", "=ro+wh") if o.startswith("br:") else o for o in given]
+    if kind not in _LIKE_OVERLAY:
         return mount._replace(options=(*(o for o in given if o not in {"ro", "rw"}), "ro"))
     upper = next((o.removeprefix("upperdir=") for o in given if o.startswith("upperdir=")), "")
     options = tuple(

@@ -125,6 +125,24 @@ class Snapshotter(ABC):
         """Make a read-only snapshot of `parent`; raises as `prepare` does."""
 
     @abstractmethod
+    def fork(self, key: str, new: str, *, labels: Mapping[str, str] | None = None) -> list[Mount]:
+        """Copy the Active snapshot `key`, while it is used, as the Active `new`; return its mounts.
+
+        The fork has the source's parent and labels: without those that keep either from garbage
+        collection or say what an extraction is for, with `labels` on top, and with FORKED_FROM.
+        From then on the two are independent. `docs/fork.md` tells what a fork sees of a source
+        that is written to meanwhile. The source is neither committed nor removed during the call:
+        that fails with FailedPrecondition.
+
+        Raises:
+            NotFound: no such source.
+            FailedPrecondition: the source is not Active, or being committed.
+            AlreadyExists: the new key is taken.
+            NotImplementedHere: the snapshotter cannot fork.
+            ResourceExhausted: there is no room.
+        """
+
+    @abstractmethod
     def commit(
         self, name: str, key: str, *, labels: Mapping[str, str] | None = None, parent: str = ""
     ) -> None:

@@ -12,6 +12,7 @@ from lamina.core.digest import Digest, chain_ids, sha256
 from lamina.core.labels import DIFF_ID, GC_REF_SNAPSHOT, PARENT_CHAIN_ID, SNAPSHOT_REF, UNCOMPRESSED
 from lamina.errors import AlreadyExists
 from lamina.images.catalogue import Image
+from lamina.images.extraction import Destination
 from lamina.images.manifest import (
     OCI_CONFIG,
     OCI_LAYER_GZIP,
@@ -22,7 +23,6 @@ from lamina.images.manifest import (
 )
 from lamina.images.store import ImageStore
 from lamina.images.tree import PlatformImage, child_labels
-from lamina.images.unpack import Destination
 from lamina.layer.snapshot_diff import write_snapshot_diff
 from lamina.meta.leases import Resource
 

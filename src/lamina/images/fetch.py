@@ -23,6 +23,7 @@ from lamina.images.manifest import (
     content_ref,
     parse_manifest,
 )
+from lamina.images.origin import ImageOrigin
 from lamina.images.progress import Progress, Stage, StageClock
 from lamina.images.reference import Reference
 from lamina.images.registry.cancel import Cancel
@@ -106,6 +107,14 @@ class Fetcher:
             data = self._content.read(descriptor.digest)
         self._label(descriptor, data)
         return data
+
+    @property
+    def origin(self) -> ImageOrigin | None:
+        """Where the image comes from; None without a registry."""
+        if self._remote is None:
+            return None
+        registry, reference = self._remote
+        return ImageOrigin(str(reference), registry.plain_http)
 
     def keep(self, descriptor: Descriptor, data: bytes) -> None:
         """Store a document that came with the answer to another question."""
@@ -213,7 +222,8 @@ class Fetcher:
                 registry.download(reference, descriptor, sink, cancel=self._cancel)
             try:
                 download.finish(lambda: self._publish(writer, descriptor))
-            except DigestMismatch:
+            except DigestMismatch as error:
+                download.fail(error)  # first: whoever waits for the file does not look for it then
                 writer.abort()
                 raise
         self._progress.update(event(descriptor, Stage.DOWNLOADED, descriptor.size))

@@ -5,7 +5,8 @@ labels lead on, as in containerd: `gc.ref.content...` from an index to manifests
 to configuration and layers, `gc.ref.snapshot.NAME` from a configuration to the top layer's
 snapshot, and snapshots to their parents.
 
-Only snapshots that unpacking made are ever collected: extractions (`extract-...` keys) and
+Only snapshots that unpacking made are ever collected: extractions (`extract-...` keys; Views by
+such a key are what an extraction reads from) and
 Committed ones that are called what their label `snapshot.ref` says. All others are roots: those of
 a container or a user, those with a `gc.root` label, and those of a containerd that this root serves
 (they have the label too, but a name with the namespace in it), whose collector is containerd's.
@@ -164,7 +165,7 @@ def _unpacked(info: Info) -> bool:
         return False
     if info.kind is Kind.COMMITTED:
         return info.labels.get(SNAPSHOT_REF) == info.name
-    return info.kind is Kind.ACTIVE and info.name.startswith(EXTRACT_PREFIX)
+    return info.name.startswith(EXTRACT_PREFIX)
 
 
 def _depth(key: str, by_key: Mapping[str, Info]) -> int:

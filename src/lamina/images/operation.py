@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from lamina.errors import LaminaError
 from lamina.images.catalogue import Image
+from lamina.images.extraction import Destination
 from lamina.images.fetch import DEFAULT_DOWNLOADS, Fetcher
 from lamina.images.manifest import CONFIG_TYPES, INDEX_TYPES, MANIFEST_TYPES, Descriptor, Platform
 from lamina.images.platform import default_platform
@@ -26,7 +27,7 @@ from lamina.images.registry.cancel import Cancel
 from lamina.images.registry.client import Registry
 from lamina.images.store import ImageStore
 from lamina.images.tree import PlatformImage, descendants, select
-from lamina.images.unpack import Destination, Unpacker
+from lamina.images.unpack import Unpacker
 from lamina.layer.limits import LayerLimits
 from lamina.layer.process import LayerWorkers
 
@@ -143,6 +144,7 @@ class Operation:
                 progress=self._progress,
                 clock=self.clock,
                 cancel=self.cancel,
+                origin=self.fetcher.origin,
             )
             for image in images:
                 unpacker.unpack(image)

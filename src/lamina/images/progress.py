@@ -1,4 +1,4 @@
-"""What a pull or an import tells while it runs, and where its time went."""
+"""What a pull, an import or a migration tells while it runs, and where its time went."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ class Stage(enum.StrEnum):
     UNPACKING = "unpacking"
     UNPACKED = "unpacked"
     """Extracted, and waiting for the layers below to be committed."""
+    COPYING = "copying"
+    """From another snapshotter."""
+    VERIFYING = "verifying"
     EXISTS = "exists"
     """Nothing had to be done."""
     DONE = "done"

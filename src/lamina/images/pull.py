@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lamina.images.catalogue import Image
+from lamina.images.extraction import Destination
 from lamina.images.operation import Options, operation
 from lamina.images.progress import Progress, Timings
 from lamina.images.reference import parse
@@ -13,7 +14,6 @@ from lamina.images.registry.cancel import Cancel
 from lamina.images.registry.client import Registry
 from lamina.images.store import ImageStore
 from lamina.images.tree import PlatformImage
-from lamina.images.unpack import Destination
 
 
 @dataclass(frozen=True, slots=True)

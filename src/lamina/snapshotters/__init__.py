@@ -13,10 +13,16 @@ from lamina.snapshotters.entrypoints import GROUP, entry_points
 from lamina.snapshotters.plugin import AnyPlugin, SnapshotterPlugin
 
 DRIVERS = {
+    "aufs": "lamina.snapshotters.aufs.plugin:PLUGIN",
     "blockfile": "lamina.snapshotters.blockfile.plugin:PLUGIN",
+    "btrfs": "lamina.snapshotters.btrfs.plugin:PLUGIN",
     "devmapper": "lamina.snapshotters.devmapper.plugin:PLUGIN",
+    "erofs": "lamina.snapshotters.erofs.plugin:PLUGIN",
+    "fuse-overlayfs": "lamina.snapshotters.fuse_overlayfs.plugin:PLUGIN",
     "native": "lamina.snapshotters.native.plugin:PLUGIN",
     "overlayfs": "lamina.snapshotters.overlayfs.plugin:PLUGIN",
+    "stargz": "lamina.snapshotters.stargz.plugin:PLUGIN",
+    "zfs": "lamina.snapshotters.zfs.plugin:PLUGIN",
 }
 """Where the plugin of each of Lamina's own drivers is, by id."""
 

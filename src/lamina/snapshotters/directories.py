@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lamina.core.snapshot import EMPTY_LABELS
+from lamina.linux.directory import entry_names
 from lamina.linux.inode_flags import FS_TOPDIR_FL, get_flags, set_flags
 from lamina.linux.sync import syncfs
 from lamina.snapshotters.tree import remove_tree_in, unprotect
@@ -64,8 +65,7 @@ class DirectoryDriver:
 
     def ids(self) -> list[int]:
         """List the directories, those being removed included."""
-        with os.scandir(self._fd) as entries:
-            matches = [_STORED.fullmatch(entry.name) for entry in entries]
+        matches = [_STORED.fullmatch(name) for name in entry_names(self._fd)]
         return [int(match[1]) for match in matches if match]
 
     def sync(self) -> None:

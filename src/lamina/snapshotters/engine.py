@@ -17,15 +17,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamina.core.cancel import shielded
-from lamina.core.driver import Ability, Driver, Prompt, Snapshot
+from lamina.core.driver import Ability, Driver, Forkable, Prompt, Remote, Settling, Snapshot
+from lamina.core.labels import FORK_OF
 from lamina.core.mount import Mount
 from lamina.core.snapshot import Info, Kind, Snapshotter, Usage
-from lamina.errors import DataLoss, Internal, LaminaError, PermissionDenied, ResourceExhausted
+from lamina.errors import (
+    AlreadyExists,
+    DataLoss,
+    Internal,
+    InvalidArgument,
+    LaminaError,
+    NotFound,
+    NotImplementedHere,
+    PermissionDenied,
+    ResourceExhausted,
+)
 from lamina.meta.boot import boot_id
 from lamina.meta.owners import Owners
 from lamina.meta.snapshot_rows import Record
 from lamina.meta.snapshots import SnapshotStore
 from lamina.snapshotters.reaper import Reaper
+from lamina.snapshotters.remote import claimed_labels, layer_of
 
 if TYPE_CHECKING:
     from lamina.core.problem import Problem
@@ -85,6 +97,11 @@ class Engine(Snapshotter):
         """What the driver can do here."""
         return self._driver.abilities
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether the driver may serve a layer from the layer's registry."""
+        return isinstance(self._driver, Remote)
+
     # Looking
 
     def stat(self, key: str) -> Info:
@@ -125,14 +142,45 @@ class Engine(Snapshotter):
     def prepare(
         self, key: str, parent: str = "", *, labels: Mapping[str, str] | None = None
     ) -> list[Mount]:
-        """Make an Active snapshot; see `Snapshotter.prepare`."""
+        """Make an Active snapshot; see `Snapshotter.prepare`.
+
+        With the label FORK_OF it is a fork of the snapshot that this names: so a fork is asked for
+        over containerd's protocol, which has no such call. `parent` is the source's then.
+
+        Raises:
+            AlreadyExists: also for the layer that the label SNAPSHOT_REF names, where it is there
+                or the driver serves it from now on.
+            InvalidArgument: also for both FORK_OF and SNAPSHOT_REF.
+        """
+        if labels and labels.get(FORK_OF):
+            if layer_of(labels):
+                # They come from an image, which has no right to what is in a container.
+                raise InvalidArgument("prepare as a fork the layer", layer_of(labels))
+            others = {name: value for name, value in labels.items() if name != FORK_OF}
+            return self._fork(labels[FORK_OF], key, others, parent=parent, is_named=True)
+        if isinstance(self._driver, Remote) and layer_of(labels):
+            return self._prepare_layer(self._driver, key, parent, labels)
         return self._create(Kind.ACTIVE, key, parent, labels)
 
     def view(
         self, key: str, parent: str = "", *, labels: Mapping[str, str] | None = None
     ) -> list[Mount]:
         """Make a View; see `Snapshotter.view`."""
+        if labels and labels.get(FORK_OF):
+            hint = "a fork is writable: prepare it"
+            raise InvalidArgument("view a fork of snapshot", labels[FORK_OF], hint=hint)
         return self._create(Kind.VIEW, key, parent, labels)
+
+    def fork(self, key: str, new: str, *, labels: Mapping[str, str] | None = None) -> list[Mount]:
+        """Copy an Active snapshot that may be in use; see `Snapshotter.fork`."""
+        return self._fork(key, new, labels)
+
+    @property
+    def forks(self) -> str:
+        """How it forks: `atomic`, `live` (what is written to meanwhile may be torn), or ""."""
+        if not isinstance(self._driver, Forkable):
+            return ""
+        return "atomic" if self._driver.forks_atomically else "live"
 
     def commit(
         self, name: str, key: str, *, labels: Mapping[str, str] | None = None, parent: str = ""
@@ -239,13 +287,13 @@ class Engine(Snapshotter):
             return check(self._store, self._driver, self._reaper, origin or unknown)
 
     def close(self) -> None:
-        """Close the store, stop being an owner, and close the driver."""
+        """Close the store and the driver, then stop being an owner: without one, all is closed."""
         if self._closed:
             return
         self._closed = True
         self._store.close()
-        self._owners.close()
         self._driver.close()
+        self._owners.close()
 
     # Helpers
 
@@ -256,16 +304,81 @@ class Engine(Snapshotter):
         except LaminaError:
             self._store.mark_failed(ids)
             raise
+        if isinstance(self._driver, Settling):
+            self._settle(self._driver, ids)
         self._store.mark_synced(ids)
+
+    def _settle(self, driver: Settling, ids: Sequence[int]) -> None:
+        """Free what Active snapshots have left; what fails goes with the snapshot.
+
+        Before `mark_synced`, so that a kill has it done again. They are on disk all the same: where
+        a failure kept them from being marked, the next boot would drop them.
+        """
+        try:
+            driver.settle(ids)
+        except (LaminaError, OSError) as error:
+            log.warning("cannot settle snapshots: %s", error, extra={"snapshotter": self.name})
 
     def _create(
         self, kind: Kind, key: str, parent: str, labels: Mapping[str, str] | None
     ) -> list[Mount]:
         self._undo_late()
         snapshot = self._store.begin_create(kind, key, parent, labels)
+        what = f"create {str(kind).lower()} snapshot"
+        return self._made(snapshot, key, what, lambda: self._driver.create(snapshot))
+
+    def _prepare_layer(
+        self, driver: Remote, key: str, parent: str, labels: Mapping[str, str] | None
+    ) -> list[Mount]:
+        """Prepare an extraction snapshot, unless the driver makes it unnecessary."""
+        layer = layer_of(labels)
+        if self._has(layer):
+            raise AlreadyExists("prepare layer", layer)
+        mounts = self._create(Kind.ACTIVE, key, parent, labels)
         try:
-            with _translated(f"create {str(kind).lower()} snapshot", key):
-                self._driver.create(snapshot)
+            kept = claimed_labels(driver, self._store.snapshot(key))
+            if kept is None:
+                return mounts
+            self.commit(layer, key, labels=kept)
+        except BaseException:
+            self._undo("claim", key, lambda: self.remove(key))
+            raise
+        raise AlreadyExists("prepare layer", layer)
+
+    def _has(self, key: str) -> bool:
+        try:
+            self._store.record(key)
+        except NotFound:  # or lost in a power cut, and to be had anew
+            return False
+        return True
+
+    def _fork(
+        self,
+        key: str,
+        new: str,
+        labels: Mapping[str, str] | None,
+        *,
+        parent: str | None = None,
+        is_named: bool = False,
+    ) -> list[Mount]:
+        driver = self._driver
+        if not isinstance(driver, Forkable):
+            raise NotImplementedHere(
+                f"fork snapshot with {self.name}", key,
+                hint="this snapshotter cannot: use another, or commit it and prepare on that",
+            )  # fmt: skip
+        self._undo_late()
+        source, target = self._store.begin_fork(key, new, labels, parent=parent, is_named=is_named)
+        what = f'fork snapshot "{key}" as'
+        return self._made(target, new, what, lambda: driver.fork(source, target))
+
+    def _made(
+        self, snapshot: Snapshot, key: str, what: str, make: Callable[[], object]
+    ) -> list[Mount]:
+        """Make the storage of what the store has as preparing, and return its mounts."""
+        try:
+            with _translated(what, key):
+                make()
                 mounts = self._driver.mounts(snapshot)
             self._store.finish_create(snapshot.id)
         except BaseException:
@@ -274,7 +387,13 @@ class Engine(Snapshotter):
         return mounts
 
     def _abandon(self, snapshot: Snapshot) -> None:
-        if self._store.abandon(snapshot.id):
+        try:
+            abandoned = self._store.abandon(snapshot.id)
+        except ResourceExhausted:
+            # What was made may be what fills the disk. Only this process has a right to it.
+            self._driver.destroy(snapshot.id)
+            abandoned = self._store.abandon(snapshot.id)
+        if abandoned:
             self._reaper.destroy([snapshot.id])
 
     def _undo(self, what: str, key: str, undo: Callable[[], object]) -> None:

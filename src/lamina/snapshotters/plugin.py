@@ -25,7 +25,8 @@ class SnapshotterConfig:
     """One `[plugins."io.containerd.snapshotter.v1.ID"]` section; the keys that all have.
 
     A field's name is its TOML key. Its type is `str`, `bool`, `int` or `tuple[str, ...]`, and it
-    has containerd's default, so that a loader needs nothing but the dataclass itself.
+    has containerd's default, so that a loader needs nothing but the dataclass itself. A section of
+    no further keys is a plain class with empty `__slots__`, which takes less time to make.
 
     Attributes:
         root_path: where the snapshotter keeps its data; "" for its place below the root.
@@ -82,6 +83,8 @@ class SnapshotterPlugin(NamedTuple, Generic[ConfigT]):
         needs: what `doctor` tells of, one by one.
         rank: where several snapshotters work, the highest rank is the best choice.
         merit: why one would choose it.
+        in_place: its directory is something that only a user can make, such as a mount point, so
+            `load` makes nothing there. To find out whether it works, it is loaded where it is.
     """
 
     id: str
@@ -91,6 +94,7 @@ class SnapshotterPlugin(NamedTuple, Generic[ConfigT]):
     needs: tuple[Need, ...] = ()
     rank: int = 0
     merit: str = ""
+    in_place: bool = False
 
     @property
     def uri(self) -> str:

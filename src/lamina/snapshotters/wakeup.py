@@ -11,6 +11,7 @@ import fcntl
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 from contextlib import contextmanager, suppress
@@ -79,9 +80,15 @@ class Janitor:
             if self._coming is not None:
                 return
             self._coming = threading.Event()
-            threading.Thread(
+            thread = threading.Thread(
                 target=self._start, args=(self._coming,), name="wake-janitor", daemon=True
-            ).start()
+            )
+            # A thread that takes signals would take those that `lamina run` is to pass on.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            try:
+                thread.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def close(self) -> None:
         """Have a wake-up that is still waiting carried out now."""

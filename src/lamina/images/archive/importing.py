@@ -15,6 +15,7 @@ from lamina.images.archive.contents import Contents, take_in
 from lamina.images.archive.docker import docker_images
 from lamina.images.archive.members import members
 from lamina.images.catalogue import Image
+from lamina.images.extraction import Destination
 from lamina.images.manifest import (
     INDEX_TYPES,
     MANIFEST_TYPES,
@@ -31,7 +32,6 @@ from lamina.images.progress import Progress
 from lamina.images.registry.cancel import Cancel
 from lamina.images.store import ImageStore
 from lamina.images.tree import MAX_DEPTH, children
-from lamina.images.unpack import Destination
 
 
 @dataclass(frozen=True, slots=True)

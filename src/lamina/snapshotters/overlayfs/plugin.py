@@ -45,7 +45,7 @@ class OverlayConfig(SnapshotterConfig):
 
 
 def _load(config: OverlayConfig, root: Path) -> Driver:
-    from lamina.snapshotters.overlayfs import support
+    from lamina.snapshotters import overlay_support as support
     from lamina.snapshotters.overlayfs.driver import OverlayDriver
 
     root.mkdir(0o700, parents=True, exist_ok=True)

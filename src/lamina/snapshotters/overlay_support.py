@@ -1,4 +1,4 @@
-"""What kernel and filesystem allow the overlayfs driver to do."""
+"""What kernel and filesystem allow drivers to do that stack directories by the kernel's overlay."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def require_d_type(root: Path) -> None:
     """
     if not types_are_known(root):
         raise FailedPrecondition(
-            f"use {root} for overlayfs: its filesystem does not support d_type",
+            f"use {root} for overlay mounts: its filesystem does not support d_type",
             hint="if it is xfs, make it anew with `mkfs.xfs -n ftype=1`; or move the root",
         )
 

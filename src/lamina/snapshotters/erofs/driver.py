@@ -1,0 +1,176 @@
+"""Storage of the erofs snapshotter.
+
+    ROOT/snapshots/ID/fs            upper directory while Active; once Committed, where the layer's
+                                    image is mounted when it is needed
+    ROOT/snapshots/ID/work          work directory of an Active snapshot
+    ROOT/snapshots/ID/layer.erofs   image of a Committed snapshot
+    ROOT/snapshots/ID/.erofslayer   marks a snapshot that is or was Active, as containerd does
+
+The upper directory stays until the commit is on disk: a commit that comes to nothing leaves the
+snapshot Active, with all that is in it.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lamina.core.driver import Ability, Snapshot
+from lamina.core.mount import Mount
+from lamina.core.snapshot import Kind, Usage
+from lamina.errors import DataLoss, LaminaError
+from lamina.snapshotters.erofs.immutable import protect
+from lamina.snapshotters.erofs_mount import mount_image
+from lamina.snapshotters.lower_mounts import is_mounted, locked, mount_once, unmount_all
+from lamina.snapshotters.overlay_stack import OverlayStackDriver
+from lamina.snapshotters.tree import remove_tree, unprotect
+
+if TYPE_CHECKING:
+    from lamina.core.problem import Problem
+
+log = logging.getLogger(__name__)
+
+IMAGE = "layer.erofs"
+MARK = ".erofslayer"
+_NEW = "layer.erofs.new"
+_GONE = "it is gone; `lamina fsck --repair` tells how to have the layer again"
+_SECTOR = 512
+"""Bytes of `st_blocks`."""
+
+
+class ErofsDriver(OverlayStackDriver):
+    """The erofs driver.
+
+    Args:
+        root: the snapshotter's directory; made when absent.
+        abilities: what kernel and configuration allow.
+        mount_options: for every overlay mount.
+        immutable: protect images by the inode flag, which the filesystem must have.
+        file_backed: mount files as they are where the kernel can; else through loop devices only.
+    """
+
+    mounts_at_once = False
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        abilities: frozenset[Ability] = frozenset({Ability.REBASE}),
+        mount_options: tuple[str, ...] = (),
+        immutable: bool = False,
+        file_backed: bool = True,
+    ) -> None:
+        super().__init__(root, abilities=abilities, mount_options=mount_options)
+        self._immutable = immutable
+        self._file_backed = file_backed
+
+    def image(self, id: int) -> Path:
+        """Return the image of a Committed snapshot's layer."""
+        return self.of(id) / IMAGE
+
+    def create(self, snapshot: Snapshot) -> None:
+        """Make the directories; `fs` belongs to the mapped root, or to whom the parent's does."""
+        self._mount_layers(snapshot.parents)
+        super().create(snapshot)
+        if snapshot.kind == Kind.ACTIVE:
+            (self.of(snapshot.id) / MARK).touch(0o644)
+
+    def mounts(self, snapshot: Snapshot) -> list[Mount]:
+        """Return one bind mount or one overlay, after mounting the layers that it stands on.
+
+        Raises:
+            DataLoss: the image of a layer is gone, or damaged.
+        """
+        self._mount_layers(snapshot.parents)
+        return super().mounts(snapshot)
+
+    def seal(self, snapshot: Snapshot) -> Usage:
+        """Make the image of what the snapshot changes; return what that takes."""
+        from lamina.snapshotters.erofs.image import write_layer  # for commits only
+
+        new, image = self.of(snapshot.id) / _NEW, self.image(snapshot.id)
+        for path in (new, image):  # of a commit that came to nothing
+            self._remove_image(path)
+        write_layer(self.fs(snapshot.id), new)
+        new.rename(image)
+        if self._immutable:
+            protect(image)
+        status = image.stat()
+        return Usage(1, status.st_blocks * _SECTOR)
+
+    def settle(self, ids: Iterable[int]) -> None:
+        """Remove the upper directory's content, which the image has, and the work directory."""
+        for id in ids:
+            try:
+                self._settle(id)
+            except FileNotFoundError:
+                continue  # removed meanwhile
+            except (LaminaError, OSError) as error:
+                log.warning("keeps what its image has: %s", error, extra={"snapshot": id})
+
+    def destroy(self, id: int) -> None:
+        """Unmount the layer and remove the directory."""
+        unmount_all(self.fs(id))
+        for path in (self.image(id), self.of(id) / _NEW):
+            self._remove_image(path)
+        super().destroy(id)
+
+    def faults(self, exists: Callable[[int], bool]) -> Iterator[Problem]:
+        """Yield also the layers without an image."""
+        from lamina.core.problem import Problem
+
+        yield from super().faults(exists)
+        for id in self.ids():
+            # Looked for again: it may have been in the making.
+            if self._lacks_image(id) and exists(id) and self._lacks_image(id):
+                put_back = f"put it back; if that cannot be, umount {self.fs(id)} if it is mounted"
+                fix = f"{put_back}, remove {self.of(id)} and check again"
+                yield Problem(str(id), f"{self.image(id)} is gone", fix)
+
+    def _lacks_image(self, id: int) -> bool:
+        directory = self.of(id)
+        # In this order: the image is made before the work directory goes.
+        settled = (directory / MARK).exists() and not (directory / "work").exists()
+        return settled and not self.image(id).exists()
+
+    def _mount_layers(self, ids: Iterable[int]) -> None:
+        for id in ids:
+            try:
+                mount_once(self.fs(id), functools.partial(self._mount, id))
+            except FileNotFoundError as error:
+                raise DataLoss("mount layer", self.fs(id), hint=_GONE) from error
+
+    def _settle(self, id: int) -> None:
+        fs = self.fs(id)
+        if not is_mounted(fs):
+            with locked(fs):
+                if not is_mounted(fs) and self.image(id).exists():
+                    self._empty(id)
+
+    def _mount(self, id: int) -> None:
+        image = self.image(id)
+        if not image.exists():
+            raise DataLoss("mount layer", image, hint=_GONE)
+        self._empty(id)
+        mount_image(image, self.fs(id), file_backed=self._file_backed)
+
+    def _empty(self, id: int) -> None:
+        """Remove what was written to the snapshot while it was Active; the directory stays."""
+        for path in self.fs(id).iterdir():
+            remove_tree(path)
+        remove_tree(self.of(id) / "work")
+
+    def _remove_image(self, path: Path) -> None:
+        try:
+            path.unlink(missing_ok=True)
+        except PermissionError:  # it may be immutable
+            fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                unprotect(fd, path.name)
+            finally:
+                os.close(fd)
+            path.unlink()

@@ -1,0 +1,42 @@
+"""How to reach the registry of a layer, as it is kept beside the layer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from lamina.errors import DataLoss
+
+ACCESS = "registry.json"
+
+
+class Access(NamedTuple):
+    """How to reach a registry; no credentials, which are looked for anew each time.
+
+    Attributes:
+        hosts: a `certs.d` directory, or "".
+        docker_config: a docker `config.json`, or "".
+        plain_http: without TLS.
+    """
+
+    hosts: str = ""
+    docker_config: str = ""
+    plain_http: bool = False
+
+    def write(self, directory: Path) -> None:
+        """Keep it in a layer's directory."""
+        (directory / ACCESS).write_text(json.dumps(self._asdict()), encoding="utf-8")
+
+
+def read_access(directory: Path) -> Access:
+    """Return what was kept.
+
+    Raises:
+        DataLoss: it is gone or damaged.
+    """
+    path = directory / ACCESS
+    try:
+        return Access(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataLoss(f"read how to reach a registry: {error}", path) from error

@@ -1,0 +1,204 @@
+"""Storage of the stargz snapshotter.
+
+    ROOT/snapshots/ID/fs              as overlayfs has it; of a lazy layer, where it is mounted
+    ROOT/snapshots/ID/work            work directory of an Active snapshot
+    ROOT/snapshots/ID/layer.erofs     of a lazy layer: everything but the data of its files
+    ROOT/snapshots/ID/cache           of a lazy layer: the data, as far as it was fetched
+    ROOT/snapshots/ID/registry.json   of a lazy layer: how to reach its registry
+    ROOT/lazy                         the worker that fetches what is read
+
+A layer that cannot be lazy is unpacked to `fs`, and the reason is told in `unpacked`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lamina.core.driver import Ability, Claimed, Refused, Snapshot
+from lamina.core.mount import Mount
+from lamina.core.snapshot import EMPTY_LABELS, Usage
+from lamina.errors import DataLoss, FormatError, LaminaError
+from lamina.mount import mount_all
+from lamina.snapshotters.lower_mounts import is_mounted, mount_once, unmount_all
+from lamina.snapshotters.overlay_stack import OverlayStackDriver
+from lamina.snapshotters.stargz.access import ACCESS, Access
+from lamina.snapshotters.stargz.origin import Origin, Verification, origin_of
+from lamina.snapshotters.tree import remove_tree
+
+if TYPE_CHECKING:
+    from lamina.lazy.launch import LazyWorker
+    from lamina.lazy.served import GateName
+
+IMAGE = "layer.erofs"
+CACHE = "cache"
+FACTORY = "lamina.snapshotters.stargz.serving:open_layer"
+"""What the worker opens a cache by."""
+REASON = "unpacked"
+REASON_LABEL = "containerd.io/snapshot/lamina.unpacked"
+GATE_LABEL = "containerd.io/snapshot/lamina.gate"
+_NO_ACCESS = Access()
+_ALL = Verification()
+_SECTOR = 512
+"""Bytes of `st_blocks`."""
+
+
+class StargzDriver(OverlayStackDriver):
+    """The stargz driver.
+
+    Args:
+        root: the snapshotter's directory; made when absent.
+        gate: through which lazy layers are read; None for the best that works, found out by
+            trying when the first is to be mounted.
+        access: how to reach registries.
+        verification: what has to be verified.
+        completes: fetch the rest of a layer in the background.
+        abilities: what kernel and configuration allow; never REBASE.
+        mount_options: for every overlay mount.
+    """
+
+    mounts_at_once = False
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        gate: GateName | None = None,
+        access: Access = _NO_ACCESS,
+        verification: Verification = _ALL,
+        completes: bool = True,
+        abilities: frozenset[Ability] = frozenset(),
+        mount_options: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(root, abilities=abilities - {Ability.REBASE}, mount_options=mount_options)
+        self._wanted_gate = gate
+        self._access = access
+        self._verification = verification
+        self._completes = completes
+        self._root = root
+
+    def create(self, snapshot: Snapshot) -> None:
+        """Make the directories; see `OverlayStackDriver`."""
+        self._mount_layers(snapshot.parents)
+        super().create(snapshot)
+
+    def mounts(self, snapshot: Snapshot) -> list[Mount]:
+        """Return one bind mount or one overlay, after mounting the lazy layers it stands on.
+
+        Raises:
+            DataLoss: what a lazy layer is mounted from is gone.
+            Unavailable: there is no worker to serve it, and none can be started.
+        """
+        self._mount_layers(snapshot.parents)
+        return super().mounts(snapshot)
+
+    def claim(self, snapshot: Snapshot) -> Claimed | Refused:
+        """Mount the layer, after its table of contents was read and verified.
+
+        Raises:
+            LaminaError: it is one, and cannot be had, or is not what it should be.
+        """
+        try:
+            origin = origin_of(snapshot.labels)
+            if origin is None:
+                return self._refuse(snapshot.id, "its labels do not say which image it is of")
+            if not origin.size and not origin.manifest:
+                return self._refuse(snapshot.id, "its labels name neither its size nor a manifest")
+            self._make_lazy(snapshot.id, origin)
+        except BaseException as error:
+            self._undo(snapshot.id)
+            if isinstance(error, FormatError):
+                return self._refuse(snapshot.id, f"it is no eStargz or zstd:chunked ({error})")
+            if isinstance(error, LaminaError):
+                self._note(snapshot.id, str(error))
+            raise
+        return Claimed({GATE_LABEL: self._gate})
+
+    def seal(self, snapshot: Snapshot) -> Usage:
+        """Measure; a lazy layer is what it takes now, and grows."""
+        if not self.is_lazy(snapshot.id):
+            return super().seal(snapshot)
+        return Usage(2, self.image(snapshot.id).stat().st_blocks * _SECTOR)
+
+    def destroy(self, id: int) -> None:
+        """Unmount a lazy layer and let go of it; remove the directory."""
+        unmount_all(self.fs(id))
+        if (self.of(id) / CACHE).exists():
+            self._worker.remove(self.of(id) / CACHE)
+        super().destroy(id)
+
+    def info_labels(self, id: int) -> Mapping[str, str]:
+        """Return why a layer is not lazy."""
+        try:
+            reason = (self.of(id) / REASON).read_text()
+        except FileNotFoundError:
+            return EMPTY_LABELS
+        return {REASON_LABEL: reason}
+
+    @functools.cached_property
+    def _gate(self) -> GateName:
+        from lamina.lazy.gates.choice import choose_gate
+
+        return self._wanted_gate or choose_gate(self._root)
+
+    @functools.cached_property
+    def _worker(self) -> LazyWorker:
+        from lamina.lazy.launch import LazyWorker  # lists of snapshotters need none
+
+        return LazyWorker(self._root)
+
+    def image(self, id: int) -> Path:
+        """Return the metadata of a lazy layer."""
+        return self.of(id) / IMAGE
+
+    def is_lazy(self, id: int) -> bool:
+        """Tell whether a layer is served, rather than unpacked."""
+        return self.image(id).exists()
+
+    def _make_lazy(self, id: int, origin: Origin) -> None:
+        from lamina.snapshotters.stargz import layer  # only those who claim need the formats
+
+        access = self._access._replace(plain_http=origin.plain_http)
+        contents = layer.read_contents(access, origin, self._verification)
+        directory = self.of(id)
+        access.write(directory)
+        layer.make_cache(contents, directory / CACHE, self._gate)
+        layer.write_metadata(contents, self.image(id))
+        mount_once(self.fs(id), functools.partial(self._mount, id))
+        if self._completes and contents.tree.cache_size:
+            self._worker.prefetch(directory / CACHE)
+
+    def _mount_layers(self, ids: Iterable[int]) -> None:
+        for id in ids:
+            if not is_mounted(self.fs(id)) and self.is_lazy(id):
+                mount_once(self.fs(id), functools.partial(self._mount, id))
+
+    def _mount(self, id: int) -> None:
+        cache = self.of(id) / CACHE
+        if not cache.is_dir():
+            hint = "`lamina fsck --repair` tells how to have the layer again"
+            raise DataLoss("mount lazy layer", cache, hint=hint)
+        options = ["ro"]
+        if (cache / "data").stat().st_size:
+            options.append(f"device={self._worker.add(cache, FACTORY, self._gate)}")
+        mount_all([Mount("erofs", str(self.image(id)), options=tuple(options))], self.fs(id))
+
+    def _undo(self, id: int) -> None:
+        """Make the storage what `create` has made it."""
+        with contextlib.suppress(LaminaError):
+            unmount_all(self.fs(id))
+            if (self.of(id) / CACHE).exists():
+                self._worker.remove(self.of(id) / CACHE)
+        remove_tree(self.of(id) / CACHE)
+        for name in (IMAGE, ACCESS):
+            (self.of(id) / name).unlink(missing_ok=True)
+
+    def _refuse(self, id: int, reason: str) -> Refused:
+        self._note(id, reason)
+        return Refused(reason)
+
+    def _note(self, id: int, reason: str) -> None:
+        (self.of(id) / REASON).write_text(reason[:1000])

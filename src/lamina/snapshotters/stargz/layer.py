@@ -1,0 +1,99 @@
+"""A lazy layer: its TOC read and checked, its metadata an image, its data a cache to be filled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from lamina.core.digest import parse_digest
+from lamina.errors import DigestMismatch, FailedPrecondition
+from lamina.formats.erofs.tree import BLOCK
+from lamina.formats.erofs.writer import Device, write_image
+from lamina.formats.estargz.footer import Kind, find_toc
+from lamina.formats.estargz.toc import Toc, read_toc
+from lamina.formats.estargz.tree import LayerTree, to_tree
+from lamina.formats.estargz.units import Unit as StargzUnit
+from lamina.lazy.layer import LayerFile, create_layer
+from lamina.lazy.sources.description import RegistryDescription
+from lamina.lazy.table import Header
+from lamina.lazy.unit import DIGEST_LENGTH, Check, Codec, Piece, Unit
+from lamina.snapshotters.stargz.access import Access
+from lamina.snapshotters.stargz.origin import Origin, Verification
+from lamina.snapshotters.stargz.serving import open_source, size_in_manifest
+
+_OPAQUE = b"trusted.overlay.opaque"
+
+
+class Contents(NamedTuple):
+    """A layer whose table of contents was read, and is what it has to be."""
+
+    blob: RegistryDescription
+    toc: Toc
+    tree: LayerTree
+
+
+def read_contents(access: Access, origin: Origin, verification: Verification) -> Contents:
+    """Read and check the table of contents.
+
+    Raises:
+        FormatError: the blob has none, or one that breaks a rule.
+        DigestMismatch: it is not the one that the manifest names.
+        FailedPrecondition: the manifest names none, and the configuration insists.
+        LaminaError: as the registry raises.
+    """
+    blob = RegistryDescription(origin.reference, origin.digest, _size(access, origin))
+    source = open_source(access, blob)
+    location = find_toc(source)
+    if location.kind is Kind.EXTERNAL:
+        hint = "convert the image without --estargz-external-toc"
+        raise FailedPrecondition("read a TOC that is in another image", origin.digest, hint=hint)
+    toc = read_toc(source, location)
+    checked = not (verification.off or (verification.may_be_skipped and origin.may_skip))
+    if origin.toc_digest and not verification.off:
+        if toc.digest != origin.toc_digest:
+            raise DigestMismatch(
+                "check TOC of layer", origin.digest, expected=origin.toc_digest, got=toc.digest
+            )
+    elif checked:
+        hint = "the manifest names no TOC digest: convert the image as an OCI image (--oci)"
+        raise FailedPrecondition("verify the TOC of layer", origin.digest, hint=hint)
+    tree = to_tree(toc, opaque_xattr=_OPAQUE, require_digests=checked)
+    return Contents(blob, toc, tree)
+
+
+def write_metadata(contents: Contents, path: Path) -> None:
+    """Write the image whose only device is the cache file."""
+    tree = contents.tree
+    devices = [Device(tree.cache_size // BLOCK)] if tree.cache_size else []
+    with path.open("xb") as out:
+        write_image(tree.root, out, devices=devices)
+
+
+def make_cache(contents: Contents, directory: Path, gate: str) -> None:
+    """Make the directory of the cache, with nothing in it yet."""
+    codec = Codec.ZSTD if contents.toc.is_zstd else Codec.GZIP
+    units = (_unit(unit, codec) for unit in contents.tree.units)
+    header = Header(contents.blob.size, contents.tree.cache_size)
+    create_layer(directory, LayerFile(contents.blob, gate), header, units)
+
+
+def _size(access: Access, origin: Origin) -> int:
+    if origin.size:
+        return origin.size
+    manifest = parse_digest(origin.manifest)
+    return size_in_manifest(access, origin.reference, manifest, origin.digest)
+
+
+def _unit(unit: StargzUnit, codec: Codec) -> Unit:
+    pieces = tuple(
+        Piece(
+            piece.inner_offset,
+            piece.length,
+            piece.cache_offset,
+            Check.SHA256 if piece.digest else Check.NONE,
+            piece.digest or bytes(DIGEST_LENGTH),
+        )
+        for piece in unit.pieces
+    )
+    place = (unit.source_offset, unit.source_length, unit.cache_offset, unit.cache_length)
+    return Unit(*place, codec, pieces)

@@ -1,0 +1,366 @@
+"""The stargz snapshotter: images of a real registry that are used before they are fetched."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lamina.config import load
+from lamina.core.digest import Digest, parse_digest
+from lamina.core.labels import REMOTE
+from lamina.errors import NotFound
+from lamina.formats.estargz.footer import find_toc
+from lamina.formats.estargz.toc import read_toc
+from lamina.images.platform import default_platform
+from lamina.lazy.launch import LazyWorker
+from lamina.mount import temp_mount, unmount_recursive
+from lamina.snapshotters.stargz.access import Access
+from lamina.snapshotters.stargz.driver import REASON_LABEL
+from lamina.snapshotters.stargz.origin import TOC_DIGEST
+from lamina.snapshotters.stargz.plugin import NEEDS, StargzConfig
+from lamina.snapshotters.stargz.serving import size_in_manifest
+from lamina.store import Store
+from tests.erofs import Bytes
+from tests.estargz import make_blob
+from tests.fixtures_containers import Machine
+from tests.fixtures_registry import LocalRegistry, running_registry
+from tests.images import ImageFiles, Layer, digest, image
+from tests.kernel.test_archive import layout, pack
+
+pytest_plugins = ["tests.fixtures_registry"]
+pytestmark = [pytest.mark.root, pytest.mark.overlay, pytest.mark.erofs, pytest.mark.registry]
+
+GATES = [
+    pytest.param("fanotify", marks=pytest.mark.fanotify),
+    pytest.param("fuse", marks=pytest.mark.fuse),
+]
+CHUNK = 64 << 10
+TOC = "stargz.index.json"
+CONFIG = """version = 3
+[plugins."io.containerd.snapshotter.v1.stargz"]
+gate = "{gate}"
+no_background_fetch = {quiet}
+"""
+
+
+def noise(size: int, seed: int) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+FILES = [
+    {"a": b"first", "big": noise(700_000, 1), "empty": b"", "dir/deep/file": noise(90_000, 2)},
+    {"b": b"second", "other": noise(300_000, 3), "dir/more": b"more"},
+]
+ALL = {path: content for files in FILES for path, content in files.items()}
+
+
+def stargz_layer(files: dict[str, bytes], mode: int = 0o644) -> Layer:
+    blob = make_blob(files, CHUNK, mode=mode)
+    return Layer(blob, digest(gzip.decompress(blob)))
+
+
+def toc_digest(blob: bytes) -> str:
+    return read_toc(Bytes(blob), find_toc(Bytes(blob))).digest
+
+
+def annotated(files: ImageFiles, **changed: str) -> bytes:
+    """Return the manifest with the digests of the tables of contents."""
+    manifest = json.loads(files.manifest)
+    for entry, layer in zip(manifest["layers"], files.layers, strict=True):
+        with contextlib.suppress(Exception):
+            entry["annotations"] = {TOC_DIGEST: toc_digest(layer.blob), **changed}
+    return json.dumps(manifest).encode()
+
+
+@pytest.fixture
+def files() -> ImageFiles:
+    return image(*map(stargz_layer, FILES))
+
+
+@pytest.fixture
+def open_store(root_dir: Path, tmp_path: Path) -> Iterator[Callable[..., Store]]:
+    opened: list[Store] = []
+
+    def make(gate: str = "auto", *, quiet: bool = True) -> Store:
+        config = tmp_path / "config.toml"
+        config.write_text(CONFIG.format(gate=gate, quiet=str(quiet).lower()))
+        opened.append(Store(root_dir, config=load(config)))
+        return opened[-1]
+
+    yield make
+    for store in opened:
+        store.close()
+    unmount_recursive(root_dir)
+    end_worker(root_dir)
+
+
+def end_worker(root: Path) -> None:
+    """Kill whatever serves the root; stopped first, so that none takes another's place."""
+    stopped: set[int] = set()
+    while new := set(processes(root)) - stopped:
+        for pid in new:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        stopped |= new
+        time.sleep(0.05)
+    for pid in stopped:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def processes(root: Path) -> list[int]:
+    done = subprocess.run(
+        ("pgrep", "-f", f"lamina.lazy.*{root}"), stdout=subprocess.PIPE, text=True
+    )
+    return [int(pid) for pid in done.stdout.split()]
+
+
+def push(registry: LocalRegistry, files: ImageFiles, manifest: bytes | None = None) -> str:
+    registry.push(manifest or annotated(files), files.blobs, "test", "1")
+    return f"{registry.host}/test:1"
+
+
+def worker(store: Store) -> LazyWorker:
+    return LazyWorker(store.snapshotter("stargz").root)
+
+
+def top(store: Store, ref: str) -> str:
+    return store.launch(ref).chain_id
+
+
+def read_all(store: Store, ref: str, tmp_path: Path) -> dict[str, bytes]:
+    engine = store.snapshotter("stargz")
+    mounts = engine.view("look", top(store, ref))
+    try:
+        with temp_mount(mounts, dir=tmp_path, read_only=True) as root:
+            # Unpacking leaves the table of contents in the tree: to a tar, it is a file.
+            found = (path for path in root.rglob("*") if path.is_file() and path.name != TOC)
+            return {str(path.relative_to(root)): path.read_bytes() for path in found}
+    finally:
+        engine.remove("look")
+
+
+def fetched(store: Store) -> int:
+    return sum(layer.local_bytes for layer in worker(store).status().layers)
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_pull_fetches_no_layer_and_reads_are_right(
+    open_store: Callable[..., Store],
+    registry: LocalRegistry,
+    files: ImageFiles,
+    tmp_path: Path,
+    gate: str,
+) -> None:
+    store = open_store(gate)
+    ref = push(registry, files)
+    store.pull(ref, snapshotter="stargz", plain_http=True)
+    for layer in files.layers:
+        assert not store.images.content.has(layer.digest)  # type: ignore[arg-type]
+    engine = store.snapshotter("stargz")
+    assert [REMOTE in info.labels for info in engine.walk()] == [True, True]
+    assert fetched(store) == 0
+    mounts = engine.prepare("container", top(store, ref))
+    with temp_mount(mounts, dir=tmp_path) as root:
+        assert (root / "a").stat().st_size == 5
+        assert fetched(store) == 0
+        assert (root / "a").read_bytes() == b"first"
+        assert 0 < fetched(store) < 200_000
+        (root / "b").write_text("changed")
+        assert (root / "dir/more").read_bytes() == b"more"
+    assert read_all(store, ref, tmp_path) == ALL
+    assert store.fsck() == []
+
+
+def test_layers_that_are_not_lazy_are_unpacked(
+    open_store: Callable[..., Store], registry: LocalRegistry, tmp_path: Path
+) -> None:
+    store = open_store()
+    files = image(stargz_layer(FILES[0]), Layer.of({"plain": b"plain"}), stargz_layer(FILES[1]))
+    ref = push(registry, files)
+    store.pull(ref, snapshotter="stargz", plain_http=True)
+    engine = store.snapshotter("stargz")
+    chain = store.images.select(store.image(ref), default_platform()).chain
+    infos = [engine.stat(chain_id) for chain_id in chain]
+    assert [REMOTE in info.labels for info in infos] == [True, False, True]
+    assert infos[1].labels[REASON_LABEL].startswith("it is no eStargz or zstd:chunked")
+    assert REASON_LABEL not in infos[2].labels
+    assert read_all(store, ref, tmp_path) == ALL | {"plain": b"plain"}
+
+
+@pytest.mark.parametrize(
+    ("annotations", "said"),
+    [
+        ({TOC_DIGEST: "sha256:" + "0" * 64}, "check TOC of layer"),
+        ({TOC_DIGEST: ""}, "the manifest names no TOC digest"),
+    ],
+)
+def test_what_cannot_be_verified_is_unpacked(
+    open_store: Callable[..., Store],
+    registry: LocalRegistry,
+    files: ImageFiles,
+    tmp_path: Path,
+    annotations: dict[str, str],
+    said: str,
+) -> None:
+    store = open_store()
+    manifest = json.loads(annotated(files))
+    for entry in manifest["layers"]:
+        entry["annotations"].update(annotations)
+    ref = push(registry, files, json.dumps(manifest).encode())
+    store.pull(ref, snapshotter="stargz", plain_http=True)
+    infos = list(store.snapshotter("stargz").walk())
+    assert [REMOTE in info.labels for info in infos] == [False, False]
+    assert all(said in info.labels[REASON_LABEL] for info in infos)
+    assert read_all(store, ref, tmp_path) == ALL
+
+
+def test_imported_images_are_unpacked(
+    open_store: Callable[..., Store], files: ImageFiles, tmp_path: Path
+) -> None:
+    store = open_store()
+    archive = pack(layout(files, annotations={"io.containerd.image.name": "docker.io/library/a:1"}))
+    store.import_images(io.BytesIO(archive), snapshotter="stargz")
+    infos = list(store.snapshotter("stargz").walk())
+    assert [info.labels[REASON_LABEL] for info in infos] == [
+        "its labels do not say which image it is of"
+    ] * 2
+    assert read_all(store, "docker.io/library/a:1", tmp_path) == ALL
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_complete_layers_need_nobody(
+    open_store: Callable[..., Store],
+    files: ImageFiles,
+    tmp_path: Path,
+    root_dir: Path,
+    gate: str,
+) -> None:
+    store = open_store(gate, quiet=False)
+    with running_registry(tmp_path / "registry") as registry:
+        ref = push(registry, files)
+        store.pull(ref, snapshotter="stargz", plain_http=True)
+        with contextlib.suppress(NotFound):  # complete already
+            for layer in worker(store).status().layers:
+                worker(store).wait(Path(layer.directory), 30)
+    assert read_all(store, ref, tmp_path) == ALL
+    end_worker(root_dir)
+    unmount_recursive(root_dir)  # as after a restart of the machine
+    again = open_store(gate)
+    assert read_all(again, ref, tmp_path) == ALL
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_worker_is_killed_while_everything_is_read(
+    open_store: Callable[..., Store],
+    registry: LocalRegistry,
+    tmp_path: Path,
+    gate: str,
+) -> None:
+    store = open_store(gate)
+    parts = {f"part-{number}": noise(400_000, number) for number in range(12)}
+    ref = push(registry, image(stargz_layer(parts)))
+    store.pull(ref, snapshotter="stargz", plain_http=True)
+    engine = store.snapshotter("stargz")
+    with temp_mount(engine.view("look", top(store, ref)), dir=tmp_path, read_only=True) as root:
+        for number, (name, content) in enumerate(parts.items()):
+            if number % 3 == 0:
+                os.kill(worker(store).status().pid, signal.SIGKILL)
+            assert (root / name).read_bytes() == content
+    engine.remove("look")
+
+
+def test_restart_of_the_machine_with_layers_that_are_not_complete(
+    open_store: Callable[..., Store],
+    registry: LocalRegistry,
+    files: ImageFiles,
+    tmp_path: Path,
+    root_dir: Path,
+) -> None:
+    store = open_store("fuse")
+    ref = push(registry, files)
+    store.pull(ref, snapshotter="stargz", plain_http=True)
+    engine = store.snapshotter("stargz")
+    engine.prepare("container", top(store, ref))
+    unmount_recursive(root_dir)
+    end_worker(root_dir)
+    with temp_mount(
+        open_store("fuse").snapshotter("stargz").mounts("container"), dir=tmp_path
+    ) as at:
+        assert (at / "big").read_bytes() == ALL["big"]
+
+
+def test_removed_image_leaves_nothing(
+    open_store: Callable[..., Store], registry: LocalRegistry, files: ImageFiles
+) -> None:
+    store = open_store()
+    ref = push(registry, files)
+    store.pull(ref, snapshotter="stargz", plain_http=True)
+    engine = store.snapshotter("stargz")
+    store.remove_image(ref)
+    store.collect()
+    engine.cleanup()
+    assert list(engine.walk()) == []
+    assert worker(store).status().layers == []
+    assert list((engine.root / "snapshots").iterdir()) == []
+    assert store.fsck() == []
+
+
+@pytest.mark.runtime
+def test_container_runs_from_a_lazy_image(
+    machine: Machine, registry: LocalRegistry, tmp_path: Path
+) -> None:
+    busybox = Path(shutil.which("busybox") or "").read_bytes()
+    files = image(stargz_layer({"bin/busybox": busybox, "unused": noise(2_000_000, 9)}, 0o755))
+    manifest = json.loads(annotated(files))
+    ref = push(registry, files, json.dumps(manifest).encode())
+    snapshotter = ("--snapshotter", "stargz")
+    try:
+        machine.lamina("images", "pull", "--plain-http", *snapshotter, ref)
+        argv = ("run", "--rm", *snapshotter, ref, machine.id, "/bin/busybox", "echo", "hello")
+        assert machine.lamina(*argv).stdout == "hello\n"
+        unpacked = machine.lamina("snapshots", *snapshotter, "ls").stdout
+        assert "Committed" in unpacked
+    finally:
+        unmount_recursive(machine.root)
+        end_worker(machine.root)
+
+
+def test_configuration() -> None:
+    [problem] = StargzConfig(gate="wide").problems()
+    assert problem == "gate: 'wide' is none of auto, fanotify, fuse"
+    assert StargzConfig(gate="fuse").problems() == []
+
+
+def test_needs_are_met(tmp_path: Path) -> None:
+    assert [need.probe(tmp_path) for need in NEEDS] == [None] * 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_size_of_a_layer_is_asked_for_where_no_label_tells(
+    registry: LocalRegistry, files: ImageFiles
+) -> None:
+    manifest = annotated(files)
+    ref = push(registry, files, manifest)
+    access = Access(plain_http=True)
+    for layer in files.layers:
+        blob = parse_digest(layer.digest)
+        assert size_in_manifest(access, ref, digest_of(manifest), blob) == len(layer.blob)
+    with pytest.raises(NotFound):
+        size_in_manifest(access, ref, digest_of(manifest), digest_of(b"of no layer"))
+
+
+def digest_of(data: bytes) -> Digest:
+    return parse_digest(digest(data))
