@@ -8,7 +8,10 @@ import sys
 
 from bench.figures import Figure, record
 
-BENCHMARKS = ("startup", "engine", "serve", "run", "memory", "pull", "devmapper")
+BENCHMARKS = (
+    *("startup", "engine", "serve", "run", "memory", "pull", "fork"),
+    *("devmapper", "scale"),  # in virtual machines
+)
 
 
 def main(names: list[str]) -> int:
