@@ -173,7 +173,7 @@ def _try(plugin: AnyPlugin, section: SnapshotterConfig, directory: Path) -> tupl
     _refuse_containerds(directory)
     with probe_directory(directory) as place:
         plugin.probe(section, place)
-        driver = plugin.load(section, place)
+        driver = plugin.load(section, directory if plugin.in_place else place)
         try:
             return tuple(sorted(driver.abilities))
         finally:

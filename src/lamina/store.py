@@ -42,13 +42,15 @@ if TYPE_CHECKING:
     from lamina.images.archive.exporting import ExportOptions
     from lamina.images.archive.importing import ImportOptions
     from lamina.images.catalogue import Image
+    from lamina.images.extraction import Destination
     from lamina.images.gc import Collected
+    from lamina.images.migration import Migrated
     from lamina.images.operation import Options
     from lamina.images.progress import Progress
     from lamina.images.pull import Pulled
     from lamina.images.registry.client import Registry
     from lamina.images.store import ImageStore
-    from lamina.images.unpack import Destination
+    from lamina.layer.limits import LayerLimits
     from lamina.meta.containers import ContainerStore
     from lamina.meta.database import Database
     from lamina.meta.launches import Launch
@@ -274,6 +276,60 @@ class Store:
             )
         return image.chain_id
 
+    def migrate(
+        self,
+        ref: str,
+        source: str,
+        snapshotter: str | None = None,
+        *,
+        remove_source: bool = False,
+        limits: LayerLimits | None = None,
+        progress: Progress | None = None,
+        sync: bool = False,
+    ) -> Migrated:
+        """Copy an unpacked image to another snapshotter, without its layers' blobs or a registry.
+
+        Args:
+            ref: the image; every platform of it that is unpacked is copied.
+            source: the snapshotter where it is unpacked.
+            snapshotter: where to copy it; None for the default.
+            remove_source: once the copy survives power loss, free the layers in `source`. Those
+                that something else needs stay.
+            limits: bounds of each layer.
+            progress: told what happens.
+            sync: make the copy survive power loss before returning.
+
+        Raises:
+            InvalidArgument: source and target are the same.
+            FailedPrecondition: the image is not unpacked in `source`.
+            DataLoss: the copy is not what it was made from; it is removed.
+            ResourceExhausted: there is no room for it.
+        """
+        from lamina.images.migration import Migrated, forget, left_in, migrate
+
+        name = snapshotter or self.default_snapshotter
+        if source == name:
+            hint = "name another one with --snapshotter"
+            raise InvalidArgument("copy an image to the snapshotter that has it:", name, hint=hint)
+        origin, image = self._destination(source), self.image(ref)
+        with self._janitor_held():
+            copies = migrate(
+                image,
+                store=self.images,
+                source=origin,
+                target=self._destination(name),
+                limits=limits,
+                progress=progress,
+                collect=self.collect,
+            )
+            if sync or remove_source:
+                self.sync([name])
+        if not remove_source:
+            return Migrated(image, copies)
+        forget(image, store=self.images, snapshotter=source)
+        self.collect()
+        return Migrated(image, copies, left_in(origin, copies))
+
     def image(self, ref: str) -> Image:
         """Return the record of an image by its reference, full or short, or by its plain name.
 
@@ -429,10 +485,11 @@ class Store:
                     self.janitor.wake()
 
     def _destination(self, name: str) -> Destination:
-        from lamina.images.unpack import Destination
+        from lamina.images.extraction import Destination
 
         engine = self.snapshotter(name)
-        return Destination(name, engine, Ability.REBASE in engine.abilities)
+        rebase = Ability.REBASE in engine.abilities
+        return Destination(name, engine, rebase=rebase, remote=engine.is_remote)
 
     def existing_snapshotters(self) -> list[str]:
         """Return the names of those that have a directory already, usable or not."""

@@ -10,9 +10,10 @@ from google.protobuf.message import DecodeError, Message
 from lamina.api.convert import info_from_wire, info_to_wire, mounts_from_wire, usage_from_wire
 from lamina.api.service import SERVICE
 from lamina.api.wire import snapshots_pb2 as pb
+from lamina.core.labels import FORK_OF, FORKED_FROM
 from lamina.core.mount import Mount
-from lamina.core.snapshot import Info, Snapshotter, Usage
-from lamina.errors import DataLoss, InvalidArgument
+from lamina.core.snapshot import Info, Kind, Snapshotter, Usage
+from lamina.errors import DataLoss, FailedPrecondition, InvalidArgument, NotImplementedHere
 
 if TYPE_CHECKING:
     from lamina.api.channel import Channel
@@ -82,6 +83,25 @@ class RemoteSnapshotter(Snapshotter):
             pb.ViewSnapshotRequest, snapshotter=self.name, key=key, parent=parent, labels=labels
         )
         return mounts_from_wire(self._call("View", request, pb.ViewSnapshotResponse).mounts)
+
+    def fork(self, key: str, new: str, *, labels: Mapping[str, str] | None = None) -> list[Mount]:
+        """Have a snapshot forked, by Prepare with a label; see `Snapshotter.fork`.
+
+        Raises:
+            NotImplementedHere: the snapshotter cannot, or is not Lamina's.
+        """
+        source = self.stat(key)
+        if source.kind != Kind.ACTIVE:
+            hint = f"it is {source.kind}, not Active: prepare a snapshot instead"
+            raise FailedPrecondition("fork snapshot", key, hint=hint)
+        mounts = self.prepare(new, source.parent, labels={**(labels or {}), FORK_OF: key})
+        if FORKED_FROM in self.stat(new).labels:
+            return mounts
+        self.remove(new)  # others ignore the label, and have made an unchanged one
+        raise NotImplementedHere(
+            f"fork snapshot with the daemon's {self.name}", key,
+            hint="it is not Lamina's: use a daemon of Lamina's, or commit and prepare on that",
+        )  # fmt: skip
 
     def commit(
         self, name: str, key: str, *, labels: Mapping[str, str] | None = None, parent: str = ""

@@ -130,12 +130,15 @@ class Sender:
         self.frame_size = min(size, _FRAME)
 
     def set_initial_window(self, streams: Iterable[Outgoing], window: int) -> None:
-        """Follow the peer's INITIAL_WINDOW_SIZE, which changes the windows of open streams too."""
+        """Follow the peer's INITIAL_WINDOW_SIZE, which changes the windows of open streams too.
+
+        Nothing goes out here: the peer counts on a larger window only once it has seen the
+        acknowledgement (RFC 9113, 6.5.3), so that comes first, and `pump` after it.
+        """
         change = window - self.initial_window
         self.initial_window = window
         for stream in streams:
             stream.window = _checked(stream.window + change)
-        self.pump()
 
     def enlarge(self, increment: int) -> None:
         """Let more go out on the connection."""

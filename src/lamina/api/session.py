@@ -192,6 +192,7 @@ class Session:
             elif setting == MAX_FRAME_SIZE:
                 self.sender.set_frame_size(value)
         self.sender.add(frame(SETTINGS, ACK, 0))
+        self.sender.pump()
 
     def _ping(self, each: Frame) -> None:
         if not each.flags & ACK:

@@ -17,8 +17,8 @@ from lamina.core.labels import GC_ROOT
 from lamina.core.mount import Mount
 from lamina.core.snapshot import Info
 from lamina.errors import LaminaError
+from lamina.images.extraction import Destination
 from lamina.images.pull import unpack
-from lamina.images.unpack import Destination
 
 if TYPE_CHECKING:
     from lamina.api.channel import Channel

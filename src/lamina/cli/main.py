@@ -26,6 +26,7 @@ from lamina.version import VERSION
 
 # Name -> (module, attribute, what `--help` says). Only the module of the verb typed is imported.
 _VERBS = {
+    "btrfs": ("lamina.cli.btrfs", "btrfs", "Set up a btrfs for the btrfs snapshotter."),
     "containers": ("lamina.cli.containers", "containers", "List, describe and remove containers."),
     "content": ("lamina.cli.content", "content", "List, print, store, label and remove blobs."),
     "devmapper": ("lamina.cli.devmapper", "devmapper", "Set up and look after a thin pool."),
@@ -38,6 +39,7 @@ _VERBS = {
     "serve": ("lamina.cli.serve", "serve", "Serve snapshotters to containerd."),
     "snapshots": ("lamina.cli.snapshots", "snapshots", "Work with snapshots directly."),
     "tasks": ("lamina.cli.tasks", "tasks", "List, signal and enter running containers."),
+    "zfs": ("lamina.cli.zfs", "zfs", "Set up and look after a ZFS pool."),
 }
 _ALIASES = {
     "c": "containers",

@@ -49,6 +49,16 @@ def print_aligned(lines: Sequence[Sequence[str]], *, min_width: int = 1, padding
         click.echo("".join((*padded, *cells[-1:])))
 
 
+def print_fields(lines: Iterable[Sequence[str]]) -> None:
+    """Print what is known of one thing, a name and its value on each line."""
+    print_aligned([[printable(cell) for cell in line] for line in lines], padding=2)
+
+
+def say(text: str) -> None:
+    """Tell on stderr what is done, for people."""
+    click.echo(printable(text), err=True)
+
+
 def binary_output() -> BinaryIO:
     """Return standard output for bytes; raises InvalidArgument where it is closed."""
     if sys.stdout is None:

@@ -18,21 +18,23 @@ from contextlib import ExitStack
 from lamina.errors import FormatError, ResourceExhausted
 from lamina.formats.stream import ChunkStream
 from lamina.formats.tar import Entry, TarReader, Type
+from lamina.formats.tar.layer import (
+    OPAQUE_MARKER,
+    PREFIX,
+    check_device,
+    check_owner,
+    clean,
+    deleted_name,
+    times,
+)
 from lamina.layer.cursor import DIRECTORY, is_directory
 from lamina.layer.faults import translated
 from lamina.layer.limits import Applied, LayerLimits
-from lamina.layer.metadata import check_owner, copy_directory, set_xattrs, times
+from lamina.layer.metadata import copy_directory, set_xattrs
 from lamina.layer.pipeline import HashedChunks
 from lamina.layer.target import LayerTarget
-from lamina.layer.tree import Directory, Tree, clean
-from lamina.layer.whiteouts import (
-    OPAQUE_MARKER,
-    PREFIX,
-    Deletions,
-    OverlayDeletions,
-    PlainDeletions,
-    deleted_name,
-)
+from lamina.layer.tree import Directory, Tree
+from lamina.layer.whiteouts import Deletions, OverlayDeletions, PlainDeletions
 from lamina.linux.openat2 import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
 from lamina.linux.userns import in_user_namespace
 
@@ -40,8 +42,6 @@ log = logging.getLogger(__name__)
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DEVICES = {Type.CHAR: stat.S_IFCHR, Type.BLOCK: stat.S_IFBLK}
-_MAJOR_BITS, _MINOR_BITS = 12, 20
-"""Of device numbers in Linux (<linux/kdev_t.h>)."""
 _MAX_WARNINGS = 8
 _TIMES = struct.Struct("=qqH")
 """Access and modification time in nanoseconds and the length of the path that follows."""
@@ -108,6 +108,7 @@ class _Applier:
         self._hidden: tuple[bytes, ...] = (b"trusted.",)
         if target.overlay_whiteouts:
             self._deletions = OverlayDeletions(user_xattrs=target.user_xattrs)
+            self._hidden += (b"user.fuseoverlayfs.",)
             self._hidden += (b"user.overlay.",) if target.user_xattrs else ()
         else:
             with os.scandir(root_fd) as entries:
@@ -278,11 +279,10 @@ class _Applier:
 
     def _node(self, entry: Entry, directory: Directory, base: bytes) -> None:
         kind = _DEVICES.get(entry.type, stat.S_IFIFO)
-        numbers = (entry.devmajor, entry.devminor) if entry.type in _DEVICES else (0, 0)
-        if not (0 <= numbers[0] < 1 << _MAJOR_BITS and 0 <= numbers[1] < 1 << _MINOR_BITS):
-            got = f"{numbers[0]}:{numbers[1]}"
-            raise FormatError("tar", self._at, expected="device numbers of Linux", got=got)
-        device = os.makedev(*numbers)
+        device = 0
+        if entry.type in _DEVICES:
+            check_device(entry, self._at)
+            device = os.makedev(entry.devmajor, entry.devminor)
         try:
             os.mknod(base, kind, device, dir_fd=directory.fd)
         except FileExistsError:
@@ -334,7 +334,7 @@ class _Applier:
                     return
                 raise
             try:
-                hidden = (b"trusted.", b"user.overlay.")
+                hidden = (b"trusted.", b"user.overlay.", b"user.fuseoverlayfs.")
                 self._remember_times(path, *copy_directory(source, fd, hidden=hidden))
             finally:
                 os.close(source)

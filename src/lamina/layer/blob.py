@@ -1,4 +1,4 @@
-"""A layer's blob as a stream, while its file may still be growing."""
+"""A layer's blob as a stream, while its file may still be growing, or from a pipe."""
 
 from __future__ import annotations
 
@@ -69,3 +69,27 @@ class GrowingBlob:
             )
         self._position += len(data)
         return data
+
+
+class PipedBlob:
+    """Sequential reader of a pipe, to its end; a context manager.
+
+    Args:
+        path: leads to a pipe that somebody has open for writing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        os.close(self._fd)
+
+    def advance(self, available: int) -> None:
+        """Need nothing: reading waits by itself."""
+
+    def read(self, length: int) -> bytes:
+        """Return some of the next bytes, at most `length`, none at the end; wait for them."""
+        return os.read(self._fd, length)

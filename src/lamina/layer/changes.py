@@ -8,12 +8,13 @@ from __future__ import annotations
 import enum
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from lamina.errors import FailedPrecondition
 from lamina.layer.cursor import Cursor, is_directory
-from lamina.layer.node import Node, look, same
+from lamina.layer.node import Node, look, same, same_exactly
 
 _PREFIXES = ("trusted.overlay.", "user.overlay.")
 
@@ -50,17 +51,43 @@ class _Level:
     in_lower: bool
 
 
-def between(lower_fd: int | None, upper_fd: int) -> Iterator[Change]:
-    """Yield what changes the tree at `lower_fd` (None: nothing) into the one at `upper_fd`."""
+def between(lower_fd: int | None, upper_fd: int, *, exact: bool = False) -> Generator[Change]:
+    """Yield what changes the tree at `lower_fd` (None: nothing) into the one at `upper_fd`.
+
+    With `exact` that is everything: times of directories, access control lists, and which names
+    are links to the same file.
+    """
+    compare = _ExactComparison() if exact else _compare
+    with closing(pairs(lower_fd, upper_fd)) as found:
+        for path, old, new in found:
+            if new is None:
+                yield Change(ChangeKind.DELETE, path, None)
+                continue
+            node = Node(upper_fd, path, new)
+            before = node if old is None or lower_fd is None else Node(lower_fd, path, old)
+            change = compare(before, node, old is None)
+            if change is not None:
+                yield change
+
+
+def pairs(
+    lower_fd: int | None, upper_fd: int
+) -> Generator[tuple[bytes, os.stat_result | None, os.stat_result | None]]:
+    """Yield each path with its status in either tree, None where it is not there.
+
+    What is below a directory that only `lower_fd` has is left out.
+    """
     with Cursor(".", dir_fd=upper_fd) as upper:
         if lower_fd is None:
-            yield from _between(None, -1, upper, upper_fd)
+            yield from _pairs(None, upper)
             return
         with Cursor(".", dir_fd=lower_fd) as lower:
-            yield from _between(lower, lower_fd, upper, upper_fd)
+            yield from _pairs(lower, upper)
 
 
-def _between(lower: Cursor | None, lower_fd: int, upper: Cursor, upper_fd: int) -> Iterator[Change]:
+def _pairs(
+    lower: Cursor | None, upper: Cursor
+) -> Generator[tuple[bytes, os.stat_result | None, os.stat_result | None]]:
     levels = [_level(b"", lower, upper)]
     while levels:
         level = levels[-1]
@@ -74,14 +101,8 @@ def _between(lower: Cursor | None, lower_fd: int, upper: Cursor, upper_fd: int) 
         name = level.names.pop()
         path = level.path + name
         old, new = level.below.get(name), level.here.get(name)
-        if new is None:
-            yield Change(ChangeKind.DELETE, path, None)
-            continue
-        node = Node(upper_fd, path, new)
-        change = _compare(node if old is None else Node(lower_fd, path, old), node, old is None)
-        if change is not None:
-            yield change
-        if is_directory(new):
+        yield path, old, new
+        if new is not None and is_directory(new):
             upper.enter(name)
             both = lower is not None and old is not None and is_directory(old)
             if lower is not None and both:
@@ -111,10 +132,42 @@ def _compare(old: Node, new: Node, added: bool) -> Change | None:
     return None
 
 
-def in_upper(upper_fd: int, lower_fds: Sequence[int]) -> Iterator[Change]:
+class Links:
+    """Which names belong to one file, by the first of them in the order of the walk."""
+
+    def __init__(self) -> None:
+        self._firsts: dict[tuple[int, int], bytes] = {}
+
+    def first(self, path: bytes, status: os.stat_result) -> bytes:
+        """Return the first name of the file; the path itself for a directory."""
+        if is_directory(status):
+            return path
+        return self._firsts.setdefault((status.st_dev, status.st_ino), path)
+
+
+class _ExactComparison:
+    """Compares as `_compare` does, and everything."""
+
+    def __init__(self) -> None:
+        self._old, self._new = Links(), Links()
+
+    def __call__(self, old: Node, new: Node, added: bool) -> Change | None:
+        path = new.path
+        first = self._new.first(path, new.status)
+        if added:
+            return Change(ChangeKind.ADD, path, new)
+        if self._old.first(path, old.status) != first or not same_exactly(old, new):
+            return Change(ChangeKind.MODIFY, path, new)
+        if new.status.st_nlink > 1 and not is_directory(new.status):
+            return Change(ChangeKind.UNMODIFIED, path, new)
+        return None
+
+
+def in_upper(upper_fd: int, lower_fds: Sequence[int], *, exact: bool = False) -> Generator[Change]:
     """Yield what the upper directory of an overlay, not mounted, changes in its lower ones.
 
-    Costs what was changed, not what there is. `lower_fds` are given nearest first.
+    Costs what was changed, not what there is. `lower_fds` are given nearest first. With `exact`
+    all that the upper directory has counts as changed.
 
     Raises:
         FailedPrecondition: a directory was renamed (`redirect_dir`), or a file's data was left
@@ -132,7 +185,7 @@ def in_upper(upper_fd: int, lower_fds: Sequence[int]) -> Iterator[Change]:
             name, status = pending.pop()
             node = Node(upper_fd, prefix + name, status)
             flags = _overlay_attributes(cursor.fd, name, node)
-            yield from _upper_changes(node, flags, _visible(lower_fds, node.path))
+            yield from _upper_changes(node, flags, _visible(lower_fds, node.path), exact)
             if is_directory(status):
                 cursor.enter(name)
                 levels.append((node.path + b"/", _sorted_statuses(cursor.fd)))
@@ -142,12 +195,14 @@ def _sorted_statuses(fd: int) -> list[tuple[bytes, os.stat_result]]:
     return sorted(_statuses(fd).items(), key=lambda item: item[0], reverse=True)
 
 
-def _upper_changes(node: Node, flags: frozenset[str], base: Node | None) -> Iterator[Change]:
+def _upper_changes(
+    node: Node, flags: frozenset[str], base: Node | None, exact: bool
+) -> Generator[Change]:
     if _is_whiteout(node.status) or "whiteout" in flags:
         if base is not None:
             yield Change(ChangeKind.DELETE, node.path, None)
         return
-    unchanged = base is not None and same(base, node)
+    unchanged = not exact and base is not None and same(base, node)
     if unchanged and is_directory(node.status) and base is not None:
         unchanged = base.status.st_mtime_ns == node.status.st_mtime_ns
     hides = "opaque" in flags and base is not None and is_directory(base.status)

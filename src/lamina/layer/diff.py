@@ -15,13 +15,17 @@ from lamina.core.digest import Digest
 from lamina.errors import Aborted
 from lamina.formats.compression import Compression, compressor
 from lamina.formats.tar import END_OF_ARCHIVE, Entry, Type, header, padding
+from lamina.formats.tar.layer import OPAQUE_MARKER, PREFIX
 from lamina.layer.changes import Change, ChangeKind, between, in_upper
 from lamina.layer.cursor import is_directory
-from lamina.layer.node import Node, look
-from lamina.layer.whiteouts import OPAQUE_MARKER, PREFIX
+from lamina.layer.node import Node, look, next_data, next_hole
 
 _PART = 256 << 10
 _SECOND = 1_000_000_000
+_SECTOR = 512
+"""Unit of `st_blocks`."""
+_MAX_PIECES = 4096
+"""Of a sparse file; readers have a limit for the map, and a file in more pieces has few holes."""
 _TYPES = {
     stat.S_IFREG: Type.REGULAR,
     stat.S_IFDIR: Type.DIRECTORY,
@@ -118,7 +122,7 @@ def _write(
     epoch: int | None,
 ) -> Diff:
     output = _Output(write, compression)
-    writer = _ChangeWriter(upper_fd, output.add, epoch)
+    writer = ChangeWriter(upper_fd, output.add, epoch)
     try:
         for change in changes:
             writer.add(change)
@@ -155,15 +159,30 @@ class _Output:
             self._write(data)
 
 
-class _ChangeWriter:
+class ChangeWriter:
     """Writes entries; each is preceded by the directories above it that were not written yet.
 
     Of a file with several names the first changed one has the content and the others are links to
     it, unchanged ones included: otherwise they would keep the old inode.
+
+    Args:
+        root_fd: of the tree after.
+        emit: takes the stream.
+        epoch: seconds that no time is to exceed.
+        exact: write times to the nanosecond, access control lists, and no holes. Other programs
+            need not understand it.
     """
 
-    def __init__(self, root_fd: int, emit: Callable[[bytes], None], epoch: int | None) -> None:
+    def __init__(
+        self,
+        root_fd: int,
+        emit: Callable[[bytes], None],
+        epoch: int | None = None,
+        *,
+        exact: bool = False,
+    ) -> None:
         self._root_fd = root_fd
+        self._exact = exact
         self._emit = emit
         self._epoch = epoch
         self._written: set[bytes] = set()
@@ -171,6 +190,7 @@ class _ChangeWriter:
         self._waiting: dict[tuple[int, int], list[bytes]] = {}
 
     def add(self, change: Change) -> None:
+        """Write the entries of one change; changes come as `between` and `in_upper` yield them."""
         directory, _, base = change.path.rpartition(b"/")
         if change.kind is ChangeKind.DELETE:
             name = PREFIX + base
@@ -212,6 +232,8 @@ class _ChangeWriter:
             return
         fd = node.open()
         try:
+            if self._exact:
+                entry = _without_holes(fd, entry)
             self._put(entry)
             self._copy(fd, entry)
         finally:
@@ -240,9 +262,11 @@ class _ChangeWriter:
     def _entry(self, node: Node) -> Entry:
         status = node.status
         type = _TYPES[stat.S_IFMT(status.st_mode)]
-        mtime = status.st_mtime_ns // _SECOND
+        mtime = status.st_mtime_ns
+        if not self._exact:
+            mtime -= mtime % _SECOND
         if self._epoch is not None:
-            mtime = min(mtime, self._epoch)
+            mtime = min(mtime, self._epoch * _SECOND)
         is_device = type in {Type.CHAR, Type.BLOCK}
         return Entry(
             node.path + b"/" if type == Type.DIRECTORY else node.path,
@@ -251,20 +275,41 @@ class _ChangeWriter:
             status.st_uid,
             status.st_gid,
             status.st_size if type == Type.REGULAR else 0,
-            mtime * _SECOND,
+            mtime,
             linkname=node.target() if type == Type.SYMLINK else b"",
             devmajor=os.major(status.st_rdev) if is_device else 0,
             devminor=os.minor(status.st_rdev) if is_device else 0,
-            xattrs=node.xattrs(),
+            xattrs=node.xattrs(exact=self._exact),
         )
 
     def _copy(self, fd: int, entry: Entry) -> None:
-        left = entry.size
-        while left:
-            data = os.read(fd, min(left, _PART))
+        for offset, length in ((0, entry.size),) if entry.sparse is None else entry.sparse:
+            self._copy_piece(fd, offset, length, entry)
+        self._emit(bytes(padding(entry.size)))
+
+    def _copy_piece(self, fd: int, offset: int, length: int, entry: Entry) -> None:
+        while length:
+            data = os.pread(fd, min(length, _PART), offset)
             if not data:
                 name = os.fsdecode(entry.name)
                 raise Aborted("write a layer", name, hint="it became shorter meanwhile")
             self._emit(data)
-            left -= len(data)
-        self._emit(bytes(padding(entry.size)))
+            offset += len(data)
+            length -= len(data)
+
+
+def _without_holes(fd: int, entry: Entry) -> Entry:
+    """Return the entry with a map of its data, if the file has holes that are worth it."""
+    status = os.fstat(fd)
+    if status.st_blocks * _SECTOR >= entry.size:
+        return entry
+    pieces: list[tuple[int, int]] = []
+    start = next_data(fd, 0)
+    while start is not None and start < entry.size and len(pieces) < _MAX_PIECES:
+        end = min(next_hole(fd, start), entry.size)
+        pieces.append((start, end - start))
+        start = next_data(fd, end)
+    data = sum(length for _, length in pieces)
+    if len(pieces) == _MAX_PIECES or data == entry.size:
+        return entry
+    return replace(entry, sparse=tuple(pieces), size=data, real_size=entry.size)

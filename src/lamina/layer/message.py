@@ -24,7 +24,7 @@ class Job:
         blob: file that has, or is getting, the layer as it was distributed.
         sniff: the media type leaves open how it is compressed.
         target: where to extract it.
-        size: length of the whole blob in bytes.
+        size: length of the whole blob in bytes; None for a pipe, which is read to its end.
         diff_id: digest that the uncompressed stream must have, or None for any.
         limits: bounds.
     """
@@ -32,7 +32,7 @@ class Job:
     blob: Path
     sniff: bool
     target: LayerTarget
-    size: int
+    size: int | None
     diff_id: Digest | None
     limits: LayerLimits
 

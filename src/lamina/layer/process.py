@@ -54,6 +54,11 @@ class LayerJob:
             if self._worker is not None:
                 self._worker.kill()
 
+    @property
+    def is_done(self) -> bool:
+        """Whether `result` would not wait."""
+        return self._done.is_set()
+
     def result(self) -> Applied:
         """Wait until it is done and return what the layer was.
 
@@ -70,6 +75,8 @@ class LayerJob:
 
     def _tell(self) -> None:
         """Pass `_available` on to the worker where that is worth it; needs the lock."""
+        if self._job.size is None:
+            return
         last = self._available >= self._job.size > self._told
         if self._worker is not None and (last or self._available - self._told >= _STEP):
             self._worker.send({"available": self._available})
@@ -205,7 +212,7 @@ class LayerWorkers:
         media_type: str,
         target: LayerTarget,
         *,
-        size: int,
+        size: int | None,
         available: int,
         diff_id: Digest | None,
         limits: LayerLimits,
@@ -217,7 +224,7 @@ class LayerWorkers:
                 up to what `available` and `LayerJob.advance` say.
             media_type: media type of the blob's descriptor.
             target: where to extract it.
-            size: length of the whole blob.
+            size: length of the whole blob; None for a pipe, which is read to its end.
             available: bytes that are there now.
             diff_id: what the SHA-256 of the uncompressed stream must be.
             limits: bounds.

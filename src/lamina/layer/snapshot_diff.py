@@ -46,8 +46,10 @@ def write_snapshot_diff(
     """
     found = snapshotter.stat(key)
     if found.kind == Kind.ACTIVE and against is None:
-        target = layer_target(snapshotter.mounts(key), rebase=False)
-        if target is not None and target.overlay_whiteouts:
+        found_mounts = snapshotter.mounts(key)
+        target = layer_target(found_mounts, rebase=False)
+        # fuse-overlayfs keeps more than overlayfs's marks there, and only it knows what they mean.
+        if target is not None and found_mounts[0].type == "overlay":
             return write_upper_diff(
                 target.root,
                 target.parents,

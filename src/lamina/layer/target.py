@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lamina.core.mount import Mount, split_option, split_options, unescape_option
+from lamina.core.mount import FUSE_OVERLAYFS, Mount, split_option, split_options, unescape_option
 from lamina.linux.userns import in_user_namespace
+
+_ID_MAPS = ("uidmap=", "gidmap=", "uidmapping=", "gidmapping=")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +36,9 @@ class LayerTarget:
 def layer_target(mounts: Sequence[Mount], *, rebase: bool) -> LayerTarget | None:
     """Return where a layer can be extracted without mounting, or None where it cannot.
 
-    An overlay is extracted into its upper directory, a writable bind mount into its source. A
-    caller who gets None mounts the list somewhere and extracts there with plain whiteouts.
+    An overlay is extracted into its upper directory, a writable bind mount into its source. So is a
+    fuse-overlayfs, which reads deletions in overlayfs's notation. A caller who gets None mounts the
+    list somewhere and extracts there with plain whiteouts: an aufs has a notation of its own.
 
     Args:
         mounts: what `prepare` returned.
@@ -46,10 +49,10 @@ def layer_target(mounts: Sequence[Mount], *, rebase: bool) -> LayerTarget | None
         return None
     mount = mounts[0]
     options = split_options(mount.options)
-    if any(o.startswith(("uidmap=", "gidmap=")) for o in options):
+    if any(o.startswith(_ID_MAPS) for o in options):
         return None
     user_xattrs = "userxattr" in options or in_user_namespace()
-    if mount.type == "overlay":
+    if mount.type in {"overlay", FUSE_OVERLAYFS}:
         upper = _value(options, "upperdir")
         parents = _paths(_value(options, "lowerdir"))
         return LayerTarget(Path(unescape_option(upper)), True, parents, user_xattrs)

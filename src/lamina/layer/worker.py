@@ -16,7 +16,7 @@ from lamina.errors import DigestMismatch, Internal, LaminaError
 from lamina.formats.compression import decompress
 from lamina.layer import message
 from lamina.layer.apply import apply_layer
-from lamina.layer.blob import GrowingBlob
+from lamina.layer.blob import GrowingBlob, PipedBlob
 from lamina.layer.limits import Applied
 from lamina.linux.malloc import reuse_large_blocks
 
@@ -31,7 +31,7 @@ def main() -> None:
     reuse_large_blocks()
     gc.freeze()
     connection = socket.socket(fileno=0)
-    blob: GrowingBlob | None = None
+    blob: GrowingBlob | PipedBlob | None = None
     ahead = threading.Event()
     for value in message.receive(connection):
         if "ahead" in value:
@@ -43,7 +43,7 @@ def main() -> None:
             continue
         job = message.decode_job(value)
         try:
-            blob = GrowingBlob(job.blob, job.size)
+            blob = PipedBlob(job.blob) if job.size is None else GrowingBlob(job.blob, job.size)
         except OSError as error:
             _answer_error(connection, error)
             continue
@@ -53,7 +53,10 @@ def main() -> None:
 
 
 def _work(
-    connection: socket.socket, job: message.Job, blob: GrowingBlob, ahead: threading.Event
+    connection: socket.socket,
+    job: message.Job,
+    blob: GrowingBlob | PipedBlob,
+    ahead: threading.Event,
 ) -> None:
     try:
         with blob:
@@ -64,7 +67,7 @@ def _work(
         _answer(connection, {"applied": message.encode_applied(applied)})
 
 
-def _apply(job: message.Job, blob: GrowingBlob, ahead: threading.Event) -> Applied:
+def _apply(job: message.Job, blob: GrowingBlob | PipedBlob, ahead: threading.Event) -> Applied:
     chunks = decompress(blob.read, sniff=job.sniff)
     applied = apply_layer(chunks, job.target, limits=job.limits, ahead=ahead)
     if job.diff_id is not None and applied.diff_id != job.diff_id:

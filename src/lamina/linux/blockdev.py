@@ -20,15 +20,15 @@ def device_size(fd: int) -> int:
     return int(size)
 
 
-def discard(path: str | os.PathLike[str]) -> None:
-    """Discard all of a block device; what was there is gone.
+def discard(path: str | os.PathLike[str], *, start: int = 0) -> None:
+    """Discard a block device from byte `start` to its end; what was there is gone.
 
     Raises:
         OSError: EOPNOTSUPP: the device takes no discards; EBUSY: it is mounted (Linux >= 5.8).
     """
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_EXCL)
     try:
-        fcntl.ioctl(fd, BLKDISCARD, _RANGE.pack(0, device_size(fd)))
+        fcntl.ioctl(fd, BLKDISCARD, _RANGE.pack(start, device_size(fd) - start))
     except OSError as error:
         raise OSError(error.errno, error.strerror, os.fspath(path)) from error
     finally:

@@ -1,4 +1,4 @@
-"""A current directory for one call, in a process that has other threads."""
+"""Directories by their descriptors, in a process that has other threads."""
 
 from __future__ import annotations
 
@@ -37,3 +37,17 @@ def call_in_directory(dir_fd: int, call: Callable[[], T]) -> T:
     if errors:
         raise errors[0]
     return results[0]
+
+
+def entry_names(dir_fd: int) -> list[str]:
+    """Return the names in an open directory as they are now.
+
+    It is opened anew: the descriptor's position is shared by all who read it, and btrfs (>= 6.5)
+    shows through a descriptor no name that was added since it was opened or rewound.
+    """
+    fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        with os.scandir(fd) as entries:
+            return [entry.name for entry in entries]
+    finally:
+        os.close(fd)

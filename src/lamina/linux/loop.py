@@ -11,12 +11,11 @@ import ctypes
 import errno
 import fcntl
 import os
-import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 LOOP_SET_FD = 0x4C00
 LOOP_CLR_FD = 0x4C01
@@ -68,8 +67,7 @@ class LoopConfig(ctypes.Structure):
     )
 
 
-@dataclass(frozen=True, slots=True)
-class LoopDevice:
+class LoopDevice(NamedTuple):
     """A bound loop device; with autoclear it goes when `fd` and all mounts of it are gone."""
 
     path: str
@@ -129,6 +127,36 @@ def shared(file: str | os.PathLike[str]) -> Iterator[LoopDevice | None]:
 def take_over_size(device: LoopDevice) -> None:
     """Make an attached device as large as its file has become."""
     fcntl.ioctl(device.fd, LOOP_SET_CAPACITY, 0)
+
+
+class Activity(NamedTuple):
+    """What a device has been asked to change.
+
+    Attributes:
+        changes: writes and discards that were done since it was made.
+        in_flight: writes that are not done yet.
+    """
+
+    changes: int
+    in_flight: int
+
+
+def activity(device: LoopDevice) -> Activity:
+    """Return what a device has written; equal ones with nothing in flight: nothing was between.
+
+    Source: Documentation/block/stat.rst of the kernel.
+
+    Raises:
+        OSError: EOPNOTSUPP where the counters are switched off (`queue/iostats`).
+    """
+    directory = Path("/sys/block", Path(device.path).name)
+    if (directory / "queue/iostats").read_text().strip() == "0":
+        raise OSError(errno.EOPNOTSUPP, "it counts no writes", str(directory / "queue/iostats"))
+    # In this order, what is done in between counts as a change.
+    in_flight = int((directory / "inflight").read_text().split()[1])
+    counters = (directory / "stat").read_text().split()
+    discards = counters[11:12] or ["0"]  # since Linux 4.18
+    return Activity(int(counters[4]) + int(discards[0]), in_flight)
 
 
 def backing_file(device: str) -> str | None:
@@ -226,10 +254,15 @@ def _bind_free(backing: int, name: bytes, flags: int, mode: int) -> LoopDevice:
             if error.errno != errno.EBUSY:
                 error.filename = path
                 raise
-            time.sleep(random.uniform(0.001, 0.010))
+            _pause()
         else:
             return LoopDevice(path, fd)
     raise OSError(errno.EBUSY, "every free loop device was taken by someone else", _CONTROL)
+
+
+def _pause() -> None:
+    """Wait for 1 to 10 ms, by chance, so that those who race get out of step."""
+    time.sleep(0.001 + 0.009 * os.urandom(1)[0] / 255)
 
 
 def _free_number() -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import resource
 
 from lamina.linux.libc import function
 
@@ -23,6 +22,8 @@ def unshare(flags: int) -> None:
 
 def raise_descriptor_limit() -> None:
     """Let this process have as many descriptors as it may: RLIMIT_NOFILE's hard limit."""
+    import resource  # only daemons need it
+
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 

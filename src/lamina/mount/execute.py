@@ -65,7 +65,9 @@ def _execute(operation: Operation, root: Path) -> None:
 def _undo(operation: Operation, root: Path, *, flags: int = 0) -> None:
     where = _where(operation, root)
     try:
-        path = target_path(root, operation.mount.target)
+        # The root is not opened: the subvolume that is mounted there may have been deleted.
+        below = operation.mount.target
+        path = target_path(root, below) if below else str(root.resolve())
     except FileNotFoundError:
         return
     except OSError as error:

@@ -11,10 +11,11 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import ClassVar
 
-from lamina.core.mount import Mount
-from lamina.errors import ToolError
+from lamina.core.mount import Mount, split_option, unescape_option
+from lamina.errors import Internal, LaminaError
 from lamina.linux import mountapi as api
 from lamina.linux.mountinfo import mounts_at_or_below
 from lamina.mount.idmap import mapped_namespace
@@ -180,10 +181,26 @@ class Fuse(Operation):
         before = len(mounts_at_or_below(path))
         try:
             mount_fuse(helper, program, self.mount.source, path, self.mount.options)
-        except ToolError:
+            self._require_mount(path, before)
+        except LaminaError as error:
             if len(mounts_at_or_below(path)) > before:
                 api.umount2(path, api.MNT_DETACH)
+            error.what = f"{self.describe()} on {path}: {error.what}"
+            if not error.hint and (missing := self._missing()):
+                error.hint = f"there is no directory {missing}"
             raise
+
+    def _missing(self) -> str:
+        """Return a directory that an overlay of that kind needs and that is not there, or ""."""
+        names = ("lowerdir", "upperdir", "workdir")
+        values = [self.mount.option(name) for name in names]
+        paths = [path for value in values if value for path in split_option(value, ":")]
+        return next((path for path in paths if not Path(unescape_option(path)).is_dir()), "")
+
+    def _require_mount(self, path: str, before: int) -> None:
+        """Check that there is one: a program that forks too early hides its failure."""
+        if len(mounts_at_or_below(path)) <= before:
+            raise Internal("the program ended without an error, and nothing is mounted")
 
 
 def configure(fs: int, data: tuple[str, ...], flags: int) -> None:

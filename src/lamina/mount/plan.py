@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from lamina.core.mount import Mount
 from lamina.errors import InvalidArgument
 from lamina.linux import mountapi as api
+from lamina.mount.aufs import Aufs
 from lamina.mount.operations import Bind, Filesystem, Fuse, Operation, Remount
 from lamina.mount.options import MountOptions, parse_options
 from lamina.mount.overlay import Overlay
@@ -38,7 +39,9 @@ def plan_one(mount: Mount) -> Operation:
         return _bind(mount, options)
     if mount.type == "overlay":
         return Overlay(mount, options)
-    return _filesystem(mount, options)
+    if mount.type == "aufs":
+        return _checked(Aufs(mount, options))
+    return _checked(Filesystem(mount, options))
 
 
 def _bind(mount: Mount, options: MountOptions) -> Bind:
@@ -51,10 +54,10 @@ def _bind(mount: Mount, options: MountOptions) -> Bind:
     return Bind(mount, options)
 
 
-def _filesystem(mount: Mount, options: MountOptions) -> Filesystem:
+def _checked(filesystem: Filesystem) -> Filesystem:
+    mount, options = filesystem.mount, filesystem.options
     if options.direct_io and not options.loop:
         raise InvalidArgument(f"mount {mount.type} {mount.source}: direct-io needs the option loop")
-    filesystem = Filesystem(mount, options)
     if (options.uidmap or options.propagation) and filesystem.needs_mount2(mount.source):
         raise InvalidArgument(
             f"mount {mount.type} {mount.source}: an option of more than "

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from lamina.core.mount import Mount
+from lamina.core.mount import UNIONS, Mount
 from lamina.core.units import format_size
 from lamina.errors import (
     DataLoss,
@@ -31,7 +31,7 @@ _MAY_MEAN_FULL = (FailedPrecondition, Internal, ResourceExhausted)
 
 def has_own_filesystem(mounts: Sequence[Mount]) -> bool:
     """Tell whether the last mount brings a filesystem from a device or file."""
-    return bool(mounts) and mounts[-1].type not in {"bind", "rbind", "overlay"}
+    return bool(mounts) and mounts[-1].type not in {"bind", "rbind"} | UNIONS
 
 
 @contextmanager

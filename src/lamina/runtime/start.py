@@ -56,7 +56,7 @@ class Start(NamedTuple):
         with ExitStack() as stack:
             if self.request.forward_signals:
                 stack.enter_context(signals_held())
-            if self._reaches_host():
+            if self._reaches_host() or self._is_served():
                 return self._mounted()
             return with_private_mounts(self._mounted)
 
@@ -80,6 +80,13 @@ class Start(NamedTuple):
             return shared or any(mount.reaches_host for mount in options.mounts)
         used = {o for m in self.request.spec.get("mounts", ()) for o in m.get("options", ())}
         return not used.isdisjoint({"shared", "rshared"})
+
+    def _is_served(self) -> bool:
+        """Whether a process serves the root file system.
+
+        It would live in the private mount namespace, and keep both alive when all others are gone.
+        """
+        return any(mount.type.startswith(("fuse.", "fuse3.")) for mount in self.mounts)
 
     def _mounted(self) -> int:
         with ExitStack() as stack:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 
+from lamina.core.units import format_size
+from lamina.errors import InvalidArgument, ToolError
 from lamina.tools.run import run
 
 _SECONDS = 300.0
@@ -12,6 +15,7 @@ _JOURNAL = ("-E", "lazy_journal_init=1")  # a sparse file has zeros there alread
 _SMALL_JOURNAL = ("-J", "size=16")
 _SMALL_JOURNAL_FROM = 512 << 20
 """Bytes from which on mke2fs would make a journal of more than 16 MiB."""
+_BTRFS_MINIMUM = re.compile(r"minimum size for each btrfs device is (\d+)")
 
 
 def make_filesystem(file: str | os.PathLike[str], type: str, size: int) -> None:
@@ -50,6 +54,27 @@ def make_filesystem_on(
         return
     options = [*(("-E", extended) if extended else ()), *(_SMALL_JOURNAL if small_journal else ())]
     run([f"mkfs.{type}", "-q", "-F", *options, device], timeout=_SECONDS)
+
+
+def make_btrfs(file: str | os.PathLike[str], *, label: str) -> None:
+    """Make a btrfs that fills a sparse file, in which nothing is needed any more.
+
+    Args:
+        file: exists, and has the size.
+        label: of the filesystem.
+
+    Raises:
+        InvalidArgument: the file is too small.
+        ToolError: the program is missing, or refuses.
+    """
+    try:
+        run(["mkfs.btrfs", "-q", "-f", "-L", label, file], timeout=_SECONDS)
+    except ToolError as error:
+        least = _BTRFS_MINIMUM.search(error.stderr)
+        if least is None:
+            raise
+        hint = f"mkfs.btrfs wants {format_size(int(least[1]))} at least, which is {least[1]} bytes"
+        raise InvalidArgument("make a btrfs that small in", file, hint=hint) from error
 
 
 def _arguments(type: str, size: int) -> tuple[str, ...]:

@@ -19,6 +19,15 @@ def resize_ext(file: Path, size: int) -> None:
     Raises:
         ToolError: e2fsprogs is missing, or there is more in it than fits.
     """
-    run(["e2fsck", "-f", "-p", file], timeout=_SECONDS, success=(0, _CORRECTED))
-    run(["resize2fs", file, f"{size >> 10}K"], timeout=_SECONDS)
+    resize_ext_on(file, size)
     os.truncate(file, size)
+
+
+def resize_ext_on(device: Path, size: int) -> None:
+    """Make the filesystem on a device, which is at least as large, `size` bytes large, whole KiB.
+
+    Raises:
+        ToolError: e2fsprogs is missing, or there is more in it than fits.
+    """
+    run(["e2fsck", "-f", "-p", device], timeout=_SECONDS, success=(0, _CORRECTED))
+    run(["resize2fs", device, f"{size >> 10}K"], timeout=_SECONDS)

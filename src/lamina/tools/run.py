@@ -11,8 +11,8 @@ import os
 import shlex
 import subprocess
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from lamina.errors import ToolError
 
@@ -30,6 +30,7 @@ _PACKAGES = {
     "mkfs.ext3": "e2fsprogs",
     "mkfs.ext4": "e2fsprogs",
     "mkfs.xfs": "xfsprogs",
+    "modprobe": "kmod",
     "mount.fuse3": "fuse3",
     "runc": "runc",
     "thin_check": "thin-provisioning-tools",
@@ -44,8 +45,7 @@ NOT_FOUND = 127
 TIMED_OUT = 124
 
 
-@dataclass(frozen=True, slots=True)
-class Completed:
+class Completed(NamedTuple):
     """What a program left behind: exit code and both outputs."""
 
     argv: tuple[str, ...]
@@ -105,11 +105,15 @@ def run(
     return Completed(tuple(words), done.returncode, done.stdout, stderr)
 
 
+def how_to_install(program: str) -> str:
+    """Return what to do about a program that is missing."""
+    package = _PACKAGES.get(program)
+    return f"apt-get install {package}" if package else f"install {program} or add it to PATH"
+
+
 def _not_started(words: Sequence[str], error: FileNotFoundError) -> ToolError:
     # A missing current directory raises the same class with another file name.
     if error.filename not in {words[0], os.fsencode(words[0])}:
         return ToolError(words, NOT_FOUND, f"no such directory: {error.filename}")
     name = Path(words[0]).name
-    package = _PACKAGES.get(name)
-    fix = f"apt-get install {package}" if package else f"install {name} or add it to PATH"
-    return ToolError(words, NOT_FOUND, f"{name} is not installed", hint=fix)
+    return ToolError(words, NOT_FOUND, f"{name} is not installed", hint=how_to_install(name))
