@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
 
 from tests.filesystems import mounted
 from tests.isolation import Session, mount_points, sweep, unmount
 from tests.probes import PROBES
+from tests.vm.machine import in_guest
 
 pytest_plugins = (
     "tests.fixtures_command",
@@ -23,14 +24,18 @@ pytest_plugins = (
     "tests.fixtures_registry",
     "tests.fixtures_serve",
     "tests.fixtures_thin_pool",
+    "tests.fixtures_zfs",
     "tests.vm.replay",
 )
 
-# Nothing is timed on a machine that others use too, an example of a property neither.
-settings.register_profile(
-    "lamina", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
-)
-settings.load_profile("lamina")
+if not in_guest():  # where no property is tested, and importing it takes longer than many a test
+    from hypothesis import HealthCheck, settings
+
+    # Nothing is timed on a machine that others use too, an example of a property neither.
+    settings.register_profile(
+        "lamina", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+    )
+    settings.load_profile("lamina")
 
 _SESSION = pytest.StashKey[Session]()
 _REQUIRED = pytest.StashKey[frozenset[str]]()
@@ -86,6 +91,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(f"{name}: {reason}")
 
 
+_LAYER = re.compile(r"/snapshots/[0-9]+/fs\Z")
+"""Where drivers mount layers that are filesystems: for as long as there are the snapshots."""
+
+
 @pytest.fixture(autouse=True)
 def no_leaked_mounts() -> Iterator[None]:
     """Fail a test that leaves a mount, and take the mount off for the tests after it."""
@@ -95,8 +104,10 @@ def no_leaked_mounts() -> Iterator[None]:
     for point in before:
         if point in leaked:
             leaked.remove(point)
+    layers = {point for point in leaked if _LAYER.search(point)}
     for point in reversed(leaked):
         unmount(point)
+    leaked = [point for point in leaked if point not in layers]
     assert not leaked, f"left mounted: {', '.join(leaked)}"
 
 
@@ -120,4 +131,11 @@ def root_dir(tmp_path: Path) -> Path:
 def reflink_dir(tmp_path: Path) -> Iterator[Path]:
     """A directory on XFS, where files can share extents; for tests marked `reflink`."""
     with mounted(tmp_path, "mkfs.xfs", "-q", "-m", "reflink=1") as directory:
+        yield directory
+
+
+@pytest.fixture
+def btrfs_dir(tmp_path: Path) -> Iterator[Path]:
+    """A directory on btrfs; for tests marked `btrfs`."""
+    with mounted(tmp_path, "mkfs.btrfs", "-q") as directory:
         yield directory

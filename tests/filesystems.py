@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 SIZE = 512 << 20
 """Of the sparse image; no current mkfs refuses it."""
+BACKGROUND_SECONDS = 30.0
 
 
 @contextmanager
@@ -23,4 +25,13 @@ def mounted(directory: Path, *mkfs: str) -> Iterator[Path]:
     try:
         yield mount_point
     finally:
-        subprocess.run(("umount", mount_point), check=True)
+        _unmount(mount_point)
+
+
+def _unmount(mount_point: Path) -> None:
+    """Unmount it, once the process is done that works for a root there in the background."""
+    deadline = time.monotonic() + BACKGROUND_SECONDS
+    while subprocess.run(("umount", mount_point), stderr=subprocess.DEVNULL).returncode:
+        if time.monotonic() > deadline:
+            subprocess.run(("umount", mount_point), check=True)
+        time.sleep(0.1)

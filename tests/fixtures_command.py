@@ -23,10 +23,11 @@ PROGRAM = LAMINA
 
 @dataclass
 class Command:
-    """`lamina --root ROOT`."""
+    """`lamina --root ROOT`; each command has to end within `seconds`."""
 
     root: Path
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    seconds: float = 60
 
     def argv(self, *arguments: object) -> list[str]:
         return [PROGRAM, "--root", str(self.root), *map(str, arguments)]
@@ -36,7 +37,7 @@ class Command:
     ) -> subprocess.CompletedProcess[bytes]:
         """Run a command to its end; `code` is what it must exit with, None for anything."""
         done = subprocess.run(
-            self.argv(*arguments), capture_output=True, timeout=60, check=False, **options
+            self.argv(*arguments), capture_output=True, timeout=self.seconds, check=False, **options
         )
         assert code is None or done.returncode == code, done.stderr.decode()
         return done

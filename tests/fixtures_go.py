@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -18,12 +20,18 @@ def go(*arguments: str | Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.fixture(scope="session")
-def suite_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The suite's test binary."""
-    program = tmp_path_factory.mktemp("go") / "suite.test"
+@functools.cache
+def build_suite() -> Path:
+    """Return the suite's test binary, built once in a session; outside of fixtures, too."""
+    program = Path(tempfile.mkdtemp(prefix="go-"), "suite.test")
     go("test", "-c", "-o", program, ".")
     return program
+
+
+@pytest.fixture(scope="session")
+def suite_program() -> Path:
+    """The suite's test binary."""
+    return build_suite()
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ session makes can so be told from everything else on the machine:
 - files and loop devices: below the session's directory
 - processes: their mount table has the marker, however they were started
 - cgroups: their name has the session's name (see the fixture `container_id`)
-- device-mapper devices: so has theirs
+- device-mapper devices and ZFS pools: so has theirs
 
 A thing of a session that is no longer alive is a leftover and is removed.
 """
@@ -31,11 +31,13 @@ PREFIX = "lamina-test-"
 KEPT_VARIABLES = (
     *("PATH", "TERM", "LANG", "USER", "LOGNAME", "SHELL", "CI", "COLUMNS"),
     "DM_DISABLE_UDEV",  # of a machine that has no udev
+    "LAMINA_ZFS_KERNEL",  # where script/zfs-kernel has put what it made
 )
 KEPT_PREFIXES = ("PYTHON", "PYTEST_")
 SESSION_VARIABLE = "LAMINA_TEST_SESSION"
 
 CLONE_NEWNS = 0x20000
+MS_RDONLY = 1
 MS_REC = 0x4000
 MS_PRIVATE = 1 << 18
 MNT_DETACH = 2
@@ -54,7 +56,8 @@ def _check(result: int, what: str) -> None:
         raise OSError(errno, f"{what}: {os.strerror(errno)}")
 
 
-def _mount(source: str, target: str, fstype: str, flags: int) -> None:
+def mount(source: str, target: str, fstype: str, flags: int) -> None:
+    """Mount without options."""
     arguments = (source.encode(), target.encode(), fstype.encode(), ctypes.c_ulong(flags), None)
     _check(_libc.mount(*arguments), f"mount {source} on {target}")
 
@@ -112,8 +115,8 @@ class Session:
             _check(_libc.unshare(CLONE_NEWNS), "unshare")
         except PermissionError:
             return  # uid 0 without CAP_SYS_ADMIN: the probes switch off every test that mounts
-        _mount("none", "/", "", MS_REC | MS_PRIVATE)
-        _mount(self.name, str(self.home), "tmpfs", 0)
+        mount("none", "/", "", MS_REC | MS_PRIVATE)
+        mount(self.name, str(self.home), "tmpfs", 0)
 
     def scrub_environment(self) -> None:
         """Drop every variable that could change a result, and everything personal."""
@@ -137,6 +140,7 @@ class Session:
             if Path(target).is_relative_to(self.directory):
                 unmount(target)
         remove_devices(lambda name: _session_of_device(name) == self.name)
+        _destroy_pools(lambda name: name == self.name)
         _detach_loops(lambda name: name == self.name)
         _remove_cgroups(lambda name: name == self.name)
         _remove_directory(self.directory)
@@ -176,6 +180,7 @@ def sweep() -> None:
     names = {path.name for path in dead}
     stop_processes(_processes(names.__contains__))
     remove_devices(lambda name: _session_of_device(name) in names)
+    _destroy_pools(names.__contains__)
     _detach_loops(names.__contains__)
     _remove_cgroups(names.__contains__)
     for path in dead:
@@ -212,7 +217,7 @@ def stop_processes(processes: Iterable[int]) -> None:
 
 
 def runs(process: int) -> bool:
-    """Whether the process is more than a zombie that nobody has waited for."""
+    """Whether the process is more than a zombie; a child that has ended is waited for."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(process, os.WNOHANG)
     try:
@@ -249,6 +254,15 @@ def _dmsetup_remove(name: str) -> bool:
 
 def _session_of_device(name: str) -> str:
     return "-".join(name.split("-")[:3]) if name.startswith(PREFIX) else ""
+
+
+def _destroy_pools(wanted: Predicate) -> None:
+    if not Path("/sys/module/zfs").exists() or shutil.which("zpool") is None:
+        return
+    argv = ("zpool", "list", "-H", "-o", "name")
+    for name in subprocess.run(argv, capture_output=True, text=True).stdout.split():
+        if wanted(_session_of_device(name)):
+            subprocess.run(("zpool", "destroy", "-f", name), stderr=subprocess.DEVNULL)
 
 
 def _detach_loops(wanted: Predicate) -> None:

@@ -6,23 +6,32 @@ in Lamina shows as a failing test and never as a skipped one.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tests.filesystems import mounted
+from tests.isolation import MS_RDONLY, mount, unmount
+from tests.vm.xstate import preloading
 
 TIMEOUT = 20.0
+FAN_CLASS_PRE_CONTENT = 0x8
+FAN_MARK_ADD = 0x1
+FAN_PRE_ACCESS = ctypes.c_uint64(0x100000)
+AT_FDCWD = -100
 GO = Path(__file__).parents[1] / "script/go"
+ZFS_KERNEL = Path(__file__).parents[1] / "script/zfs-kernel"
+VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
 SUITE = Path(__file__).parent / "containerd-suite"
 
 
-def _try(*argv: str | Path, cwd: Path | None = None) -> str:
-    """Run a command; return "" or what it said last."""
+def _try(*argv: str | Path, cwd: Path | None = None, more: Mapping[str, str] | None = None) -> str:
+    """Run a command, with more variables; return "" or what it said last."""
     name = str(argv[0])
     if shutil.which(name) is None:
         return f"{name} is not installed"
@@ -30,6 +39,7 @@ def _try(*argv: str | Path, cwd: Path | None = None) -> str:
         done = subprocess.run(
             argv,
             cwd=cwd,
+            env={**os.environ, **(more or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -44,7 +54,7 @@ def _try(*argv: str | Path, cwd: Path | None = None) -> str:
     return f"{name}: {said[-1] if said else f'exited with {done.returncode}'}"
 
 
-def _mounting(argv: tuple[str, ...], *directories: str) -> str:
+def _mounting(argv: tuple[str | Path, ...], *directories: str) -> str:
     """Run a mount command in a directory that has `directories`; the mount point is `at`."""
     with tempfile.TemporaryDirectory() as name:
         for directory in (*directories, "at"):
@@ -93,6 +103,57 @@ def reflink() -> str:
     with tempfile.TemporaryDirectory() as name, mounted(Path(name), "mkfs.xfs", "-q") as place:
         (place / "source").write_bytes(bytes(4096))
         return _try("cp", "--reflink=always", place / "source", place / "clone")
+
+
+def btrfs() -> str:
+    """On a filesystem of our own, with what the snapshotter needs of the kernel."""
+    if reason := root() or loop() or _try("mkfs.btrfs", "--version"):
+        return reason
+    with tempfile.TemporaryDirectory() as name:
+        try:
+            with mounted(Path(name), "mkfs.btrfs", "-q") as place:
+                return _try("btrfs", "subvolume", "create", place / "one")
+        except subprocess.CalledProcessError as error:
+            return str(error)
+
+
+def erofs_utils() -> str:
+    return _try("mkfs.erofs", "--help") or _try("fsck.erofs", "--help")
+
+
+def erofs() -> str:
+    """Of a file itself, which mount(8) does not do: it puts a loop device between."""
+    if reason := root() or erofs_utils():
+        return reason
+    with tempfile.TemporaryDirectory() as name:
+        image, mount_point = Path(name, "image"), Path(name, "at")
+        mount_point.mkdir()
+        if reason := _try("mkfs.erofs", "--quiet", image, mount_point):
+            return reason
+        try:
+            mount(str(image), str(mount_point), "erofs", MS_RDONLY)
+        except OSError as error:
+            return f"{error.strerror}; file-backed mounts need Linux 6.12 or newer"
+        unmount(str(mount_point))
+        return ""
+
+
+def fanotify() -> str:
+    """Mark a file for pre-content events; no program does it."""
+    if reason := root():
+        return reason
+    libc = ctypes.CDLL(None, use_errno=True)
+    group = libc.fanotify_init(FAN_CLASS_PRE_CONTENT, os.O_RDONLY)
+    if group < 0:
+        return f"fanotify_init: {os.strerror(ctypes.get_errno())}"
+    try:
+        with tempfile.NamedTemporaryFile() as file:
+            path = file.name.encode()
+            if libc.fanotify_mark(group, FAN_MARK_ADD, FAN_PRE_ACCESS, AT_FDCWD, path) < 0:
+                return f"fanotify_mark: {os.strerror(ctypes.get_errno())}"
+    finally:
+        os.close(group)
+    return ""
 
 
 def fuse() -> str:
@@ -156,7 +217,7 @@ def device_mapper() -> str:
 @functools.cache
 def uml() -> str:
     """Boot it and switch it off again."""
-    needed = ("linux.uml", "modprobe", "dmsetup", "setpriv", "busybox")
+    needed = ("linux.uml", "modprobe", "dmsetup", "setpriv", "busybox", "gcc")
     if missing := [name for name in needed if shutil.which(name) is None]:
         return f"{', '.join(missing)} not installed; as root: script/bootstrap dev"
     with tempfile.TemporaryDirectory() as name:
@@ -165,13 +226,38 @@ def uml() -> str:
         init.chmod(0o755)
         hostfs = ("root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro")
         directories = (f"uml_dir={name}", f"init={init}")
-        return _try("linux.uml", "mem=64M", *hostfs, "con=null", "con0=null,fd:1", *directories)
+        console = ("con=null", "con0=null,fd:1")
+        more = preloading()
+        return _try("linux.uml", "mem=64M", *hostfs, *console, *directories, more=more)
 
 
 def dm() -> str:
     """Here, or in a virtual machine (tests/vm/replay.py)."""
     here = device_mapper()
     there = here and uml()
+    return f"{here}; no virtual machine instead: {there}" if there else ""
+
+
+@functools.cache
+def zfs_module() -> str:
+    """Whether this kernel has ZFS, and its tools are there; asked for a pool, they need both."""
+    return root() or _try("zpool", "list", "-H")
+
+
+@functools.cache
+def qemu() -> str:
+    """The programs, and the kernel; booting it takes as long as many tests do."""
+    needed = ("qemu-system-x86_64", "setpriv", "modprobe", "busybox")
+    missing = [name for name in (*needed, VIRTIOFSD) if shutil.which(name) is None]
+    if missing:
+        return f"{', '.join(missing)} not installed; as root: script/bootstrap dev"
+    return _try(ZFS_KERNEL, "--cached")
+
+
+def zfs() -> str:
+    """Here, or in a virtual machine (tests/vm/replay.py)."""
+    here = zfs_module()
+    there = here and qemu()
     return f"{here}; no virtual machine instead: {there}" if there else ""
 
 
@@ -194,6 +280,10 @@ PROBES: dict[str, Callable[[], str]] = {
         loop,
         idmap,
         reflink,
+        btrfs,
+        erofs_utils,
+        erofs,
+        fanotify,
         fuse,
         userns,
         runtime,
@@ -202,6 +292,8 @@ PROBES: dict[str, Callable[[], str]] = {
         containerd,
         uml,
         dm,
+        qemu,
+        zfs,
         go,
     )
 }

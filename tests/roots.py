@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lamina.core.driver import Ability
 from lamina.core.snapshot import Kind
+from lamina.images.extraction import Destination
 from lamina.images.gc import Collected, collect
 from lamina.images.progress import Event
 from lamina.images.pull import Pulled, pull
@@ -19,7 +20,6 @@ from lamina.images.registry.credentials import CredentialStore
 from lamina.images.registry.hosts import HostsConfig
 from lamina.images.registry.retry import RetryPolicy
 from lamina.images.store import ImageStore
-from lamina.images.unpack import Destination
 from lamina.mount import temp_mount
 from lamina.snapshotters.engine import Engine
 from lamina.snapshotters.native.driver import NativeDriver
@@ -51,7 +51,8 @@ class Root:
 
     def destination(self, name: str) -> Destination:
         engine = self.engines[name]
-        return Destination(name, engine, Ability.REBASE in engine.abilities)
+        rebase = Ability.REBASE in engine.abilities
+        return Destination(name, engine, rebase=rebase, remote=engine.is_remote)
 
     def collect(self) -> Collected:
         return collect(self.store, self.engines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ def describe(root: Path) -> dict[str, Entry]:
     """Return every entry below `root` by its relative name, `.` included."""
     first_names: dict[int, str] = {}
     found = {}
-    for path in sorted([root, *root.rglob("*")], key=os.fsencode):
+    for path in sorted(_paths(root), key=os.fsencode):
         name = str(path.relative_to(root))
         status = path.lstat()
         first = (
@@ -41,6 +42,22 @@ def describe(root: Path) -> dict[str, Entry]:
             _xattrs(path),
         )
     return found
+
+
+def as_text(entries: dict[str, Entry]) -> str:
+    """Return lines that two machines can compare."""
+    lines = (
+        ascii((name, entry._replace(xattrs={}), sorted(entry.xattrs.items())))
+        for name, entry in sorted(entries.items())
+    )
+    return "\n".join(lines)
+
+
+def _paths(root: Path) -> Iterator[Path]:
+    """Yield the root and all below it; a link is not followed, wherever it may lead."""
+    yield root
+    for directory, directories, others in os.walk(root):
+        yield from (Path(directory, name) for name in (*directories, *others))
 
 
 def _content(path: Path, status: os.stat_result) -> str:

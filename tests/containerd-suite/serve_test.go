@@ -20,8 +20,8 @@ import (
 )
 
 const (
-	startTimeout = 20 * time.Second
-	stopTimeout  = 10 * time.Second
+	startTimeout = 120 * time.Second
+	stopTimeout  = 60 * time.Second
 )
 
 // daemon is one `lamina serve` on a root of its own.

@@ -26,7 +26,16 @@ func TestSnapshotter(t *testing.T) {
 	}
 	for name := range strings.SplitSeq(os.Getenv(snapshottersVariable), ",") {
 		t.Run(name, func(t *testing.T) {
-			testsuite.SnapshotterSuite(t, name, factory(program, name))
+			testsuite.SnapshotterSuite(t, known(name), factory(program, name))
 		})
 	}
+}
+
+// known returns a name by which the suite knows that directories of lower layers cannot be renamed,
+// as on everything that the kernel's overlay stacks.
+func known(name string) string {
+	if name == "stargz" {
+		return "overlayfs"
+	}
+	return name
 }

@@ -162,3 +162,13 @@ def test_client(containerd: Containerd) -> None:
         no_namespace = RemoteSnapshotter(channel, "overlayfs")
         with pytest.raises(FailedPrecondition, match="namespace is required"):
             no_namespace.stat("base")
+
+
+def test_fork_by_containerds_own_snapshotter_is_refused(
+    command: Command, containerd: Containerd
+) -> None:
+    """It ignores the label and makes an unchanged snapshot: that is noticed, and taken back."""
+    command.out("snapshots", "prepare", "source")
+    said = command.error("snapshots", "fork", "source", "fork", code=10)
+    assert "it is not Lamina's" in said
+    assert [line[0] for line in rows(command.out("snapshots", "ls"))] == ["KEY", "source"]

@@ -13,6 +13,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from lamina.api.channel import Channel
+from lamina.api.client import RemoteSnapshotter
+from lamina.core.labels import FORK_OF, GC_ROOT
+from lamina.errors import FailedPrecondition, InvalidArgument
+from lamina.mount import temp_mount
 from tests.archives import gnu_tar
 from tests.fixtures_containerd import Containerd
 from tests.fixtures_containers import make_rootfs, wait_for
@@ -184,6 +189,36 @@ def test_ctr_snapshots(client: Client, serve: Serve, snapshotter: str, reference
     # Nothing holds a view that ctr makes: garbage collection may take it at any time.
     assert json.loads(client.snapshots("view", "--mounts", "look", top))[0]["Type"]
     assert_all_removed(client, serve, snapshotter, reference)
+
+
+def test_fork_through_containerd(client: Client, serve: Serve, snapshotter: str) -> None:
+    """A client of containerd forks with the label, which containerd passes on."""
+    with Channel(client.daemon.address) as channel:
+        remote = RemoteSnapshotter(channel, f"lamina-{snapshotter}", namespace="default")
+        remote.prepare("old")
+        with temp_mount(remote.mounts("old"), dir=serve.root) as root:
+            (root / "below").write_text("b")
+        kept = {GC_ROOT: "2026-01-01T00:00:00Z"}
+        remote.commit("base", "old", labels=kept)
+        with temp_mount(remote.prepare("source", "base", labels=kept), dir=serve.root) as root:
+            (root / "file").write_text("one")
+            mounts = remote.fork("source", "fork", labels=kept)
+            (root / "file").write_text("two")
+        with temp_mount(mounts, dir=serve.root) as root:
+            assert (root / "file").read_text() == "one"
+            assert (root / "below").read_text() == "b"
+        assert remote.stat("fork").parent == "base"
+        with pytest.raises(InvalidArgument, match="parent"):
+            remote.prepare("other", labels={FORK_OF: "source"})
+        with pytest.raises(FailedPrecondition):
+            remote.fork("base", "other")
+        client.daemon.ctr("content", "prune", "references")  # collects garbage
+        assert [info.name for info in remote.walk()] == ["base", "fork", "source"]
+        for key in ("source", "fork", "base"):
+            remote.remove(key)
+        client.daemon.ctr("content", "prune", "references")
+    wait_for(lambda: serve.snapshots(snapshotter) == [], seconds=GC_SECONDS)
+    assert serve.command.out("fsck") == ""
 
 
 def interrupted_pull(

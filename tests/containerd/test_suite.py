@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.filesystems import mounted
 from tests.fixtures_command import PROGRAM
 from tests.probes import GO, SUITE
 
@@ -45,6 +46,9 @@ TESTS = (
     "128LayersMount",
 )
 
+ON_ITS_OWN = ("btrfs",)
+"""Snapshotters that need a filesystem of their own for their roots, named as its marker."""
+
 
 def usable_snapshotters() -> list[str]:
     with tempfile.TemporaryDirectory() as root:
@@ -56,7 +60,9 @@ def usable_snapshotters() -> list[str]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "snapshotter" in metafunc.fixturenames:
-        metafunc.parametrize("snapshotter", usable_snapshotters())
+        usable = [name for name in usable_snapshotters() if name not in ON_ITS_OWN]
+        own = [pytest.param(name, marks=getattr(pytest.mark, name)) for name in ON_ITS_OWN]
+        metafunc.parametrize("snapshotter", [*usable, *own])
 
 
 class Outcome(NamedTuple):
@@ -77,17 +83,23 @@ class Suite:
     def outcomes(self, snapshotter: str) -> dict[str, Outcome]:
         """Return how each test ended."""
         if snapshotter not in self._outcomes:
-            self._outcomes[snapshotter] = self._run(snapshotter)
+            self._outcomes[snapshotter] = self._run_where_it_works(snapshotter)
         return self._outcomes[snapshotter]
 
-    def _run(self, snapshotter: str) -> dict[str, Outcome]:
+    def _run_where_it_works(self, snapshotter: str) -> dict[str, Outcome]:
+        if snapshotter not in ON_ITS_OWN:
+            return self._run(snapshotter, self._directory)
+        with mounted(self._directory, f"mkfs.{snapshotter}", "-q") as directory:
+            return self._run(snapshotter, directory)
+
+    def _run(self, snapshotter: str, directory: Path) -> dict[str, Outcome]:
         done = subprocess.run(
             (GO, "-C", SUITE, "tool", "test2json", self._program, "-test.v=test2json"),
             env=os.environ
             | {
                 "LAMINA_SUITE_PROGRAM": PROGRAM,
                 "LAMINA_SUITE_SNAPSHOTTERS": snapshotter,
-                "TMPDIR": str(self._directory),
+                "TMPDIR": str(directory),
             },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

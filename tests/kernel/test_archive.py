@@ -21,12 +21,12 @@ from lamina.formats.compression import Compression, compressor
 from lamina.images.archive.exporting import ExportOptions, export_images
 from lamina.images.archive.importing import ImportOptions, Names, import_images
 from lamina.images.catalogue import Image
+from lamina.images.extraction import Destination
 from lamina.images.gc import collect
 from lamina.images.manifest import DOCKER_LAYER_GZIP
 from lamina.images.platform import default_platform
 from lamina.images.store import ImageStore
 from lamina.images.tree import read_image
-from lamina.images.unpack import Destination
 from lamina.snapshotters.engine import Engine
 from lamina.snapshotters.overlayfs.driver import OverlayDriver
 from tests.images import OCI_INDEX, OCI_MANIFEST, ImageFiles, Layer, descriptor, image, index

@@ -7,7 +7,6 @@ import os
 import random
 import subprocess
 import tarfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from tests.fixtures_containers import IMAGE, Machine, wait_for
 from tests.fixtures_registry import LocalRegistry
 from tests.images import ImageFiles, Layer, image
 from tests.isolation import mount_points
+from tests.killed import kill_after
 from tests.roots import SMALL, Root, small_files, three_layers
 from tests.startup import LAMINA
 
@@ -131,8 +131,7 @@ def test_pulls_killed_at_random_moments(root_dir: Path, registry: LocalRegistry)
         reference = push(registry, files)
         argv = [LAMINA, "--root", str(root_dir), *arguments, reference]
         with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-            time.sleep(chance.uniform(0.2, 0.7))
-            process.kill()
+            kill_after(process, chance.uniform(0.2, 0.7))
         if number % 4 != 3:  # several kills in a row pile up
             continue
         root = opened(root_dir)

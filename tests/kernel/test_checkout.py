@@ -71,6 +71,28 @@ def test_changes_are_discarded(store: Store, ref: str, name: str) -> None:
 
 
 @BOTH
+def test_fork(store: Store, ref: str, name: str) -> None:
+    with store.checkout(ref, snapshotter=name) as tree:
+        (tree.path / "new").write_text("before")
+        with tree.fork() as copy:
+            (tree.path / "new").write_text("after")
+            assert (copy.path / "new").read_text() == "before"
+            assert (copy.path / "etc/a").read_bytes() == b"new a"
+            (copy.path / "etc/a").unlink()
+            with copy.fork() as second:
+                copy.commit("forked:1")
+                assert not (second.path / "etc/a").exists()
+        assert (tree.path / "etc/a").exists()
+        tree.discard()
+        with pytest.raises(FailedPrecondition, match="fork a checkout that is over"), tree.fork():
+            pass
+    with store.checkout("forked:1", snapshotter=name) as tree:
+        assert (tree.path / "new").read_text() == "before"
+        assert not (tree.path / "etc/a").exists()
+    assert_none_left(store, name)
+
+
+@BOTH
 def test_diff_and_commit(store: Store, ref: str, name: str, tmp_path: Path) -> None:
     with store.checkout(ref, snapshotter=name) as tree:
         (tree.path / "etc/c").unlink()

@@ -124,6 +124,33 @@ def test_life_of_snapshots(
     sound()
 
 
+@BOTH
+def test_fork(command: Command, tmp_path: Path, name: str, sound: Callable[[], None]) -> None:
+    def snapshots(*words: object) -> str:
+        return command.out("snapshots", "--snapshotter", name, *words)
+
+    snapshots("prepare", "source")
+    fill(command, name, "source", {"a": b"1"}, tmp_path / "target")
+    assert snapshots("fork", "source", "plain") == ""
+    [mount] = json.loads(snapshots("fork", "--mounts", "source", "fork"))
+    assert [mount] == json.loads(snapshots("mounts", "--json", "/mnt", "fork"))
+    said = snapshots("fork", "-t", "/mnt", "fork", "second")
+    assert said == snapshots("mounts", "/mnt", "second")
+    snapshots("rm", "source", "plain", "fork")
+    labels = json.loads(snapshots("info", "second"))["Labels"]
+    assert labels["containerd.io/snapshot/lamina.forked-from"] == "fork"
+    assert labels["containerd.io/gc.root"]
+    snapshots("commit", "base", "second")
+    assert "a" in names(command.run("snapshots", "--snapshotter", name, "diff", "base").stdout)
+    said = command.error("snapshots", "--snapshotter", name, "fork", "base", "x", code=7)
+    assert said.startswith('lamina: fork snapshot "base": ')
+    command.error("snapshots", "--snapshotter", name, "fork", "none", "x", code=3)
+    snapshots("prepare", "source")
+    command.error("snapshots", "--snapshotter", name, "fork", "source", "base", code=4)
+    snapshots("rm", "source", "base")
+    sound()
+
+
 def test_snapshotters_that_are_not_there(command: Command) -> None:
     command.error("snapshots", "--snapshotter", "zfs", "ls", code=7)
     command.error("snapshots", "--snapshotter", "none", "ls", code=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -29,6 +30,37 @@ class TestOverlayfsOptions(TestOverlayfs):
     accesses = ("in-process",)
 
 
+@pytest.mark.fuse
+class TestFuseOverlayfs(SnapshotterContract):
+    plugin = "fuse-overlayfs"
+    differences = DIRECTORY_RENAMES
+    accesses = ("in-process",)
+
+
+class TestFuseOverlayfsServed(TestFuseOverlayfs):
+    differences: ClassVar = {
+        **DIRECTORY_RENAMES,
+        "many_layers": "starts hundreds of processes; done in-process",
+    }
+    accesses = ("grpc",)
+
+
+@pytest.mark.erofs
+class TestErofs(SnapshotterContract):
+    plugin = "erofs"
+    differences: ClassVar = {
+        **DIRECTORY_RENAMES,
+        "usage": "an image is one inode, and of another size than what it was made from",
+    }
+
+
+@pytest.mark.erofs
+class TestStargz(SnapshotterContract):
+    plugin = "stargz"
+    differences = DIRECTORY_RENAMES
+    accesses = ("in-process",)
+
+
 @pytest.mark.root
 class TestNative(SnapshotterContract):
     plugin = "native"
@@ -45,3 +77,14 @@ class TestBlockfile(SnapshotterContract):
 
 class TestBlockfileXfs(TestBlockfile):
     config: ClassVar = {"fs_type": "xfs", "scratch_size": "300MiB"}
+    accesses = ("in-process",)
+
+
+@pytest.mark.btrfs
+class TestBtrfs(SnapshotterContract):
+    plugin = "btrfs"
+    differences: ClassVar = {"usage": "what is written counts once it has reached the disk"}
+
+    @pytest.fixture
+    def root(self, btrfs_dir: Path) -> Path:
+        return btrfs_dir / "snapshotter"

@@ -13,6 +13,15 @@ from pathlib import Path
 import pytest
 
 from lamina.core.digest import Digest
+from lamina.core.driver import Claimed, Refused, Snapshot
+from lamina.core.labels import (
+    IMAGE_LAYERS,
+    IMAGE_REF,
+    LAYER_DIGEST,
+    LAYER_SIZE,
+    MANIFEST_DIGEST,
+    REMOTE,
+)
 from lamina.core.snapshot import Kind
 from lamina.errors import Cancelled, DataLoss, DigestMismatch, FormatError, LaminaError, NotFound
 from lamina.images.operation import Options
@@ -21,6 +30,8 @@ from lamina.images.progress import Event, Stage
 from lamina.images.pull import unpack
 from lamina.images.registry.cancel import Cancel
 from lamina.mount import temp_mount
+from lamina.snapshotters.engine import Engine
+from lamina.snapshotters.native.driver import NativeDriver
 from tests.fixtures_registry import LocalRegistry
 from tests.images import OCI_INDEX, ImageFiles, Layer, image, index
 from tests.roots import SMALL, SNAPSHOTTERS, Root, small_files, three_layers
@@ -278,3 +289,70 @@ def test_cancel(root: Root, registry: LocalRegistry) -> None:
     pulled = root.pull(ref)
     assert small_files(root.files(pulled, "overlayfs")) == SMALL
     root.assert_clean("overlayfs", 3)
+
+
+class ClaimingDriver(NativeDriver):
+    """Serves the first layers of an image itself: each is one file that tells which blob it is."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.claims = 0
+        self.asked: list[Snapshot] = []
+
+    def claim(self, snapshot: Snapshot) -> Claimed | Refused:
+        self.asked.append(snapshot)
+        if len(self.asked) > self.claims:
+            return Refused("it is beyond what this driver serves")
+        [mount] = self.mounts(snapshot)
+        digest = snapshot.labels[LAYER_DIGEST]
+        Path(mount.source, digest.replace(":", "-")).touch()
+        return Claimed()
+
+
+@pytest.fixture
+def claiming(root: Root) -> ClaimingDriver:
+    directory = root.root / "io.containerd.snapshotter.v1.claiming"
+    directory.mkdir()
+    driver = ClaimingDriver(directory)
+    root.engines["claiming"] = Engine("claiming", driver, directory, sync_remove=True)
+    return driver
+
+
+@pytest.mark.parametrize("claims", [0, 1, 3])
+def test_layers_that_the_snapshotter_serves_are_not_fetched(
+    root: Root, registry: LocalRegistry, claiming: ClaimingDriver, claims: int
+) -> None:
+    claiming.claims = claims
+    files = three_layers()
+    ref = push(registry, files)
+    pulled = root.pull(ref, "claiming")
+    [unpacked] = pulled.unpacked
+    blobs = [layer.digest for layer in unpacked.manifest.layers]
+    assert [root.store.content.has(blob) for blob in blobs] == [False] * claims + [True] * (
+        3 - claims
+    )
+    infos = [root.engines["claiming"].stat(chain_id) for chain_id in unpacked.chain]
+    assert [REMOTE in info.labels for info in infos] == [True] * claims + [False] * (3 - claims)
+    assert [info.parent for info in infos] == ["", *unpacked.chain[:2]]
+    origin = infos[0].labels
+    assert origin[IMAGE_REF] == ref
+    assert origin[MANIFEST_DIGEST] == files.digest
+    assert (origin[LAYER_DIGEST], origin[LAYER_SIZE]) == (blobs[0], str(len(files.layers[0].blob)))
+    assert origin[IMAGE_LAYERS] == ",".join(blobs)
+    found = root.files(pulled, "claiming")
+    assert {path for path in found if path.startswith("sha256-")} == {
+        blob.replace(":", "-") for blob in blobs[:claims]
+    }
+    root.assert_clean("claiming", 3)
+    root.events.clear()
+    assert root.pull(ref, "claiming").timings.downloaded == 0
+    assert len(claiming.asked) == 3
+
+
+def test_imported_layers_have_no_origin(
+    root: Root, registry: LocalRegistry, claiming: ClaimingDriver
+) -> None:
+    pulled = root.pull(push(registry, three_layers()), "native")
+    unpack(pulled.image, store=root.store, destination=root.destination("claiming"))
+    assert len(claiming.asked) == 3
+    assert all(IMAGE_REF not in snapshot.labels for snapshot in claiming.asked)

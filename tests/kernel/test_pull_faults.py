@@ -22,6 +22,7 @@ from lamina.mount import mount_all, unmount_all
 from tests.faulty_registry import FaultyRegistry, cut, faulty_registry, stall
 from tests.fixtures_registry import LocalRegistry
 from tests.images import ImageFiles, Layer, image
+from tests.killed import kill_after
 from tests.roots import SMALL, SNAPSHOTTERS, Root, small_files, three_layers
 
 pytest_plugins = ["tests.fixtures_registry"]
@@ -69,8 +70,7 @@ def test_kills_at_random_moments(root_dir: Path, registry: LocalRegistry) -> Non
         registry.push(files.manifest, files.blobs, "test", "1")
         reference = f"{registry.host}/test:1"
         process = child(root_dir, reference, name)
-        time.sleep(seconds.uniform(0.25, 1.0))
-        process.kill()
+        kill_after(process, seconds.uniform(0.25, 1.0))
         process.communicate()
         if number % 8 not in {6, 7}:  # else several kills in a row pile up
             continue

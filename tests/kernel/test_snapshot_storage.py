@@ -20,12 +20,12 @@ from lamina.errors import FailedPrecondition, LaminaError
 from lamina.linux.inode_flags import FS_IMMUTABLE_FL, get_flags, set_flags
 from lamina.mount import mount_all, temp_mount, unmount, unmount_all
 from lamina.snapshotters.engine import Engine
-from lamina.snapshotters.native.copy import copy_tree
 from lamina.snapshotters.native.driver import NativeDriver
 from lamina.snapshotters.overlayfs.driver import OverlayDriver
 from lamina.snapshotters.overlayfs.plugin import PLUGIN as OVERLAYFS
 from lamina.snapshotters.overlayfs.plugin import OverlayConfig
 from lamina.snapshotters.tree import remove_tree
+from lamina.snapshotters.tree_copy import copy_tree
 from tests.filesystems import mounted
 
 pytestmark = pytest.mark.root

@@ -41,7 +41,9 @@ def test_without_root_everything_is_skipped(tmp_path: Path) -> None:
 
 @pytest.mark.root
 def test_where_the_plugin_cannot_work_the_reason_is_shown(tmp_path: Path) -> None:
-    assert "load snapshotter zfs: not implemented in this version" in run(tmp_path, "zfs")
+    assert "load snapshotter overlaybd: not implemented in this version" in run(
+        tmp_path, "overlaybd"
+    )
 
 
 def test_a_difference_names_a_check() -> None:

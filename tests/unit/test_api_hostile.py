@@ -154,6 +154,18 @@ def test_window_that_shrinks_below_nothing(server: Serving) -> None:
         assert len(raw.answer(1)[0]) == 90
 
 
+def test_larger_window_is_acknowledged_before_it_is_used(server: Serving) -> None:
+    with Raw(server.path) as raw:
+        raw.greet({INITIAL_WINDOW_SIZE: 10})
+        raw.send(request(1, message=bytes(95)))
+        assert len(raw.wait_for(DATA).payload) == 10
+        raw.send(settings({INITIAL_WINDOW_SIZE: 30}))
+        frames = raw.frames()
+        first, second = next(frames), next(frames)
+        assert (first.type, first.flags) == (SETTINGS, ACK)
+        assert (second.type, len(second.payload)) == (DATA, 20)
+
+
 def test_connection_window_is_shared_fairly(server: Serving) -> None:
     with Raw(server.path) as raw:
         raw.greet({INITIAL_WINDOW_SIZE: 2**31 - 1})

@@ -92,7 +92,7 @@ def test_what_only_containerd_uses_is_passed_over(file: Path) -> None:
           address = "/run/containerd/containerd.sock"
         [plugins."io.containerd.cri.v1.images"]
           snapshotter = "overlayfs"
-        [plugins."io.containerd.snapshotter.v1.zfs"]
+        [plugins."io.containerd.snapshotter.v1.overlaybd"]
           pool_name = "a key of a snapshotter that is not built yet"
         [proxy_plugins.stargz]
           type = "snapshot"

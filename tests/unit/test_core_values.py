@@ -50,6 +50,9 @@ LOWER = "lowerdir=/1:/2"
         ("overlay", (LOWER, "upperdir=/u"), False),
         ("overlay", ("workdir=/w,upperdir=/u," + LOWER,), False),
         ("overlay", (LOWER, r"upperdir=/a\,ro"), False),
+        ("fuse3.fuse-overlayfs", (LOWER,), True),
+        ("fuse3.fuse-overlayfs", (LOWER, "upperdir=/u"), False),
+        ("fuse3.sshfs", (), False),
     ],
 )
 def test_what_is_read_only(type: str, options: tuple[str, ...], expected: bool) -> None:
@@ -74,12 +77,35 @@ def test_what_is_read_only(type: str, options: tuple[str, ...], expected: bool) 
             ("lowerdir=/u:/1:/2", "index=off"),
         ),
         ("overlay", (r"upperdir=/a\,b", LOWER), (r"lowerdir=/a\,b:/1:/2",)),
+        (
+            "fuse3.fuse-overlayfs",
+            ("workdir=/w", "upperdir=/u", LOWER, "uidmapping=0:1:2"),
+            ("lowerdir=/u:/1:/2", "uidmapping=0:1:2"),
+        ),
     ],
 )
 def test_read_only_mounts(type: str, options: tuple[str, ...], expected: tuple[str, ...]) -> None:
     [mount] = read_only_mounts([Mount(type, "s", "t", options)])
     assert mount == Mount(type, "s", "t", expected)
     assert mount.read_only
+
+
+@pytest.mark.parametrize(
+    ("mount", "expected"),
+    [
+        (
+            Mount("overlay", "overlay", "", ("lowerdir=/1:/2", "index=off")),
+            "mount -t overlay overlay /at -o lowerdir=/1:/2,index=off",
+        ),
+        (Mount("btrfs", "/dev/a b", "sub", ()), "mount -t btrfs '/dev/a b' /at/sub"),
+        (
+            Mount("fuse3.fuse-overlayfs", "overlay", "", ("lowerdir=/1:/a b",)),
+            "mount.fuse3 overlay /at -o 'lowerdir=/1:/a b' -t fuse-overlayfs",
+        ),
+    ],
+)
+def test_commands_that_mount(mount: Mount, expected: str) -> None:
+    assert mount.command("/at") == expected
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from lamina.core.driver import Driver
+from lamina.core.driver import Driver, Snapshot
+from lamina.core.labels import FORK_OF, SNAPSHOT_REF
 from lamina.core.snapshot import Kind
 from lamina.errors import (
     DataLoss,
     FailedPrecondition,
     Internal,
+    InvalidArgument,
     LaminaError,
     NotFound,
     NotImplementedHere,
@@ -86,6 +88,69 @@ def test_what_cannot_be_undone_at_once_is_left_to_the_background(
     assert engine.reap() == 1
     assert driver.ids() == []
     assert not engine.pending()
+
+
+class ForkingDriver(FileDriver):
+    forks_atomically = True
+
+    def fork(self, source: Snapshot, target: Snapshot) -> None:
+        self.create(target)
+        self._step("fork")
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
+def test_failed_fork_leaves_nothing(tmp_path: Path, failure: BaseException) -> None:
+    driver = ForkingDriver(tmp_path)
+    with Engine("files", driver, tmp_path) as engine:
+        assert engine.forks == "atomic"
+        engine.prepare("a")
+        driver.fail["fork"] = failure
+        with pytest.raises((ResourceExhausted, KeyboardInterrupt)):
+            engine.fork("a", "b")
+        assert driver.ids() == [1]
+        assert engine.fsck() == []
+        driver.fail.clear()
+        assert engine.fork("a", "b") == engine.mounts("b")
+
+
+def test_failed_fork_is_undone_though_it_has_filled_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store can be written to again once the storage is destroyed."""
+    driver = ForkingDriver(tmp_path)
+    with Engine("files", driver, tmp_path) as engine:
+        engine.prepare("a")
+        driver.fail["fork"] = OSError(errno.ENOSPC, "full")
+        abandon = SnapshotStore.abandon
+
+        def abandon_if_there_is_room(store: SnapshotStore, id: int) -> bool:
+            if id in driver.ids():
+                raise ResourceExhausted("use database")
+            return abandon(store, id)
+
+        monkeypatch.setattr(SnapshotStore, "abandon", abandon_if_there_is_room)
+        with pytest.raises(ResourceExhausted, match='fork snapshot "a" as "b"'):
+            engine.fork("a", "b")
+        engine.remove("a")
+        engine.cleanup()
+        assert driver.ids() == []
+
+
+def test_driver_that_cannot_fork(engine: Engine, driver: FileDriver) -> None:
+    engine.prepare("a")
+    assert engine.forks == ""
+    with pytest.raises(NotImplementedHere, match="use another"):
+        engine.fork("a", "b")
+    with pytest.raises(NotImplementedHere):
+        engine.prepare("b", labels={FORK_OF: "a"})
+    assert driver.ids() == [1]
+
+
+def test_image_cannot_have_a_layer_made_of_a_container(engine: Engine, driver: FileDriver) -> None:
+    engine.prepare("a")
+    with pytest.raises(InvalidArgument, match="sha256:1"):
+        engine.prepare("b", labels={FORK_OF: "a", SNAPSHOT_REF: "sha256:1"})
+    assert driver.ids() == [1]
 
 
 @pytest.mark.parametrize("failure", [OSError(errno.EIO, "broken"), KeyboardInterrupt()])

@@ -159,6 +159,16 @@ def test_user_attributes(tmp_path: Path) -> None:
     assert len(applied.warnings) == 2
 
 
+def test_attributes_that_fuse_overlayfs_obeys_are_left_out(tmp_path: Path) -> None:
+    """Where layers are stacked, one could hide what is below it, in a way of its own."""
+    archive = Archive().dir("d", pax_headers={"SCHILY.xattr.user.fuseoverlayfs.opaque": "y"})
+    target = LayerTarget(tmp_path / "root", overlay_whiteouts=True)
+    target.root.mkdir()
+    applied = apply_layer([archive.data()], target, limits=LayerLimits())
+    assert os.listxattr(target.root / "d") == []
+    assert len(applied.warnings) == 1
+
+
 @pytest.mark.parametrize("where", ["sparse.gnu", "pax-0.0", "pax-0.1", "pax-1.0"])
 def test_sparse_files_keep_their_holes(tmp_path: Path, where: str) -> None:
     source = tmp_path / "source"

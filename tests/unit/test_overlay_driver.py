@@ -18,8 +18,8 @@ from lamina.core.labels import (
 from lamina.core.mount import Mount
 from lamina.core.snapshot import Info
 from lamina.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
+from lamina.snapshotters import overlay_support as support
 from lamina.snapshotters.engine import Engine
-from lamina.snapshotters.overlayfs import support
 from lamina.snapshotters.overlayfs.driver import OverlayDriver
 from lamina.snapshotters.overlayfs.plugin import OverlayConfig
 

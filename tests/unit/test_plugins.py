@@ -37,7 +37,7 @@ def refuse(config, directory):
 
 PLUGIN = SnapshotterPlugin(id="good", config=SnapshotterConfig, load=load)
 PICKY = SnapshotterPlugin(id="picky", config=SnapshotterConfig, load=refuse)
-ZFS = SnapshotterPlugin(id="zfs", config=SnapshotterConfig, load=load)
+OVERLAYBD = SnapshotterPlugin(id="overlaybd", config=SnapshotterConfig, load=load)
 NATIVE = SnapshotterPlugin(id="native", config=SnapshotterConfig, load=refuse)
 """
 ENTRIES = """
@@ -48,7 +48,7 @@ good = third_good:main
 # a comment
 good = third_good:PLUGIN
 picky=third_good:PICKY
-zfs = third_good:ZFS
+overlaybd = third_good:OVERLAYBD
 native = third_good:NATIVE
 misnamed = third_good:PLUGIN
 absent = third_absent:PLUGIN
@@ -132,7 +132,7 @@ def test_third_parties_snapshotters(third_party: Path, root_dir: Path) -> None:
     found = statuses(root_dir)
     assert list(found)[12:] == ["absent", "broken", "good", "misnamed", "picky"]
     assert (found["good"].status, found["good"].capabilities) == ("ok", ("rebase",))
-    assert found["zfs"].status == "ok"
+    assert found["overlaybd"].status == "ok"
     assert found["native"].status == "ok"
     assert found["picky"].status == "skip"
     assert "no such luck" in str(found["picky"].error)
@@ -184,21 +184,21 @@ def test_list_has_ctrs_columns(root_dir: Path) -> None:
 
 def test_quiet_list_and_filters(root_dir: Path) -> None:
     assert lamina("plugins", "list", "-q", "id~=^(native|aufs)$", root=root_dir) == "aufs\nnative\n"
-    assert "zfs" in lamina("plugin", "ls", "-q", "status==skip", root=root_dir).split()
+    assert "overlaybd" in lamina("plugin", "ls", "-q", "status==skip", root=root_dir).split()
     assert lamina("plugins", "ls", "-q", "status==none", root=root_dir) == ""
 
 
 def test_details_have_the_reason_and_the_fix(root_dir: Path) -> None:
-    text = lamina("plugins", "ls", "-d", "id==zfs", "id==native", root=root_dir)
-    native, zfs = re.split(r"^ +\n", text, flags=re.MULTILINE)
+    text = lamina("plugins", "ls", "-d", "id==overlaybd", "id==native", root=root_dir)
+    native, overlaybd = re.split(r"^ +\n", text, flags=re.MULTILINE)
     assert "Exports:\n" in native.replace(" ", "")
     assert "Error:" not in native
-    assert "Code:        FailedPrecondition" in zfs
-    assert "Message:     load snapshotter zfs: not implemented in this version" in zfs
-    assert f"Fix:         use one of {USABLE}" in zfs
+    assert "Code:        FailedPrecondition" in overlaybd
+    assert "Message:     load snapshotter overlaybd: not implemented in this version" in overlaybd
+    assert f"Fix:         use one of {USABLE}" in overlaybd
 
 
 def test_json(root_dir: Path) -> None:
-    (zfs,) = json.loads(lamina("plugins", "ls", "--json", "id==zfs", root=root_dir))
-    assert zfs["Status"] == "skip"
-    assert zfs["Error"]["Fix"] == f"use one of {USABLE}"
+    (overlaybd,) = json.loads(lamina("plugins", "ls", "--json", "id==overlaybd", root=root_dir))
+    assert overlaybd["Status"] == "skip"
+    assert overlaybd["Error"]["Fix"] == f"use one of {USABLE}"

@@ -36,9 +36,6 @@ from lamina.snapshotters.engine import Engine
 from lamina.testing.serving import served
 from tests.file_driver import FileDriver
 
-OPERATIONS = 10_000
-"""What each machine is to have done at least."""
-
 KEYS = st.sampled_from(["", "a", "b", "c", "d", "e"])
 LABELS = st.dictionaries(st.sampled_from(["x", "y"]), st.sampled_from(["", "1", "2"]))
 Error = type[LaminaError]
@@ -57,7 +54,11 @@ class RebasingDriver(FileDriver):
 
 
 class InProcess(RuleBasedStateMachine):
+    """What it has done, and the examples and operations that it is to do at least."""
+
     operations: ClassVar = 0
+    examples: ClassVar = 220
+    at_least: ClassVar = 10_000
 
     def __init__(self) -> None:
         super().__init__()
@@ -206,7 +207,11 @@ class InProcess(RuleBasedStateMachine):
 
 
 class OverGrpc(InProcess):
+    """Fewer: what is found here and not in this process is how calls and answers are written."""
+
     operations: ClassVar = 0
+    examples: ClassVar = 80
+    at_least: ClassVar = 3_000
 
     def reached(self) -> Snapshotter:
         return self.opened.enter_context(served(self.engine))
@@ -217,7 +222,7 @@ def test_random_operations(machine: type[InProcess], capsys: pytest.CaptureFixtu
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=200,
+            max_examples=machine.examples,
             stateful_step_count=60,
             derandomize=True,
             deadline=None,
@@ -226,4 +231,4 @@ def test_random_operations(machine: type[InProcess], capsys: pytest.CaptureFixtu
     )
     with capsys.disabled():
         print(f" {machine.__name__}: {machine.operations:,} operations ", end="")
-    assert machine.operations >= OPERATIONS
+    assert machine.operations >= machine.at_least

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lamina.core.driver import Snapshot
+from lamina.core.labels import FORKED_FROM, GC_ROOT, MAX_SIZE, SNAPSHOT_REF, UID_MAPPING
 from lamina.core.snapshot import Info, Kind, Usage
 from lamina.errors import (
     Aborted,
@@ -23,8 +24,10 @@ from lamina.errors import (
     NotFound,
     NotImplementedHere,
 )
-from lamina.meta import recovery, snapshot_rows, snapshots
+from lamina.meta import forks, recovery, snapshot_rows, snapshots
+from lamina.meta.database import Database
 from lamina.meta.owners import Owners
+from lamina.meta.snapshot_schema import SNAPSHOTS
 from lamina.meta.snapshots import SnapshotStore
 
 Open = Callable[..., SnapshotStore]
@@ -375,7 +378,7 @@ def test_orphans_are_what_nobody_knows(store: SnapshotStore) -> None:
     making = store.begin_create(Kind.ACTIVE, "making").id
     gone = active(store, "gone").id
     store.remove("gone")
-    assert store.trash.adopt_orphans([kept, making, gone, 77, 78]) == [77, 78]
+    assert store.trash.adopt_orphans([kept, making, gone, 77, 78]) == [78, 77]
     assert store.trash.ids() == {gone, 77, 78}
 
 
@@ -564,6 +567,8 @@ def test_threads_and_owners_get_unique_ids_and_one_winner_per_key(opener: Opener
         snapshots.BACKLOG,
         recovery.LOST.replace("?", "1"),
         recovery.OWNERS,
+        forks.BEING_FORKED.replace("?", "1"),
+        forks.IN_NAMESPACE.replace("?1", "'x'"),
     ],
 )
 def test_no_query_of_the_hot_path_reads_the_whole_table(
@@ -579,6 +584,86 @@ def test_no_query_of_the_hot_path_reads_the_whole_table(
     # Partial indexes have rows only for what is in transition or not yet synced.
     assert all(step.startswith(allowed) or " INDEX snapshots_" in step for step in tables), plan
     assert any("INDEX" in step or "PRIMARY KEY" in step for step in plan), plan
+
+
+def test_source_is_neither_committed_nor_removed_while_it_is_forked(opener: Opener) -> None:
+    store, other = opener(), opener()
+    source = active(store, "a")
+    told, fork = store.begin_fork("a", "b")
+    _, second = store.begin_fork("a", "c")
+    assert told == source
+    for each in (store, other):
+        with pytest.raises(FailedPrecondition, match=r'remove snapshot "a".*forked as "[bc]"'):
+            each.remove("a")
+        with pytest.raises(FailedPrecondition, match=r'commit snapshot "a".*forked as "[bc]"'):
+            each.begin_commit("name", "a")
+        with pytest.raises(NotFound):
+            each.record("b")
+        with pytest.raises(AlreadyExists):
+            each.begin_create(Kind.ACTIVE, "b")
+    store.finish_create(fork.id)
+    with pytest.raises(FailedPrecondition, match='forked as "c"'):
+        other.remove("a")
+    store.abandon(second.id)
+    other.remove("a")
+    assert store.record("b").info.kind == Kind.ACTIVE
+
+
+def test_source_of_a_fork_whose_process_died_is_free(opener: Opener) -> None:
+    store, other = opener(), opener()
+    active(store, "a")
+    _, fork = store.begin_fork("a", "b")
+    opener.kill(store)
+    other.remove("a")
+    assert ("free", fork.id) in other.backlog()
+    assert active(other, "b").id > fork.id
+
+
+def test_what_is_being_committed_is_not_forked(store: SnapshotStore) -> None:
+    snapshot = active(store, "a")
+    store.begin_commit("name", "a")
+    with pytest.raises(FailedPrecondition, match="it is being committed"):
+        store.begin_fork("a", "b")
+    store.abort_commit(snapshot.id)
+    store.begin_fork("a", "b")
+
+
+def test_empty_key_is_named(store: SnapshotStore) -> None:
+    for use in (lambda: store.begin_fork("", "b"), lambda: store.record("")):
+        with pytest.raises(NotFound, match=r'^snapshot "": not found; name its key$'):
+            use()
+
+
+def test_fork_of_what_stands_on_a_lost_layer_is_refused(opener: Opener) -> None:
+    store = opener("boot-1")
+    committed(store, "base")
+    active(store, "a", "base")
+    store.close()
+    store = opener("boot-2")
+    store.reboot([1, 2])
+    with pytest.raises(DataLoss):
+        store.begin_fork("a", "b")
+
+
+def test_labels_of_the_storage_are_those_of_the_source(store: SnapshotStore) -> None:
+    labels = {MAX_SIZE: "4096", GC_ROOT: "x", SNAPSHOT_REF: "y", "own": "z"}
+    snapshot = store.begin_create(Kind.ACTIVE, "a", labels=labels)
+    store.finish_create(snapshot.id)
+    with pytest.raises(InvalidArgument, match="max-size"):
+        store.begin_fork("a", "b", {MAX_SIZE: "8192"})
+    with pytest.raises(InvalidArgument, match="uidmapping"):
+        store.begin_fork("a", "b", {UID_MAPPING: "0:1:2"})
+    _, fork = store.begin_fork("a", "b", {MAX_SIZE: "4096", "new": "n"})
+    assert fork.labels == {MAX_SIZE: "4096", "own": "z", "new": "n", FORKED_FROM: "a"}
+
+
+def test_store_of_a_version_without_forks_is_brought_up_to_date(
+    opener: Opener, tmp_path: Path
+) -> None:
+    Database(tmp_path / "s.sqlite", (SNAPSHOTS,)).close()
+    store = opener()
+    active(store, "a")
+    store.begin_fork("a", "b")
 
 
 def test_lock_file_of_the_living_is_locked(opener: Opener, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lamina.errors import ToolError
+from lamina.tools.fuse_overlayfs import parse_version
 from lamina.tools.run import NOT_FOUND, TIMED_OUT, run
 
 PYTHON = sys.executable
@@ -87,3 +88,19 @@ def test_only_named_descriptors_are_inherited() -> None:
     finally:
         os.close(read)
         os.close(write)
+
+
+@pytest.mark.parametrize(
+    ("said", "version"),
+    [
+        (
+            "fusermount3 version: 3.14.0\nfuse-overlayfs: version 1.10\nFUSE library version",
+            (1, 10),
+        ),
+        ("fuse-overlayfs: version 1.13-dev\n", (1, 13)),
+        ("fuse-overlayfs: version 0.7.8", (0, 7, 8)),
+        ("usage: ...", ()),
+    ],
+)
+def test_version_of_fuse_overlayfs(said: str, version: tuple[int, ...]) -> None:
+    assert parse_version(said) == version

@@ -84,3 +84,20 @@ def test_caller_that_ignores_its_children(tmp_path: Path) -> None:
                 thread.join(30)
     finally:
         signal.signal(signal.SIGCHLD, before)
+
+
+def test_its_thread_takes_no_signals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are the caller's, who may wait for them in another thread."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    fake_janitor(tmp_path / "sh", f"cat {gate}", monkeypatch)
+    janitor = Janitor(tmp_path)
+    janitor.wake()
+    (thread,) = (each for each in threading.enumerate() if each.name == "wake-janitor")
+    status = Path(f"/proc/self/task/{thread.native_id}/status").read_text()
+    (blocked,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigBlk:"))
+    assert int(blocked, 16) >> (signal.SIGTERM - 1) & 1
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    janitor.close()
+    gate.write_bytes(b"")
+    ended(janitor, 1)
