@@ -9,7 +9,7 @@ import sys
 from bench.figures import Figure, record
 
 BENCHMARKS = (
-    *("startup", "engine", "serve", "run", "memory", "pull", "fork"),
+    *("startup", "engine", "serve", "run", "memory", "pull", "fork", "lazy"),
     *("devmapper", "scale"),  # in virtual machines
 )
 

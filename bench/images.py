@@ -23,6 +23,10 @@ from lamina.formats.tar import END_OF_ARCHIVE, Entry, Type, header, padding
 MTIME = 1_700_000_000 * 1_000_000_000
 REFERENCE = "lamina-bench:latest"
 
+Write = Callable[[bytes], object]
+Tar = Callable[[Write], int]
+"""Writes an uncompressed tar, and returns how many entries it has."""
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -116,11 +120,25 @@ def _entry(name: str, type: bytes, mode: int, *, size: int = 0, link: str = "") 
     return Entry(name.encode(), type, mode, size=size, mtime=MTIME, linkname=link.encode())
 
 
-def write_layer(layer: Layer, seed: int, write: Callable[[bytes], object]) -> dict[str, object]:
+def generated(layer: Layer, seed: int) -> Tar:
+    """Return what writes a layer's tar, the same for the same seed."""
+
+    def tar(write: Write) -> int:
+        count = 0
+        for entry, body in entries(layer, seed):
+            count += 1
+            write(header(entry) + body + bytes(padding(len(body))))
+        write(END_OF_ARCHIVE)
+        return count
+
+    return tar
+
+
+def write_layer(tar: Tar, write: Write) -> dict[str, object]:
     """Write a gzip layer and return its facts: digest, size, diff_id, entries."""
     compressor = zlib.compressobj(6, zlib.DEFLATED, 31)
     blob, diff = hashlib.sha256(), hashlib.sha256()
-    size = count = uncompressed = 0
+    size = uncompressed = 0
 
     def emit(data: bytes) -> None:
         nonlocal size
@@ -134,10 +152,7 @@ def write_layer(layer: Layer, seed: int, write: Callable[[bytes], object]) -> di
         uncompressed += len(data)
         emit(compressor.compress(data))
 
-    for entry, body in entries(layer, seed):
-        count += 1
-        add(header(entry) + body + bytes(padding(len(body))))
-    add(END_OF_ARCHIVE)
+    count = tar(add)
     emit(compressor.flush())
     return {
         "digest": f"sha256:{blob.hexdigest()}",
@@ -150,13 +165,18 @@ def write_layer(layer: Layer, seed: int, write: Callable[[bytes], object]) -> di
 
 def build(directory: Path, wanted: Sequence[Layer] = LAYERS) -> Path:
     """Make an image of these layers in `directory` unless it is there, and return that path."""
+    return build_of(directory, [generated(layer, seed) for seed, layer in enumerate(wanted)])
+
+
+def build_of(directory: Path, tars: Sequence[Tar]) -> Path:
+    """Make an image of layers that are written by `tars`, as `build`."""
     index = directory / "index.json"
     if index.exists():
         return directory
     blobs = directory / "blobs" / "sha256"
     blobs.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(2) as pool:
-        layers = list(pool.map(lambda item: _layer_blob(blobs, *item), enumerate(wanted)))
+        layers = list(pool.map(lambda item: _layer_blob(blobs, *item), enumerate(tars)))
     config = {
         "architecture": "amd64",
         "os": "linux",
@@ -184,10 +204,10 @@ def build(directory: Path, wanted: Sequence[Layer] = LAYERS) -> Path:
     return directory
 
 
-def _layer_blob(blobs: Path, seed: int, layer: Layer) -> dict[str, object]:
-    unnamed = blobs / f".layer-{seed}"
+def _layer_blob(blobs: Path, number: int, tar: Tar) -> dict[str, object]:
+    unnamed = blobs / f".layer-{number}"
     with unnamed.open("wb") as file:
-        facts = write_layer(layer, seed, file.write)
+        facts = write_layer(tar, file.write)
     unnamed.rename(blobs / str(facts["digest"]).partition(":")[2])
     return facts
 

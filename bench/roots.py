@@ -1,0 +1,82 @@
+"""A root of Lamina's own for one measurement."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+from bench.process import wait_for_janitor
+from bench.startup import LAMINA
+from lamina.lazy.launch import LazyWorker
+from lamina.mount import unmount_recursive
+
+_CONFIG = """version = 3
+[plugins."io.containerd.snapshotter.v1.stargz"]
+gate = "{gate}"
+no_background_fetch = {quiet}
+"""
+_numbers = itertools.count()
+
+
+class Root:
+    """A root of its own whose images are pulled with one snapshotter.
+
+    Args:
+        directory: that it is made in.
+        snapshotter: which.
+        gate: of stargz.
+        quiet: fetch nothing that is not read.
+    """
+
+    def __init__(
+        self, directory: Path, snapshotter: str, gate: str = "auto", *, quiet: bool = False
+    ) -> None:
+        self.path = directory / f"root-{next(_numbers)}"
+        self.path.mkdir()
+        self.snapshotter = snapshotter
+        self.mounted = self.path / "mounted"
+        config = self.path / "config.toml"
+        config.write_text(_CONFIG.format(gate=gate, quiet=str(quiet).lower()))
+        self._lamina = [LAMINA, "--root", str(self.path), "--config", str(config)]
+
+    def argv(self, *arguments: str) -> list[str]:
+        """Return a command line."""
+        return [*self._lamina, *arguments]
+
+    def pull(self, reference: str) -> None:
+        """Pull an image."""
+        self("images", "pull", "--quiet", "--plain-http", *self._with, reference)
+
+    def mount(self, reference: str) -> Path:
+        """Mount an image and return where."""
+        self.mounted.mkdir(exist_ok=True)
+        self("images", "mount", *self._with, reference, str(self.mounted))
+        return self.mounted
+
+    def __call__(self, *arguments: str) -> None:
+        """Run a command; its failure ends the benchmark."""
+        argv = self.argv(*arguments)
+        subprocess.run(argv, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+    @property
+    def worker(self) -> LazyWorker:
+        """The worker of stargz."""
+        return LazyWorker(self.path / "io.containerd.snapshotter.v1.stargz")
+
+    @property
+    def _with(self) -> tuple[str, str]:
+        return ("--snapshotter", self.snapshotter)
+
+    def remove(self) -> None:
+        """Unmount and delete it, once nothing of it runs."""
+        wait_for_janitor(self.path)
+        unmount_recursive(self.path)
+        if self.snapshotter == "stargz":
+            pkill = ("pkill", "-KILL", "-f", str(self.worker.directory))
+            subprocess.run(pkill, check=False)
+            time.sleep(0.5)
+            unmount_recursive(self.path)
+        shutil.rmtree(self.path)
