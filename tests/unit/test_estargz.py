@@ -36,7 +36,7 @@ from lamina.formats.estargz.tree import LayerTree, to_tree
 from lamina.lazy.codecs import decode
 from lamina.lazy.table import Header, UnitTable
 from lamina.lazy.unit import Check, Codec, Piece, Unit
-from tests.estargz import make_blob, member, sha256, tar_member
+from tests.estargz import make_blob, make_chunked_blob, member, sha256, tar_member
 
 OPAQUE = b"trusted.overlay.opaque"
 HEAD = "1f8b08040000000000ff"
@@ -192,6 +192,36 @@ def test_every_file_is_read_through_the_units(chunk: int, shared: int) -> None:
         assert tar.getnames() == [*FILES, "stargz.index.json"]
 
 
+SPARSE = {
+    "all": bytes(50_000),
+    "begins": bytes(70_000) + b"data",
+    "ends": b"data" + bytes(70_000),
+    "within a block": b"a" * 100 + bytes(2000) + b"b" * 5000,
+    "over an edge": b"a" * 4000 + bytes(1100) + b"b" * 4000,
+    "up to an edge": b"a" * 3000 + bytes(1096) + b"b" * 4096 + bytes(4096) + b"c",
+    "many": b"".join(os.urandom(seed) + bytes(seed * 37) for seed in range(27, 400, 31)),
+}
+
+
+@pytest.mark.parametrize("chunk", [700, 4096, 5000, 1 << 20])
+def test_holes_of_podman_are_neither_fetched_nor_anything_but_zeros(chunk: int) -> None:
+    files = FILES | SPARSE
+    source = Bytes(make_chunked_blob(files, chunk))
+    assert decode(Codec.ZSTD, source.data, 1 << 10)[:3] == b"emp"
+    toc = read_toc(source, find_toc(source))
+    assert toc.is_zstd
+    tree = to_tree(toc, opaque_xattr=OPAQUE)
+    units = [
+        Unit(*unit[:4], Codec.ZSTD, [Piece(*p[:3], Check.SHA256, p.digest) for p in unit.pieces])
+        for unit in tree.units
+    ]
+    UnitTable.write(io.BytesIO(), Header(source.size, tree.cache_size), units)
+    assert contents(tree, fill(source, tree, Codec.ZSTD)) == files
+    holes = sum(body.count(bytes(4096)) * 4096 for body in SPARSE.values())
+    fetched = sum(p.length for unit in tree.units for p in unit.pieces)
+    assert fetched < sum(map(len, files.values())) - holes / 2
+
+
 @pytest.mark.parametrize("chunk", [5000, 8192])
 def test_the_table_and_the_image_of_a_layer_agree(chunk: int) -> None:
     source = Bytes(make_blob(FILES, chunk, shared=3000))
@@ -280,6 +310,8 @@ def test_the_last_entry_of_a_name_wins() -> None:
 
 
 CHUNKED = reg("a", 10, 10, chunkSize=5)
+ZEROS = {"name": "", "type": "chunk", "chunkType": "zeros", "offset": 10, "innerOffset": 10,
+         "chunkOffset": 10, "chunkSize": (1 << 19) - 10}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -294,7 +326,10 @@ CHUNKED = reg("a", 10, 10, chunkSize=5)
         ("chunkSize", [reg("a", 1 << 40, 10)]),
         ("chunkDigest", [reg("a", 1, 10, digest="")]),
         ("chunkDigest", [reg("a", 1, 10, digest="sha256:00")]),
-        ("chunkType", [reg("a", 1, 10, chunkType="zeros")]),
+        ("chunkType", [reg("a", 1, 10, chunkType="holes")]),
+        ("offset", [reg("a", 1 << 20, 10, chunkSize=10, chunkDigest=sha256(b"")), ZEROS,
+                    {"name": "", "type": "chunk", "offset": 10, "innerOffset": 1 << 19,
+                     "chunkOffset": 1 << 19, "chunkDigest": sha256(b"")}]),
         ("offset", [reg("a", 1, 0)]),
         ("offset", [reg("a", 1, 1 << 40)]),
         ("innerOffset", [reg("a", 2, 10), reg("b", 2, 10, innerOffset=1)]),

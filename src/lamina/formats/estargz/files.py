@@ -12,6 +12,7 @@ from lamina.formats.estargz.toc import FORMAT, Toc, TocEntry
 from lamina.formats.tar.layer import clean
 
 TYPES = frozenset(["dir", "reg", "symlink", "hardlink", "char", "block", "fifo"])
+_DATA, _ZEROS = frozenset(["", "data"]), "zeros"
 _SHA256 = re.compile(r"sha256:([0-9a-f]{64})", re.ASCII)
 
 
@@ -24,6 +25,7 @@ class Chunk(NamedTuple):
         offset: byte of the file.
         length: bytes, at least 1.
         digest: SHA-256; empty where the TOC has none.
+        is_zeros: whether it is told to be zeros; the blob has them all the same.
     """
 
     stream: int
@@ -31,6 +33,7 @@ class Chunk(NamedTuple):
     offset: int
     length: int
     digest: bytes
+    is_zeros: bool = False
 
 
 class File(NamedTuple):
@@ -112,8 +115,9 @@ def _chunks(entries: Sequence[TocEntry], first: int, stop: int, data_end: int) -
     end = 0
     for index in range(first, stop):
         part = entries[index]
-        if part.chunk_type not in {"", "data"}:
-            raise entry_error(index, part, "chunkType", "data that the blob has", part.chunk_type)
+        is_zeros = part.chunk_type == _ZEROS
+        if not is_zeros and part.chunk_type not in _DATA:
+            raise entry_error(index, part, "chunkType", "data or zeros", part.chunk_type)
         left = entry.size - end
         length = part.chunk_size or left
         if part.chunk_offset != end:
@@ -124,10 +128,9 @@ def _chunks(entries: Sequence[TocEntry], first: int, stop: int, data_end: int) -
         if part.offset >= data_end or not (part.offset or part.inner_offset):
             raise entry_error(index, part, "offset", f"1 to below {data_end}", part.offset)
         whole = not end and length == entry.size
-        digest = part.chunk_digest or (entry.digest if whole else "")
-        chunks.append(
-            Chunk(part.offset, part.inner_offset, end, length, _sha256(index, part, digest))
-        )
+        text = part.chunk_digest or (entry.digest if whole else "")
+        place = (part.offset, part.inner_offset, end, length)
+        chunks.append(Chunk(*place, _sha256(index, part, text), is_zeros))
         end += length
     if end != entry.size:
         raise entry_error(first, entry, "size", f"{end}, as much as the chunks have,", entry.size)

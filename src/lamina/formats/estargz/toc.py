@@ -46,7 +46,7 @@ class TocEntry(msgspec.Struct, rename="camel", frozen=True, gc=False):
         xattrs: full names and values, base64 in the JSON.
         digest: of the whole file.
         chunk_digest: of this chunk.
-        chunk_type: of zstd:chunked; `zeros` is data that the blob does not have.
+        chunk_type: of zstd:chunked; `zeros` is data that need not be fetched.
     """
 
     name: str

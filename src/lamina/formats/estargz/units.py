@@ -39,7 +39,7 @@ class Unit(NamedTuple):
         source_offset: where the first stream starts in the blob.
         source_length: up to the next stream with data; may have bytes that no piece needs.
         cache_offset: a multiple of BLOCK.
-        cache_length: up to the end of the last piece.
+        cache_length: up to the end of the last piece; what precedes the first is zeros.
         pieces: in order, at least one.
     """
 
@@ -89,6 +89,10 @@ def lay_out(contents: Contents, *, require_digests: bool = True) -> Layout:
     a file whose chunk size is no multiple of BLOCK, streams are joined until one starts with a
     block. A file's streams follow each other directly, and decode to its bytes without a gap.
 
+    Zeros that reach from one block into another are of no unit: nothing is ever written there, and
+    the blocks that they share with other chunks are padded with zeros. Those within a block are
+    decoded as any chunk, since the ones behind them are in the same unit.
+
     Raises:
         FormatError: chunks overlap or are not in the order of the blob, a unit or all of them
             together are too large, or a chunk has no digest though it must.
@@ -105,6 +109,7 @@ class _Planner:
         self._contents = contents
         self._require_digests = require_digests
         self._open: _Open | None = None
+        self._ended = -1  # the stream of a unit that a hole has ended
         self._units: list[Unit] = []
 
     def plan(self, files: Iterable[File]) -> Layout:
@@ -122,7 +127,10 @@ class _Planner:
         return Layout(self._units, places, position)
 
     def _add(self, file: File, position: int) -> None:
-        for stream, inner, offset, length, digest in file.chunks:
+        for stream, inner, offset, length, digest, is_zeros in file.chunks:
+            if is_zeros and _is_hole(offset, length):
+                self._end()
+                continue
             if self._require_digests and not digest:
                 raise self._error(file, "chunkDigest", "a digest of each chunk", "none")
             unit = self._unit(file, stream, position + offset)
@@ -139,8 +147,9 @@ class _Planner:
         unit = self._open
         if unit is not None and stream == unit.stream:
             return unit
-        if unit is not None and stream < unit.stream:
-            raise self._error(file, "offset", f"{unit.stream} or more", stream)
+        least = self._ended + 1 if unit is None else unit.stream
+        if stream < least:
+            raise self._error(file, "offset", f"{least} or more", stream)
         if unit is None or not position % BLOCK:
             self._close()
             self._open = _Open(stream, stream)
@@ -151,11 +160,17 @@ class _Planner:
         unit.base = unit.decoded
         return unit
 
+    def _end(self) -> None:
+        """Close the unit where a hole begins: none that follows may need the same stream."""
+        if self._open is not None:
+            self._ended = self._open.stream
+        self._close()
+
     def _close(self) -> None:
         unit = self._open
         if unit is None:
             return
-        start = unit.pieces[0].cache_offset
+        start = unit.pieces[0].cache_offset // BLOCK * BLOCK
         last = unit.pieces[-1]
         self._units.append(
             Unit(
@@ -166,7 +181,13 @@ class _Planner:
                 tuple(unit.pieces),
             )
         )
+        self._open = None
 
     @staticmethod
     def _error(file: File, field: str, expected: str, got: object) -> FormatError:
         return entry_error(file.number, file.entry, field, expected, got)
+
+
+def _is_hole(offset: int, length: int) -> bool:
+    """Tell whether there is an edge of a block between both ends of a chunk, or at one."""
+    return -(-offset // BLOCK) <= (offset + length) // BLOCK
