@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-from lamina.formats.estargz.footer import estargz_footer
+from lamina.formats.estargz.footer import estargz_footer, external_footer
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -55,9 +55,19 @@ def make_blob(files: dict[str, bytes], chunk: int, *, shared: int = 0, mode: int
             entries.append(entry)
         pending += bytes(-len(body) % 512)
     blob += member(pending)
+    return blob + toc_member(entries) + estargz_footer(len(blob))
+
+
+def toc_member(entries: list[dict[str, Any]]) -> bytes:
+    """Return the gzip member that has the table of contents."""
     toc = json.dumps({"version": 1, "entries": entries}).encode()
-    tail = tar_member("stargz.index.json", toc) + toc + bytes(-len(toc) % 512 + 1024)
-    return blob + member(tail) + estargz_footer(len(blob))
+    return member(tar_member("stargz.index.json", toc) + toc + bytes(-len(toc) % 512 + 1024))
+
+
+def outsource(blob: bytes) -> tuple[bytes, bytes]:
+    """Return an eStargz with an external TOC instead, and the layer that has this TOC."""
+    end = int(blob[-35:-19], 16)
+    return blob[:end] + external_footer(), blob[end : -len(estargz_footer(end))]
 
 
 def make_chunked_blob(files: dict[str, bytes], chunk: int) -> bytes:

@@ -21,6 +21,7 @@ from lamina.config import load
 from lamina.core.digest import Digest, parse_digest
 from lamina.core.labels import REMOTE
 from lamina.errors import NotFound
+from lamina.formats.compression import decompress
 from lamina.formats.estargz.footer import find_toc
 from lamina.formats.estargz.toc import read_toc
 from lamina.images.platform import default_platform
@@ -31,9 +32,10 @@ from lamina.snapshotters.stargz.driver import REASON_LABEL
 from lamina.snapshotters.stargz.origin import TOC_DIGEST
 from lamina.snapshotters.stargz.plugin import NEEDS, StargzConfig
 from lamina.snapshotters.stargz.serving import size_in_manifest
+from lamina.snapshotters.stargz.toc import LAYER_OF_TOC, PACKED_DIGESTS
 from lamina.store import Store
 from tests.erofs import Bytes
-from tests.estargz import make_blob
+from tests.estargz import make_blob, make_chunked_blob, outsource
 from tests.fixtures_containers import Machine
 from tests.fixtures_registry import LocalRegistry, running_registry
 from tests.images import ImageFiles, Layer, digest, image
@@ -225,6 +227,83 @@ def test_what_cannot_be_verified_is_unpacked(
     assert [REMOTE in info.labels for info in infos] == [False, False]
     assert all(said in info.labels[REASON_LABEL] for info in infos)
     assert read_all(store, ref, tmp_path) == ALL
+
+
+def push_outsourced(registry: LocalRegistry, files: ImageFiles, *, tocs: bool = True) -> str:
+    """Push an image and, unless told otherwise, the one that has the TOCs of its layers."""
+    parts = [outsource(layer.blob) for layer in files.layers]
+    lean = image(*(Layer(blob, digest(gzip.decompress(blob))) for blob, _ in parts))
+    entries = [json.loads(lean.manifest), json.loads(annotated(files))]
+    for entry, layer in zip(entries[0]["layers"], entries[1]["layers"], strict=True):
+        entry["annotations"] = layer["annotations"]
+    ref = push(registry, lean, json.dumps(entries[0]).encode())
+    if tocs:
+        having = image(*(Layer(toc, digest(toc)) for _, toc in parts))
+        manifest = json.loads(having.manifest)
+        for entry, layer in zip(manifest["layers"], lean.layers, strict=True):
+            entry["annotations"] = {LAYER_OF_TOC: layer.digest}
+        registry.push(json.dumps(manifest).encode(), having.blobs, "test", "1-esgztoc")
+    return ref
+
+
+def test_tables_of_contents_may_be_in_an_image_of_their_own(
+    open_store: Callable[..., Store], registry: LocalRegistry, files: ImageFiles, tmp_path: Path
+) -> None:
+    store = open_store()
+    ref = push_outsourced(registry, files)
+    store.pull(ref, snapshotter="stargz", plain_http=True)
+    assert fetched(store) == 0
+    assert all(REMOTE in info.labels for info in store.snapshotter("stargz").walk())
+    assert read_all(store, ref, tmp_path) == ALL
+
+
+@pytest.mark.parametrize(
+    ("tocs", "by_digest", "said"),
+    [(False, False, "esgztoc"), (True, True, "pull by tag")],
+)
+def test_layer_whose_table_of_contents_is_not_found_is_unpacked(
+    open_store: Callable[..., Store],
+    registry: LocalRegistry,
+    files: ImageFiles,
+    tmp_path: Path,
+    tocs: bool,
+    by_digest: bool,
+    said: str,
+) -> None:
+    store = open_store()
+    ref = push_outsourced(registry, files, tocs=tocs)
+    if by_digest:
+        store.pull(ref, unpack=False, plain_http=True)
+        ref = f"{registry.host}/test@{store.image(ref).target.digest}"
+    store.pull(ref, snapshotter="stargz", plain_http=True)
+    infos = list(store.snapshotter("stargz").walk())
+    assert [REMOTE in info.labels for info in infos] == [False, False]
+    assert all(said in info.labels[REASON_LABEL] for info in infos)
+    assert read_all(store, ref, tmp_path) == ALL
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_layers_of_podman_are_verified_by_what_podman_says(
+    open_store: Callable[..., Store], registry: LocalRegistry, tmp_path: Path, right: bool
+) -> None:
+    store = open_store()
+    blob = make_chunked_blob(FILES[0] | {"sparse": b"a" * 5000 + bytes(1 << 20) + b"z"}, 5000)
+    location = find_toc(Bytes(blob))
+    packed = blob[location.offset : location.offset + location.length]
+    tar = b"".join(decompress(io.BytesIO(blob).read))
+    files = image(Layer(blob, digest(tar), "application/vnd.oci.image.layer.v1.tar+zstd"))
+    manifest = json.loads(files.manifest)
+    said = digest(packed if right else b"another")
+    manifest["layers"][0]["annotations"] = {PACKED_DIGESTS[0]: said}
+    ref = push(registry, files, json.dumps(manifest).encode())
+    store.pull(ref, snapshotter="stargz", plain_http=True)
+    [info] = store.snapshotter("stargz").walk()
+    assert (REMOTE in info.labels) == right
+    assert right or "check TOC" in info.labels[REASON_LABEL]
+    found = read_all(store, ref, tmp_path)
+    assert found["sparse"] == b"a" * 5000 + bytes(1 << 20) + b"z"
+    assert found["big"] == FILES[0]["big"]
+    assert not right or fetched(store) < sum(map(len, FILES[0].values())) + 20_000
 
 
 def test_imported_images_are_unpacked(

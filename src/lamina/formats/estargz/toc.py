@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Annotated, NamedTuple
 
 import msgspec
 
-from lamina.core.digest import Digest
+from lamina.core.digest import Digest, sha256
 from lamina.core.source import RangeSource
 from lamina.errors import FormatError
 from lamina.formats.compression import Read, decompress
@@ -82,12 +81,14 @@ class Toc(NamedTuple):
         digest: SHA-256 of the JSON, byte for byte.
         data_end: byte of the blob where the last stream of files ends.
         is_zstd: whether the streams are zstd frames; otherwise gzip members.
+        packed_digest: SHA-256 of the TOC of zstd:chunked as it is compressed; None for others.
     """
 
     entries: list[TocEntry]
     digest: Digest
     data_end: int
     is_zstd: bool
+    packed_digest: Digest | None = None
 
 
 def read_toc(source: RangeSource, location: TocLocation) -> Toc:
@@ -106,14 +107,14 @@ def read_toc(source: RangeSource, location: TocLocation) -> Toc:
         raise _error(
             location.offset, f"at most {MAX_COMPRESSED} bytes of TOC", str(location.length)
         )
-    chunks = decompress(_buffered(source.read_at(location.offset, location.length)))
-    if location.kind is Kind.CHUNKED:
-        data = _join(chunks, location.offset)
-        if len(data) != location.raw_length:
-            raise _error(location.offset, f"{location.raw_length} bytes", str(len(data)))
-    else:
-        data = _member(chunks, location.offset)
-    return parse_toc(data, location.data_end, is_zstd=location.kind is Kind.CHUNKED)
+    packed = source.read_at(location.offset, location.length)
+    chunks = decompress(_buffered(packed))
+    if location.kind is not Kind.CHUNKED:
+        return parse_toc(_member(chunks, location.offset), location.data_end, is_zstd=False)
+    data = _join(chunks, location.offset)
+    if len(data) != location.raw_length:
+        raise _error(location.offset, f"{location.raw_length} bytes", str(len(data)))
+    return parse_toc(data, location.data_end, is_zstd=True)._replace(packed_digest=sha256(packed))
 
 
 def read_external_toc(read: Read, location: TocLocation) -> Toc:
@@ -148,8 +149,7 @@ def parse_toc(data: bytes, data_end: int, *, is_zstd: bool) -> Toc:
         raise _error(0, f"version {_VERSION}", str(decoded.version))
     if len(decoded.entries) > MAX_ENTRIES:
         raise _error(0, f"at most {MAX_ENTRIES} entries", str(len(decoded.entries)))
-    digest = Digest("sha256:" + hashlib.sha256(data).hexdigest())
-    return Toc(decoded.entries, digest, data_end, is_zstd)
+    return Toc(decoded.entries, sha256(data), data_end, is_zstd)
 
 
 def _buffered(data: bytes) -> Read:

@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lamina.core.digest import parse_digest
-from lamina.errors import DigestMismatch, FailedPrecondition
 from lamina.formats.erofs.tree import BLOCK
 from lamina.formats.erofs.writer import Device, write_image
-from lamina.formats.estargz.footer import Kind, find_toc
-from lamina.formats.estargz.toc import Toc, read_toc
+from lamina.formats.estargz.toc import Toc
 from lamina.formats.estargz.tree import LayerTree, to_tree
 from lamina.formats.estargz.units import Unit as StargzUnit
 from lamina.lazy.layer import LayerFile, create_layer
@@ -20,6 +18,7 @@ from lamina.lazy.unit import DIGEST_LENGTH, Check, Codec, Piece, Unit
 from lamina.snapshotters.stargz.access import Access
 from lamina.snapshotters.stargz.origin import Origin, Verification
 from lamina.snapshotters.stargz.serving import open_source, size_in_manifest
+from lamina.snapshotters.stargz.toc import read_layer_toc
 
 _OPAQUE = b"trusted.overlay.opaque"
 
@@ -36,27 +35,11 @@ def read_contents(access: Access, origin: Origin, verification: Verification) ->
     """Read and check the table of contents.
 
     Raises:
-        FormatError: the blob has none, or one that breaks a rule.
-        DigestMismatch: it is not the one that the manifest names.
-        FailedPrecondition: the manifest names none, and the configuration insists.
-        LaminaError: as the registry raises.
+        FormatError, DigestMismatch, FailedPrecondition, LaminaError: as `read_layer_toc`.
     """
     blob = RegistryDescription(origin.reference, origin.digest, _size(access, origin))
     source = open_source(access, blob)
-    location = find_toc(source)
-    if location.kind is Kind.EXTERNAL:
-        hint = "convert the image without --estargz-external-toc"
-        raise FailedPrecondition("read a TOC that is in another image", origin.digest, hint=hint)
-    toc = read_toc(source, location)
-    checked = not (verification.off or (verification.may_be_skipped and origin.may_skip))
-    if origin.toc_digest and not verification.off:
-        if toc.digest != origin.toc_digest:
-            raise DigestMismatch(
-                "check TOC of layer", origin.digest, expected=origin.toc_digest, got=toc.digest
-            )
-    elif checked:
-        hint = "the manifest names no TOC digest: convert the image as an OCI image (--oci)"
-        raise FailedPrecondition("verify the TOC of layer", origin.digest, hint=hint)
+    toc, checked = read_layer_toc(access, origin, source, verification)
     tree = to_tree(toc, opaque_xattr=_OPAQUE, require_digests=checked)
     return Contents(blob, toc, tree)
 
