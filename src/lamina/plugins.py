@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from lamina import snapshotters
 from lamina.errors import FailedPrecondition, LaminaError, NotFound, SnapshotterSkipped
 from lamina.snapshotters.plugin import PLUGIN_TYPE, AnyPlugin, SnapshotterConfig
+from lamina.snapshotters.trials import shared
 
 if TYPE_CHECKING:
     from lamina.config import Config
@@ -141,9 +142,10 @@ def plugins(root: Path, config: Config) -> list[PluginStatus]:
     """Return the status of every snapshotter, given where it would keep its data.
 
     Each is tried in a temporary directory on the filesystem where it would keep its data, so that
-    nothing is left behind and nothing there is touched.
+    nothing is left behind and nothing there is touched. What several of them need is tried once.
     """
-    return [_status(name, root, config) for name in known()]
+    with shared():
+        return [_status(name, root, config) for name in known()]
 
 
 def _status(name: str, root: Path, config: Config) -> PluginStatus:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from lamina import plugins
 from lamina.errors import LaminaError, SnapshotterSkipped
 from lamina.plugins import PluginStatus
+from lamina.snapshotters.trials import shared
 
 if TYPE_CHECKING:
     from lamina.config import Config
@@ -53,7 +54,8 @@ class Backend(NamedTuple):
 
 def examine_backends(root: Path, config: Config) -> list[Backend]:
     """Try all snapshotters where they would keep their data; nothing is left behind."""
-    return [_examine(status, root, config) for status in plugins.plugins(root, config)]
+    with shared():
+        return [_examine(status, root, config) for status in plugins.plugins(root, config)]
 
 
 def best_of(backends: Iterable[Backend]) -> Backend | None:

@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lamina.mount import unmount
-
 
 def is_mounted(point: Path) -> bool:
     """Tell whether something is mounted on a directory, in this mount namespace."""
@@ -40,6 +38,8 @@ def unmount_all(point: Path) -> None:
     Raises:
         FailedPrecondition: something in it is in use. Overlays that stand on it do not count.
     """
+    from lamina.mount import unmount  # who lists snapshotters mounts none
+
     try:
         while is_mounted(point):
             unmount(point)

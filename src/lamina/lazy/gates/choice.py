@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamina.errors import FailedPrecondition
-from lamina.linux import fanotify, probes
+from lamina.linux import probes
 
 if TYPE_CHECKING:
     from lamina.lazy.served import GateName
@@ -40,4 +40,22 @@ def choose_gate(directory: Path) -> GateName:
 
 def why_not(gate: GateName, directory: Path) -> str | None:
     """Try a gate on a file in the directory; None when it works, else the reason."""
-    return (fanotify.probe if gate == "fanotify" else probes.fuse)(directory)
+    if gate == "fuse":
+        return probes.fuse(directory)
+    from lamina.linux import fanotify  # where FUSE works, lists of snapshotters do without
+
+    return fanotify.probe(directory)
+
+
+def why_none(directory: Path) -> str | None:
+    """Return why no gate works in a directory; None where one does.
+
+    FUSE is tried first, for what it costs: fanotify's trial waits for the kernel to tidy up.
+    """
+    if why_not("fuse", directory) is None:
+        return None
+    try:
+        choose_gate(directory)
+    except FailedPrecondition as error:
+        return error.hint
+    return None

@@ -24,7 +24,6 @@ from lamina.core.mount import Mount
 from lamina.core.snapshot import Kind, Usage
 from lamina.errors import DataLoss, LaminaError
 from lamina.snapshotters.erofs.immutable import protect
-from lamina.snapshotters.erofs_mount import mount_image
 from lamina.snapshotters.lower_mounts import is_mounted, locked, mount_once, unmount_all
 from lamina.snapshotters.overlay_stack import OverlayStackDriver
 from lamina.snapshotters.tree import remove_tree, unprotect
@@ -152,6 +151,8 @@ class ErofsDriver(OverlayStackDriver):
                     self._empty(id)
 
     def _mount(self, id: int) -> None:
+        from lamina.snapshotters.erofs_mount import mount_image
+
         image = self.image(id)
         if not image.exists():
             raise DataLoss("mount layer", image, hint=_GONE)

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamina.core.units import parse_size
-from lamina.errors import FailedPrecondition, InvalidArgument, SnapshotterSkipped
-from lamina.snapshotters.plugin import Need, SnapshotterConfig, SnapshotterPlugin
+from lamina.errors import FailedPrecondition, InvalidArgument
+from lamina.snapshotters.erofs_support import EROFS_MOUNTS, OVERLAY_MOUNTS, loaded, require
+from lamina.snapshotters.plugin import SnapshotterConfig, SnapshotterPlugin
 
 if TYPE_CHECKING:
     from lamina.core.driver import Driver
+    from lamina.snapshotters.erofs.driver import ErofsDriver
 
 ID = "erofs"
 _MODES = ("auto", "on", "off")
@@ -70,67 +72,33 @@ class ErofsConfig(SnapshotterConfig):
 
 
 def _load(config: ErofsConfig, root: Path) -> Driver:
-    from lamina.linux.userns import in_user_namespace
+    return loaded(ID, root, lambda: _driver(config, root))
+
+
+def _driver(config: ErofsConfig, root: Path) -> ErofsDriver:
     from lamina.snapshotters import overlay_support
     from lamina.snapshotters.erofs import immutable
     from lamina.snapshotters.erofs.driver import ErofsDriver
 
-    if in_user_namespace():
-        reason = "a user namespace may not mount EROFS"
-        raise SnapshotterSkipped(ID, reason=reason, fix="run as the machine's root")
-    root.mkdir(0o700, parents=True, exist_ok=True)
     if config.set_immutable and (reason := immutable.fault(root)):
         raise FailedPrecondition(
             "protect images by set_immutable", f"{root}: {reason}",
             hint="leave set_immutable false, or move root_path to ext4, xfs or btrfs",
         )  # fmt: skip
-    driver = ErofsDriver(
+    return ErofsDriver(
         root,
         abilities=overlay_support.abilities(slow_chown=False),
         mount_options=overlay_support.overlay_options(root, config.ovl_mount_options),
         immutable=config.set_immutable,
     )
-    try:
-        overlay_support.require_d_type(root)
-    except BaseException:
-        driver.close()
-        raise
-    return driver
-
-
-def _overlay(directory: Path) -> str | None:
-    from lamina.linux import probes
-
-    return probes.overlay(directory)
-
-
-def _image(directory: Path) -> str | None:
-    from lamina.snapshotters.erofs_trial import mount_fault
-
-    return mount_fault(directory)
 
 
 def _probe(config: ErofsConfig, directory: Path) -> None:
     for need in NEEDS:
-        reason = need.probe(directory)
-        if reason is not None:
-            raise SnapshotterSkipped(ID, reason=f"{need.what}: {reason}", fix=need.fix)
+        require(ID, need, need.probe(directory))
 
 
-NEEDS = (
-    Need(
-        what="EROFS mounts",
-        tried="mount an image of one file",
-        probe=_image,
-        fix="modprobe erofs, and run as root",
-    ),
-    Need(
-        what="overlay mounts",
-        tried="mount an overlay with an upper directory",
-        probe=_overlay,
-        fix="modprobe overlay, and run as root; or --root DIR on ext4, xfs or btrfs",
-    ),
-)
+NEEDS = (EROFS_MOUNTS, OVERLAY_MOUNTS)
 
 PLUGIN = SnapshotterPlugin(
     id=ID,

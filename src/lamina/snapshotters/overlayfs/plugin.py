@@ -66,9 +66,10 @@ def _load(config: OverlayConfig, root: Path) -> Driver:
 def _overlay(directory: Path) -> str | None:
     from lamina.linux import probes
     from lamina.linux.userns import in_user_namespace
+    from lamina.snapshotters.trials import tried
 
     probe = probes.overlay_userxattr if in_user_namespace() else probes.overlay
-    return probe(directory)
+    return tried(probe, directory)
 
 
 def _entry_types(directory: Path) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +25,8 @@ class Access(NamedTuple):
 
     def write(self, directory: Path) -> None:
         """Keep it in a layer's directory."""
+        import json  # lists of snapshotters do without
+
         (directory / ACCESS).write_text(json.dumps(self._asdict()), encoding="utf-8")
 
 
@@ -35,6 +36,8 @@ def read_access(directory: Path) -> Access:
     Raises:
         DataLoss: it is gone or damaged.
     """
+    import json
+
     path = directory / ACCESS
     try:
         return Access(**json.loads(path.read_text(encoding="utf-8")))

@@ -22,7 +22,6 @@ from lamina.core.driver import Ability, Claimed, Refused, Snapshot
 from lamina.core.mount import Mount
 from lamina.core.snapshot import EMPTY_LABELS, Usage
 from lamina.errors import DataLoss, FormatError, LaminaError
-from lamina.mount import mount_all
 from lamina.snapshotters.lower_mounts import is_mounted, mount_once, unmount_all
 from lamina.snapshotters.overlay_stack import OverlayStackDriver
 from lamina.snapshotters.stargz.access import ACCESS, Access
@@ -177,6 +176,8 @@ class StargzDriver(OverlayStackDriver):
                 mount_once(self.fs(id), functools.partial(self._mount, id))
 
     def _mount(self, id: int) -> None:
+        from lamina.mount import mount_all
+
         cache = self.of(id) / CACHE
         if not cache.is_dir():
             hint = "`lamina fsck --repair` tells how to have the layer again"

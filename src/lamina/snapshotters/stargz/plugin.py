@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lamina.errors import FailedPrecondition, SnapshotterSkipped
+from lamina.snapshotters.erofs_support import EROFS_MOUNTS, OVERLAY_MOUNTS, loaded, require
 from lamina.snapshotters.plugin import Need, SnapshotterConfig, SnapshotterPlugin
 
 if TYPE_CHECKING:
     from lamina.core.driver import Driver
     from lamina.lazy.served import GateName
+    from lamina.snapshotters.stargz.driver import StargzDriver
 
 ID = "stargz"
 _GATES = ("auto", "fanotify", "fuse")
-_GATE_FIX = "boot Linux 6.14 or newer, or modprobe fuse; run as root"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,17 +48,16 @@ class StargzConfig(SnapshotterConfig):
 
 
 def _load(config: StargzConfig, root: Path) -> Driver:
-    from lamina.linux.userns import in_user_namespace
+    return loaded(ID, root, lambda: _driver(config, root))
+
+
+def _driver(config: StargzConfig, root: Path) -> StargzDriver:
     from lamina.snapshotters import overlay_support
     from lamina.snapshotters.stargz.access import Access
     from lamina.snapshotters.stargz.driver import StargzDriver
     from lamina.snapshotters.stargz.origin import Verification
 
-    if in_user_namespace():
-        reason = "a user namespace may not mount EROFS"
-        raise SnapshotterSkipped(ID, reason=reason, fix="run as the machine's root")
-    root.mkdir(0o700, parents=True, exist_ok=True)
-    driver = StargzDriver(
+    return StargzDriver(
         root,
         gate=_gate(config),
         access=Access(config.config_path, config.docker_config),
@@ -67,12 +66,6 @@ def _load(config: StargzConfig, root: Path) -> Driver:
         abilities=overlay_support.abilities(slow_chown=False),
         mount_options=overlay_support.overlay_options(root, config.mount_options),
     )
-    try:
-        overlay_support.require_d_type(root)
-    except BaseException:
-        driver.close()
-        raise
-    return driver
 
 
 def _gate(config: StargzConfig) -> GateName | None:
@@ -83,26 +76,10 @@ def _gate(config: StargzConfig) -> GateName | None:
             return None
 
 
-def _image(directory: Path) -> str | None:
-    from lamina.snapshotters.erofs_trial import mount_fault
-
-    return mount_fault(directory)
-
-
-def _overlay(directory: Path) -> str | None:
-    from lamina.linux import probes
-
-    return probes.overlay(directory)
-
-
 def _waiting(directory: Path) -> str | None:
-    from lamina.lazy.gates.choice import choose_gate
+    from lamina.lazy.gates.choice import why_none
 
-    try:
-        choose_gate(directory)
-    except FailedPrecondition as error:
-        return error.hint
-    return None
+    return why_none(directory)
 
 
 def _probe(config: StargzConfig, directory: Path) -> None:
@@ -110,34 +87,19 @@ def _probe(config: StargzConfig, directory: Path) -> None:
 
     gate = _gate(config)
     for need in NEEDS:
-        if need.probe is _waiting and gate is not None:
-            reason, fix = why_not(gate, directory), 'set gate = "auto"'
+        if need is _WAITING and gate is not None:
+            require(ID, need, why_not(gate, directory), fix='set gate = "auto"')
         else:
-            reason, fix = need.probe(directory), need.fix
-        if reason is not None:
-            raise SnapshotterSkipped(ID, reason=f"{need.what}: {reason}", fix=fix)
+            require(ID, need, need.probe(directory))
 
 
-NEEDS = (
-    Need(
-        what="overlay mounts",
-        tried="mount an overlay with an upper directory",
-        probe=_overlay,
-        fix="modprobe overlay, and run as root; or --root DIR on ext4, xfs or btrfs",
-    ),
-    Need(
-        what="EROFS mounts",
-        tried="mount an image of one file",
-        probe=_image,
-        fix="modprobe erofs, and run as root",
-    ),
-    Need(
-        what="reads that wait for what is fetched",
-        tried="read a file behind fanotify, or else FUSE",
-        probe=_waiting,
-        fix=_GATE_FIX,
-    ),
+_WAITING = Need(
+    what="reads that wait for what is fetched",
+    tried="open a file behind FUSE, or else read one behind fanotify",
+    probe=_waiting,
+    fix="boot Linux 6.14 or newer, or modprobe fuse; run as root",
 )
+NEEDS = (OVERLAY_MOUNTS, EROFS_MOUNTS, _WAITING)
 
 PLUGIN = SnapshotterPlugin(
     id=ID,

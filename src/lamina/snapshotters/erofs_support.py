@@ -1,0 +1,81 @@
+"""What drivers need that stack EROFS images by the kernel's overlay, and how they find out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from lamina.errors import SnapshotterSkipped
+from lamina.snapshotters.plugin import Need
+from lamina.snapshotters.trials import tried
+
+if TYPE_CHECKING:
+    from lamina.core.driver import Driver
+
+    DriverT = TypeVar("DriverT", bound=Driver)
+
+
+def _image(directory: Path) -> str | None:
+    from lamina.linux import probes
+
+    return tried(probes.erofs, directory)
+
+
+def _overlay(directory: Path) -> str | None:
+    from lamina.linux import probes
+
+    return tried(probes.overlay, directory)
+
+
+EROFS_MOUNTS = Need(
+    what="EROFS mounts",
+    tried="mount an image of one file",
+    probe=_image,
+    fix="modprobe erofs, and run as root",
+)
+OVERLAY_MOUNTS = Need(
+    what="overlay mounts",
+    tried="mount an overlay with an upper directory",
+    probe=_overlay,
+    fix="modprobe overlay, and run as root; or --root DIR on ext4, xfs or btrfs",
+)
+
+
+def require(id: str, need: Need, reason: str | None, *, fix: str = "") -> None:
+    """Go on where nothing is wrong.
+
+    Args:
+        id: the snapshotter's.
+        need: what it needs.
+        reason: what the trial has said.
+        fix: what helps, if not the need's own advice.
+
+    Raises:
+        SnapshotterSkipped: there is a reason.
+    """
+    if reason is not None:
+        raise SnapshotterSkipped(id, reason=f"{need.what}: {reason}", fix=fix or need.fix)
+
+
+def loaded(id: str, root: Path, make: Callable[[], DriverT]) -> DriverT:
+    """Make the directory and the driver, where this user and the filesystem are fit for it.
+
+    Raises:
+        SnapshotterSkipped: in a user namespace.
+        FailedPrecondition: the filesystem does not tell entries' types.
+    """
+    from lamina.linux.userns import in_user_namespace
+    from lamina.snapshotters.overlay_support import require_d_type
+
+    if in_user_namespace():
+        reason = "a user namespace may not mount EROFS"
+        raise SnapshotterSkipped(id, reason=reason, fix="run as the machine's root")
+    root.mkdir(0o700, parents=True, exist_ok=True)
+    driver = make()
+    try:
+        require_d_type(root)
+    except BaseException:
+        driver.close()
+        raise
+    return driver
