@@ -46,7 +46,7 @@ def test_list_is_no_longer_than_a_label() -> None:
 def test_image_cannot_say_where_its_layers_come_from() -> None:
     [blob] = descriptors(1)
     said = {IMAGE_REF: "elsewhere/app:1", PLAIN_HTTP: "true", REMOTE: "remote snapshot"}
-    said |= {FORK_OF: "a", MAX_SIZE: "1"}
+    said |= {FORK_OF: "a", MAX_SIZE: "1", f"{REMOTE}/stargz.reference": "elsewhere/app:1"}
     annotated = Descriptor(OCI_LAYER, blob.digest, blob.size, annotations=said)
     layer = Layer(0, annotated, blob.digest, blob.digest, None)
     assert said.keys() & layer.labels.keys() == {MAX_SIZE}

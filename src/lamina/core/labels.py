@@ -64,12 +64,14 @@ NOT_INHERITED = frozenset(
         LAYER_DIGEST,
         IMAGE_LAYERS,
         LAYER_SIZE,
-        REMOTE,
         FORK_OF,
         FORKED_FROM,
     }
 )
-"""Labels that an image may not give its layers: where they come from, and what they fork."""
+"""Labels that an image may not give its layers: where they come from, and what they fork.
+
+Nor those that start with REMOTE, which say the same to remote snapshotters.
+"""
 MAX_LABEL_BYTES = 4096
 
 
@@ -78,7 +80,9 @@ def inherited(labels: Mapping[str, str]) -> dict[str, str]:
     return {
         key: value
         for key, value in labels.items()
-        if (key.startswith(INHERITED_PREFIX) or key == SNAPSHOT_REF) and key not in NOT_INHERITED
+        if (key.startswith(INHERITED_PREFIX) or key == SNAPSHOT_REF)
+        and key not in NOT_INHERITED
+        and not key.startswith(REMOTE)
     }
 
 

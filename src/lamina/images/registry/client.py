@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+from lamina.core.digest import Digest
 from lamina.errors import FailedPrecondition, FormatError, OutOfRange
 from lamina.images.manifest import Descriptor
 from lamina.images.reference import Reference
@@ -21,6 +22,7 @@ from lamina.images.registry.manifests import Manifests
 from lamina.images.registry.proxies import Proxies
 from lamina.images.registry.requests import Requests
 from lamina.images.registry.retry import RetryPolicy, retrying
+from lamina.images.registry.sizes import BlobSizes
 from lamina.images.registry.source import RegistrySource
 
 _T = TypeVar("_T")
@@ -61,6 +63,7 @@ class Registry:
         )
         self._requests = Requests(self._connections, credentials)
         self._manifests = Manifests(self._requests, self._policy)
+        self._sizes = BlobSizes(self._requests)
 
     @property
     def plain_http(self) -> bool:
@@ -135,6 +138,14 @@ class Registry:
     def source(self, ref: Reference, descriptor: Descriptor) -> RegistrySource:
         """Return a blob in the repository of `ref` as bytes to read at any offset."""
         return RegistrySource(self._hosts, self._requests, self._policy, ref, descriptor)
+
+    def size(self, ref: Reference, digest: Digest, *, cancel: Cancel | None = None) -> int:
+        """Return the size in bytes of a blob in the repository of `ref`, as a host says.
+
+        Only the host vouches for it: a descriptor's is to be preferred.
+        """
+        stop = cancel or Cancel()
+        return self._ask(ref, "pull", lambda e: self._sizes.get(e, ref, digest), stop)
 
     def _pull(self, ref: Reference, cancel: Cancel) -> tuple[Descriptor, bytes]:
         return self._ask(ref, "pull", lambda e: self._manifests.get(e, ref, cancel), cancel)

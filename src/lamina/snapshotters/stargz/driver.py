@@ -104,8 +104,6 @@ class StargzDriver(OverlayStackDriver):
             origin = origin_of(snapshot.labels)
             if origin is None:
                 return self._refuse(snapshot.id, "its labels do not say which image it is of")
-            if not origin.size and not origin.manifest:
-                return self._refuse(snapshot.id, "its labels name neither its size nor a manifest")
             self._make_lazy(snapshot.id, origin)
         except BaseException as error:
             self._undo(snapshot.id)

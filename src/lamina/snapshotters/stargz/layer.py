@@ -17,7 +17,11 @@ from lamina.lazy.table import Header
 from lamina.lazy.unit import DIGEST_LENGTH, Check, Codec, Piece, Unit
 from lamina.snapshotters.stargz.access import Access
 from lamina.snapshotters.stargz.origin import Origin, Verification
-from lamina.snapshotters.stargz.serving import open_source, size_in_manifest
+from lamina.snapshotters.stargz.serving import (
+    open_source,
+    size_in_manifest,
+    size_in_registry,
+)
 from lamina.snapshotters.stargz.toc import read_layer_toc
 
 _OPAQUE = b"trusted.overlay.opaque"
@@ -63,6 +67,8 @@ def make_cache(contents: Contents, directory: Path, gate: str) -> None:
 def _size(access: Access, origin: Origin) -> int:
     if origin.size:
         return origin.size
+    if not origin.manifest:
+        return size_in_registry(access, origin.reference, origin.digest)
     manifest = parse_digest(origin.manifest)
     return size_in_manifest(access, origin.reference, manifest, origin.digest)
 

@@ -55,6 +55,15 @@ def size_in_manifest(access: Access, reference: str, manifest: Digest, blob: Dig
     raise NotFound(f"find in manifest {manifest} the layer", blob)
 
 
+def size_in_registry(access: Access, reference: str, blob: Digest) -> int:
+    """Return the size in bytes that the registry says a blob of an image has.
+
+    Raises:
+        LaminaError: as the registry raises; it does not tell.
+    """
+    return registry(access).size(parse(reference), blob)
+
+
 @functools.cache
 def registry(access: Access) -> Registry:
     """Return a client; layers that are reached alike share its connections."""
