@@ -1,8 +1,12 @@
-"""fanotify's pre-content events: a reader waits until its bytes have been put into the file.
+"""fanotify: readers that wait until their bytes have been put into the file, and files opened.
 
-Of fanotify(7) only what a filler needs: a group of class FAN_CLASS_PRE_CONTENT with FAN_PRE_ACCESS
-marks on single files. Linux >= 6.14 on filesystems that allow it (ext4, xfs, btrfs; not tmpfs);
-needs CAP_SYS_ADMIN. A file that was opened while it was not marked raises nothing, ever.
+Of fanotify(7) only what is needed here; all of it needs CAP_SYS_ADMIN.
+
+- A filler has a group of class FAN_CLASS_PRE_CONTENT with FAN_PRE_ACCESS marks on single files.
+  Linux >= 6.14 on filesystems that allow it (ext4, xfs, btrfs; not tmpfs). A file that was opened
+  while it was not marked raises nothing, ever.
+- A recorder has a group of class FAN_CLASS_NOTIF with a FAN_OPEN mark on a filesystem (Linux >=
+  4.20), which is told of every file opened there, through whatever mount, in whatever namespace.
 
 Records are in the machine's byte order. Source: <linux/fanotify.h>, fanotify(7).
 """
@@ -21,12 +25,15 @@ from lamina.linux.libc import AT_FDCWD, Pathish, encoded, function
 
 FAN_CLOEXEC = 0x1
 FAN_NONBLOCK = 0x2
+FAN_CLASS_NOTIF = 0x0
 FAN_CLASS_PRE_CONTENT = 0x8
 FAN_UNLIMITED_QUEUE = 0x10
 
 FAN_MARK_ADD = 0x1
 FAN_MARK_REMOVE = 0x2
+FAN_MARK_FILESYSTEM = 0x100
 
+FAN_OPEN = 0x20
 FAN_Q_OVERFLOW = 0x4000
 FAN_PRE_ACCESS = 0x100000
 
@@ -47,6 +54,8 @@ RESPONSE = struct.Struct("=iI")
 EVENT_SIZE = EVENT.size + RANGE.size
 """Bytes of a FAN_PRE_ACCESS event: 48."""
 
+_OPENS_AT_ONCE = 128
+"""Each is a descriptor of the process that reads them."""
 _EXPECTED = FAN_PRE_ACCESS | FAN_Q_OVERFLOW
 _PROBE_BYTES = b"lamina"
 _PROBE_PAUSE = 0.0005
@@ -165,6 +174,61 @@ def deny(group: int, fd: int, number: int = errno.EIO) -> None:
         if error.errno != errno.EINVAL:
             raise
         os.write(group, RESPONSE.pack(fd, FAN_DENY))
+
+
+def new_open_group() -> int:
+    """Return the descriptor of a new group that can be told of opened files, non-blocking.
+
+    Its queue has no limit of its own; it counts as memory of this process's cgroup.
+
+    Raises:
+        OSError: EPERM; EMFILE: too many groups.
+    """
+    flags = FAN_CLOEXEC | FAN_NONBLOCK | FAN_CLASS_NOTIF | FAN_UNLIMITED_QUEUE
+    # Non-blocking, because a pipe's reading end would wait for a writer when the kernel opens it.
+    opening = os.O_RDONLY | os.O_NONBLOCK | os.O_LARGEFILE | os.O_CLOEXEC
+    return _fanotify_init(flags, opening)
+
+
+def add_open_mark(group: int, path: Pathish) -> None:
+    """Tell the group of every file, but no directory, that is opened on the filesystem of `path`.
+
+    Files opened with O_PATH are not, executed ones and their interpreters are.
+
+    Raises:
+        OSError: EINVAL: the kernel is older than 4.20.
+    """
+    _fanotify_mark(group, FAN_MARK_ADD | FAN_MARK_FILESYSTEM, FAN_OPEN, AT_FDCWD, encoded(path))
+
+
+def read_opened(group: int) -> list[int]:
+    """Return the files opened next, in order, as descriptors that the caller closes.
+
+    It is empty when there are none just now. Equal events may come as one, the first.
+
+    Raises:
+        OSError: ENOSPC: files were opened that nothing is known of. Another errno: a file cannot
+            be opened again; that event is gone, and those behind it are still to be read.
+    """
+    try:
+        data = os.read(group, EVENT.size * _OPENS_AT_ONCE)
+    except BlockingIOError:
+        return []
+    found: list[int] = []
+    lost = position = 0
+    while position < len(data):
+        total, version, _, _, mask, fd, _ = EVENT.unpack_from(data, position)
+        if version != METADATA_VERSION or total < EVENT.size:
+            raise OSError(errno.EPROTO, f"fanotify event of version {version}, {total} bytes")
+        position += total
+        lost |= mask & FAN_Q_OVERFLOW
+        if fd != FAN_NOFD:
+            found.append(fd)
+    if lost:
+        for fd in found:
+            os.close(fd)
+        raise OSError(errno.ENOSPC, "the queue of fanotify has overflowed")
+    return found
 
 
 def probe(directory: Path) -> str | None:

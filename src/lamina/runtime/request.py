@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +38,9 @@ class RunRequest(NamedTuple):
         pid_file: file that gets the process id once the container is started.
         no_pivot: have the runtime use MS_MOVE instead of pivot_root, for a root on a ramdisk.
         forward_signals: pass on signals; for the main thread of a command.
+        watch: given the mounted root file system, what is entered before anything reads it, and
+            left before it is unmounted. Not for detached containers.
+        stdout: descriptor that is the container's standard output; None for this process's own.
     """
 
     id: str
@@ -58,6 +62,8 @@ class RunRequest(NamedTuple):
     pid_file: Path | None = None
     no_pivot: bool = False
     forward_signals: bool = False
+    watch: Callable[[Path], AbstractContextManager[object]] | None = None
+    stdout: int | None = None
 
     @property
     def has_snapshot(self) -> bool:

@@ -92,6 +92,8 @@ class Start(NamedTuple):
         with ExitStack() as stack:
             mount_all(self.mounts, self.bundle.rootfs)
             stack.callback(self._unmount)
+            if self.request.watch is not None:
+                stack.enter_context(self.request.watch(self._rootfs))
             spec = self._spec()
             self.bundle.write_spec(spec)
             if not self.request.detach:
@@ -152,6 +154,7 @@ class Start(NamedTuple):
             ENVIRONMENT,
             forward=self.request.forward_signals,
             null_io=self.request.null_io,
+            stdout=self.request.stdout,
         )
         if not self._pid_file.exists():
             raise StartFailed(

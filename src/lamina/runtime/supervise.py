@@ -13,6 +13,8 @@ import termios
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+_Action = tuple[int, int, str, int, int] | tuple[int, int, int]
+
 _OWN = frozenset(
     {
         signal.SIGKILL,
@@ -35,7 +37,9 @@ _OWN = frozenset(
 )
 _FORWARDED = frozenset(signal.valid_signals()) - _OWN - {signal.SIGCHLD}
 _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
-_NULL_STREAMS = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in range(3)]
+_NULL_STREAMS: list[_Action] = [
+    (os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in range(3)
+]
 _POLL_SECONDS = 1.0
 
 
@@ -53,7 +57,12 @@ def signals_held() -> Iterator[None]:
 
 
 def run_foreground(
-    argv: list[str], env: Mapping[str, str], *, forward: bool, null_io: bool = False
+    argv: list[str],
+    env: Mapping[str, str],
+    *,
+    forward: bool,
+    null_io: bool = False,
+    stdout: int | None = None,
 ) -> int:
     """Run a program to its end and return its exit code, 128 + N when signal N killed it.
 
@@ -62,16 +71,20 @@ def run_foreground(
         env: its environment.
         forward: pass signals on; the caller holds them (`signals_held`) in every thread.
         null_io: its standard streams are /dev/null.
+        stdout: descriptor that becomes its standard output.
 
     Raises:
         OSError: it cannot be executed.
     """
+    actions = list(_NULL_STREAMS) if null_io else []
+    if stdout is not None:
+        actions.append((os.POSIX_SPAWN_DUP2, stdout, 1))
     with terminal_restored():
         child = os.posix_spawn(
             argv[0],
             argv,
             env,
-            file_actions=_NULL_STREAMS if null_io else (),
+            file_actions=actions,
             setsigmask=[],
             setsigdef=_IGNORED_BY_PYTHON,
         )
