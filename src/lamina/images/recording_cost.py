@@ -1,0 +1,208 @@
+"""What a start takes of an image: the bytes and requests that its recorded files need.
+
+Nothing is fetched or timed for it. A lazy layer is asked for units (`formats.estargz.units`), so
+the recorded files say exactly which bytes of the blob are needed before the command has read them
+all; a layer that is not lazy is needed whole.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from lamina.core.digest import Digest
+from lamina.errors import NotFound, OutOfRange
+from lamina.formats.estargz.files import Contents, File, read_files
+from lamina.formats.estargz.footer import Kind, find_toc
+from lamina.formats.estargz.toc import read_toc
+from lamina.formats.estargz.tree import NO_PREFETCH, PREFETCH
+from lamina.formats.estargz.units import Layout, Unit, lay_out
+from lamina.formats.tar.layer import clean
+from lamina.images.manifest import Descriptor
+from lamina.images.recording_layers import Attributed
+from lamina.images.store import ImageStore
+from lamina.images.tree import PlatformImage
+
+LAZY_ANNOTATIONS = frozenset(
+    [
+        "containerd.io/snapshot/stargz/toc.digest",
+        "io.containers.zstd-chunked.manifest-checksum",
+    ]
+)
+"""One of these says that a layer can be read lazily: it names the digest of its TOC."""
+_MAX_LINKS = 40
+
+
+class LayerCost(NamedTuple):
+    """What a start takes of one layer; sizes in bytes.
+
+    Attributes:
+        digest: of the blob.
+        size: of the blob.
+        is_lazy: whether it can be read a file at a time.
+        files: recorded files that the layer has.
+        file_bytes: sizes of these, decompressed; None where the layer is not lazy.
+        toc: of TOC and footer, which mounting needs; 0 where the layer is not lazy.
+        prefetch: from the start of the blob to its landmark; 0 where nothing is to be prefetched,
+            None where the blob does not say.
+        needed: of the blob for the recorded files, without the TOC.
+        ranges: stretches of the blob that these are; at most so many requests if all were known.
+        requests: how often the command waits when each file is read whole, one after the other in
+            the recorded order, each stretch that is missing is one request, and nothing is
+            prefetched or read ahead.
+        left: requests that are left of these once all before the landmark is there.
+    """
+
+    digest: Digest
+    size: int
+    is_lazy: bool
+    files: int
+    file_bytes: int | None
+    toc: int
+    prefetch: int | None
+    needed: int
+    ranges: int
+    requests: int
+    left: int
+
+
+def costs(image: PlatformImage, store: ImageStore, recorded: Attributed) -> list[LayerCost]:
+    """Return what the recorded files need of each layer, base first.
+
+    Args:
+        image: whose layers are as those of the image that the files were attributed to.
+        store: has the blobs.
+        recorded: the files.
+
+    Raises:
+        NotFound: a layer's blob is not in the store, or lacks one of its files.
+        FormatError: a layer is damaged.
+    """
+    return [
+        _cost(store, layer, recorded.of_layer(index))
+        for index, layer in enumerate(image.manifest.layers)
+    ]
+
+
+def _cost(store: ImageStore, layer: Descriptor, paths: Sequence[bytes]) -> LayerCost:
+    if LAZY_ANNOTATIONS.isdisjoint(layer.annotations):
+        return _whole(layer, paths)
+    with _blob(store, layer) as blob:
+        location = find_toc(blob)
+        if location.kind is Kind.EXTERNAL:
+            return _whole(layer, paths)
+        contents = read_files(read_toc(blob, location))
+    reads = _Reads(layer, contents, lay_out(contents, require_digests=False))
+    prefetch = _prefetch(contents)
+    requests = reads.requests(paths, 0)
+    return LayerCost(
+        digest=layer.digest,
+        size=layer.size,
+        is_lazy=True,
+        files=len(paths),
+        file_bytes=sum(reads.file(path).entry.size for path in paths),
+        toc=layer.size - location.data_end,
+        prefetch=prefetch,
+        needed=sum(reads.units[number].source_length for number in requests.units),
+        ranges=reads.count_ranges(requests.units),
+        requests=requests.number,
+        left=reads.requests(paths, prefetch or 0).number,
+    )
+
+
+def _whole(layer: Descriptor, paths: Sequence[bytes]) -> LayerCost:
+    """A layer that is fetched whole before anything runs."""
+    return LayerCost(
+        layer.digest, layer.size, False, len(paths), None, 0, None, layer.size, 1, 1, 1
+    )
+
+
+class _Requests(NamedTuple):
+    number: int
+    units: set[int]
+
+
+class _Reads:
+    """Reads of the files of one lazy layer."""
+
+    def __init__(self, layer: Descriptor, contents: Contents, layout: Layout) -> None:
+        self.units: Sequence[Unit] = layout.units
+        self._layer = layer
+        self._files = contents.files
+        self._places = layout.places
+        self._starts = [unit.cache_offset for unit in layout.units]
+
+    def file(self, path: bytes) -> File:
+        """Return the file at a path, through hard links."""
+        for _ in range(_MAX_LINKS):
+            file = self._files.get(path)
+            if file is None:
+                break
+            if file.entry.type != "hardlink":
+                return file
+            path = clean(file.entry.link_name.encode())
+        raise NotFound(f"file of layer {self._layer.digest}", os.fsdecode(path))
+
+    def requests(self, paths: Sequence[bytes], there: int) -> _Requests:
+        """Read the files in order, with the first `there` bytes of the blob fetched before."""
+        count = 0
+        fetched: set[int] = set()
+        for path in paths:
+            previous = -2
+            for number in self._numbers(self.file(path)):
+                unit = self.units[number]
+                if number in fetched or unit.source_offset + unit.source_length <= there:
+                    continue
+                fetched.add(number)
+                count += not self._follows(previous, number)
+                previous = number
+        return _Requests(count, fetched)
+
+    def count_ranges(self, numbers: set[int]) -> int:
+        """Return how many stretches of the blob some units are."""
+        return sum(not self._follows(n - 1 if n - 1 in numbers else -2, n) for n in sorted(numbers))
+
+    def _numbers(self, file: File) -> range:
+        """Return the units that have a file's bytes."""
+        start = self._places.get(file.path)
+        if start is None:
+            return range(0)
+        first = bisect_right(self._starts, start) - 1
+        return range(first, bisect_right(self._starts, start + file.entry.size - 1))
+
+    def _follows(self, previous: int, number: int) -> bool:
+        """Tell whether a unit is the one behind another, in the blob too."""
+        if previous != number - 1 or previous < 0:
+            return False
+        unit = self.units[previous]
+        return unit.source_offset + unit.source_length == self.units[number].source_offset
+
+
+def _prefetch(contents: Contents) -> int | None:
+    if NO_PREFETCH in contents.files:
+        return 0
+    landmark = contents.files.get(PREFETCH)
+    return landmark.chunks[0].stream if landmark and landmark.chunks else None
+
+
+class _Blob:
+    """A blob of the store as a `RangeSource`."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        self.size = size
+        self._fd = fd
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        data = os.pread(self._fd, length, offset) if 0 <= offset <= self.size else b""
+        if len(data) != length:
+            raise OutOfRange(f"read {length} bytes at {offset} of a blob of {self.size}")
+        return data
+
+
+@contextmanager
+def _blob(store: ImageStore, layer: Descriptor) -> Iterator[_Blob]:
+    with store.content.open(layer.digest) as file:
+        yield _Blob(file.fileno(), os.fstat(file.fileno()).st_size)
