@@ -14,6 +14,7 @@ from pathlib import Path
 from lamina.core.cancel import check_cancelled
 from lamina.errors import Cancelled, FailedPrecondition, FormatError, LaminaError, OutOfRange
 from lamina.lazy.completion import Completion, Quiet
+from lamina.lazy.cost import COST, CostFile
 from lamina.lazy.fetching import Counters, Fetcher
 from lamina.lazy.fills import Fill, Fills
 from lamina.lazy.layer import DATA, LAYER, MAP, TABLE, LayerFile, LayerLock, read_layer, sync_layer
@@ -22,6 +23,7 @@ from lamina.lazy.read_ahead import ReadAhead
 from lamina.lazy.sources.description import Opener
 from lamina.lazy.sources.on_demand import SourceOnDemand
 from lamina.lazy.table import UnitTable
+from lamina.lazy.trace import TRACE, Trace
 from lamina.lazy.unit import Check
 from lamina.lazy.unit_map import Identity, State, UnitMap
 from lamina.lazy.workers import Workers
@@ -76,7 +78,8 @@ class LayerCache:
             self._open_files()
             self._opened = opened.pop_all()
         self._source = SourceOnDemand(opener, self.layer.source, self._table.source_size)
-        self.counters = Counters()
+        self.counters = Counters(file=self._cost)
+        self._note_local()
         self._fills = Fills(self._table, self._map, self._policy, directory)
         self._fetcher = Fetcher(
             self._table,
@@ -111,6 +114,9 @@ class LayerCache:
         map_fd = self._open(MAP)
         self._map = UnitMap(map_fd, identity, data_whole=found.st_size == self.size)
         self._map_fd = map_fd
+        self._trace = Trace(directory / TRACE, len(self._table))
+        self._opened.callback(self._trace.close)
+        self._cost = CostFile(self._open(COST), directory / COST)
 
     def _open(self, name: str) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -170,6 +176,7 @@ class LayerCache:
             return
         self._check_open()
         units = self._table.find(start, stop)
+        self._trace.note(units)
         if self._map.is_local(units):
             self._read_ahead(units)
             return
@@ -231,6 +238,7 @@ class LayerCache:
                 # The kernel tells of a lost page once, and has it in memory as if it were on disk.
                 # Its digest would be right and a second sync succeed, so it is to be written anew.
                 self._map.settle(before, State.MISSING)
+                self._note_local()
                 raise
             self._map.settle(before, State.DURABLE)
             os.fdatasync(self._map_fd)
@@ -271,6 +279,9 @@ class LayerCache:
                 self._let_go = True
             else:
                 log.warning("a request does not end", extra={"path": str(self.directory)})
+
+    def _note_local(self) -> None:
+        self.counters.found(self.local_bytes, self.unit_bytes, self.size)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -343,4 +354,5 @@ class LayerCache:
         )
         with self._syncing:  # or a sync that began before could call what replaces it durable
             self._map.mark(number, State.MISSING)
+        self.counters.add(local_bytes=-unit.cache_length)
         return True

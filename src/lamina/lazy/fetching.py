@@ -14,6 +14,7 @@ from lamina.core.cancel import CancelToken, cancellable
 from lamina.core.source import RangeSource
 from lamina.errors import DataLoss, Internal, LaminaError, ResourceExhausted
 from lamina.lazy.codecs import Buffer, decode
+from lamina.lazy.cost import CostFile
 from lamina.lazy.fills import Fill, Fills
 from lamina.lazy.policy import FillPolicy
 from lamina.lazy.table import UnitTable
@@ -38,6 +39,8 @@ class Counters:
         waits: those of them for which a request was under way already.
         wait_seconds: how long they waited, all together.
         failures: units that did not come.
+        local_bytes: bytes of units that came into the cache, less those that were forgotten.
+        file: where the sums of all processes are kept, if anywhere.
     """
 
     requests: int = 0
@@ -48,6 +51,8 @@ class Counters:
     waits: int = 0
     wait_seconds: float = 0.0
     failures: int = 0
+    local_bytes: int = 0
+    file: CostFile | None = field(default=None, repr=False, compare=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def add(self, **amounts: float) -> None:
@@ -55,6 +60,16 @@ class Counters:
         with self._lock:
             for name, amount in amounts.items():
                 setattr(self, name, getattr(self, name) + amount)
+            if self.file is not None:
+                self.file.add(amounts)
+
+    def found(self, local_bytes: int, unit_bytes: int, cache_bytes: int) -> None:
+        """Say anew what is local, where it has not come or gone a unit at a time."""
+        with self._lock:
+            if self.file is not None:
+                self.file.set(
+                    local_bytes=local_bytes, unit_bytes=unit_bytes, cache_bytes=cache_bytes
+                )
 
 
 class Fetcher:
@@ -133,7 +148,7 @@ class Fetcher:
         if not self.is_whole(self._table.unit(number)):
             return False
         self._map.mark(number, State.LOCAL)
-        self._counters.add(kept_units=1)
+        self._counters.add(kept_units=1, local_bytes=self._table.cache_length(number))
         self._fills.done(fill, number)
         return True
 
@@ -147,7 +162,8 @@ class Fetcher:
             return
         self._write(unit, decoded)
         self._map.mark(number, State.LOCAL)
-        self._counters.add(written_bytes=sum(piece.length for piece in unit.pieces))
+        written = sum(piece.length for piece in unit.pieces)
+        self._counters.add(written_bytes=written, local_bytes=unit.cache_length)
         self._fills.done(fill, number)
 
     def _write(self, unit: Unit, decoded: Sequence[Buffer]) -> None:

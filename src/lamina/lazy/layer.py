@@ -1,7 +1,8 @@
 """The directory of one layer's cache: what is in it, and who may use it.
 
 `layer.json` says where the bytes come from, `table` which bytes those are, `map` which of them are
-in `data`, the sparse cache file. The process that uses it holds a lock on `lock`.
+in `data`, the sparse cache file. The process that uses it holds a lock on `lock`. `trace` says what
+was asked for, `cost` what that has cost, `wanted` what is to be fetched first.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from pathlib import Path
 import msgspec
 
 from lamina.errors import AlreadyExists, FailedPrecondition, FormatError, NotFound
+from lamina.lazy.cost import COST
 from lamina.lazy.sources.description import SourceDescription
 from lamina.lazy.table import Header, UnitTable
+from lamina.lazy.trace import TRACE
 from lamina.lazy.unit import Unit
 from lamina.linux.file_lock import is_locked, try_lock
 
@@ -125,6 +128,8 @@ def create_layer(directory: Path, layer: LayerFile, header: Header, units: Itera
             UnitTable.write(table, header, units)
         with (new / DATA).open("wb") as data:
             data.truncate(header.cache_size)
+        for name in (TRACE, COST):  # here, so that opening the layer needs no room on the disk
+            (new / name).touch(0o600)
         new.rename(directory)
     except BaseException as error:
         shutil.rmtree(new, ignore_errors=True)
