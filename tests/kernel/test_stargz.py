@@ -186,6 +186,37 @@ def test_pull_fetches_no_layer_and_reads_are_right(
     assert store.fsck() == []
 
 
+@pytest.mark.parametrize("gate", GATES)
+def test_names_and_attributes_need_no_worker(
+    open_store: Callable[..., Store],
+    registry: LocalRegistry,
+    files: ImageFiles,
+    tmp_path: Path,
+    gate: str,
+) -> None:
+    store = open_store(gate)
+    ref = push(registry, files)
+    store.pull(ref, snapshotter="stargz", plain_http=True)
+    mounts = store.snapshotter("stargz").view("look", top(store, ref))
+    with temp_mount(mounts, dir=tmp_path) as root:
+        stopped = worker(store).status().pid
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            found = subprocess.run(
+                ("find", root, "-type", "f", "-printf", "%P %s\n"),
+                capture_output=True,
+                check=True,
+                text=True,
+                timeout=60,
+            )
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+    store.snapshotter("stargz").remove("look")
+    sizes = dict(line.split() for line in found.stdout.splitlines())
+    assert sizes == {path: str(len(content)) for path, content in ALL.items()}
+    assert fetched(store) == 0
+
+
 def test_layers_that_are_not_lazy_are_unpacked(
     open_store: Callable[..., Store], registry: LocalRegistry, tmp_path: Path
 ) -> None:
