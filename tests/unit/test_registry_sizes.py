@@ -75,7 +75,7 @@ def test_asked_again_while_it_is_busy(faulty: FaultyRegistry) -> None:
     ],
 )
 def test_answers_that_tell_nothing(faulty: FaultyRegistry, fault: Fault) -> None:
-    with pytest.raises(Unavailable, match="ask for the size of blob sha256:.* does not tell"):
+    with pytest.raises(Unavailable, match=r"ask for the size of blob sha256:.* does not tell"):
         size(faulty, fault)
 
 
