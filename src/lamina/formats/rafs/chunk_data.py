@@ -30,9 +30,7 @@ _lz4 = cast("Callable[..., bytes]", lz4.block.decompress)
 class _Decompressor(Protocol):
     @property
     def eof(self) -> bool: ...
-    @property
-    def unused_data(self) -> bytes: ...
-    def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
+    def decompress(self, data: Buffer, max_length: int = -1) -> bytes: ...
 
 
 def decompress(compressor: Compressor, data: Buffer, size: int) -> Buffer:
@@ -45,9 +43,10 @@ def decompress(compressor: Compressor, data: Buffer, size: int) -> Buffer:
     if compressor is Compressor.LZ4_BLOCK:
         return _lz4_block(data, size)
     if compressor is Compressor.GZIP:
-        return _members("gzip", _gzip_member, _GzipFault, data, size)
+        gzip = igzip_lib.IgzipDecompressor(igzip_lib.DECOMP_GZIP)
+        return _member("gzip", gzip, _GzipFault, data, size)
     if compressor is Compressor.ZSTD:
-        return _members("zstd", ZstdDecompressor, ZstdError, data, size)
+        return _member("zstd", ZstdDecompressor(), ZstdError, data, size)
     if len(data) != size:
         raise _wrong("stored", 0, size, f"{len(data)} bytes")
     return data
@@ -76,31 +75,23 @@ def _lz4_block(data: Buffer, size: int) -> bytes:
     return found
 
 
-def _gzip_member() -> _Decompressor:
-    return igzip_lib.IgzipDecompressor(igzip_lib.DECOMP_GZIP)
-
-
-def _members(
-    name: str, begin: Callable[[], _Decompressor], fault: type[Exception], data: Buffer, size: int
+def _member(
+    name: str, member: _Decompressor, fault: type[Exception], data: Buffer, size: int
 ) -> bytes:
+    """Return what one gzip member or zstd frame has: a chunk is no more."""
     parts: list[bytes] = []
     done = 0
-    rest = bytes(data)
+    rest = data
     while done < size:
-        if not rest:
+        try:
+            part = member.decompress(rest, size - done) if not member.eof else b""
+        except fault as error:
+            raise _wrong(name, done, size, str(error)) from error
+        if not part:
             raise _wrong(name, done, size, "the end")
-        member = begin()
-        while done < size and not member.eof:
-            try:
-                part = member.decompress(rest, size - done)
-            except fault as error:
-                raise _wrong(name, done, size, str(error)) from error
-            rest = b""
-            if not part and not member.eof:
-                raise _wrong(name, done, size, "the end")
-            parts.append(part)
-            done += len(part)
-        rest = member.unused_data if member.eof else b""
+        rest = b""
+        parts.append(part)
+        done += len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 

@@ -14,6 +14,8 @@ from lamina.formats.rafs.layout import (
 )
 from lamina.formats.rafs.model import Blob, Chunk
 
+MAX_COMPRESSED = 2 * MAX_CHUNK_SIZE
+"""Bytes of a chunk in its blob: compression that fails may make more of it."""
 _KNOWN = sum(ChunkFlags)
 
 
@@ -44,6 +46,8 @@ class ChunkRecords:
             raise damaged(at, f"a number below {MAX_BLOB_CHUNKS}", found.number)
         if not 0 < found.uncompressed_size <= MAX_CHUNK_SIZE:
             raise damaged(at, f"1 to {MAX_CHUNK_SIZE} bytes", found.uncompressed_size)
+        if found.compressed_size > MAX_COMPRESSED:
+            raise damaged(at, f"at most {MAX_COMPRESSED} bytes in the blob", found.compressed_size)
         end = found.uncompressed_offset + found.uncompressed_size
         if end > MAX_BLOB_SIZE or found.compressed_offset + found.compressed_size > MAX_BLOB_SIZE:
             raise damaged(at, f"a chunk within {MAX_BLOB_SIZE} bytes", f"one up to {end}")
