@@ -55,6 +55,11 @@ class FileFiller:
                 raise OSError(errno.ENETUNREACH, "the source is gone")
             self._fill_unit(unit)
 
+    def fetch_wanted(self) -> None:
+        wanted = self._directory / "wanted"
+        for unit in map(int, wanted.read_text().split()) if wanted.exists() else ():
+            self.fill(unit * UNIT, (unit + 1) * UNIT)
+
     def complete(self) -> None:
         self.fill(0, self.size)
 

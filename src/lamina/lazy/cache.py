@@ -25,6 +25,7 @@ from lamina.lazy.sources.on_demand import SourceOnDemand
 from lamina.lazy.table import UnitTable
 from lamina.lazy.trace import TRACE, Trace
 from lamina.lazy.unit import Check
+from lamina.lazy.unit_list import WANTED, read_units, stretches
 from lamina.lazy.unit_map import Identity, State, UnitMap
 from lamina.lazy.workers import Workers
 from lamina.meta.boot import boot_id
@@ -207,6 +208,15 @@ class LayerCache:
             as `fill`, for the first range that does not come; and Cancelled (`core.cancel`).
         """
         self._completion.run(map(self._units_of, ranges), None)
+
+    def fetch_wanted(self) -> None:
+        """Fill what `wanted` names, in its order, without waiting for readers to be quiet.
+
+        Raises:
+            as `prefetch`; OSError: the file cannot be read.
+        """
+        units = read_units(self.directory / WANTED, len(self._table))
+        self._completion.run(stretches(units), None)
 
     def complete(self, order: Iterable[tuple[int, int]] = ()) -> None:
         """Fill everything: first `order`, then the rest; give way to readers; then `sync`.

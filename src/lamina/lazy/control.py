@@ -48,13 +48,20 @@ class Status(msgspec.Struct, tag_field="op", tag="status", frozen=True):
 
 
 class Prefetch(msgspec.Struct, tag_field="op", tag="prefetch", frozen=True):
-    """Begin to make a layer complete in the background; answered with `Done`."""
+    """Begin to fetch in the background what a layer's `wanted` names; answered with `Done`.
+
+    Then, if `everything` says so, the rest.
+    """
 
     directory: str
+    everything: bool = True
 
 
 class Wait(msgspec.Struct, tag_field="op", tag="wait", frozen=True):
-    """Begin that too, and answer with `Done` when it has ended well, or with its error."""
+    """Begin to make a layer complete, and answer with `Done` when it is, or with the error.
+
+    After an error it goes on in the background, some time later.
+    """
 
     directory: str
     seconds: float
@@ -75,7 +82,20 @@ class Added(msgspec.Struct, tag_field="is", tag="added", frozen=True):
 
 
 class LayerStatus(msgspec.Struct, frozen=True):
-    """One layer: `local_bytes` of `size` are local; `error` says why it cannot be served."""
+    """One layer.
+
+    Attributes:
+        directory: of the layer.
+        gate: through which it is read.
+        size: bytes of the cache file.
+        local_bytes: bytes of units that are local.
+        complete: whether all are.
+        doubt: as `Served.doubt`.
+        error: why it cannot be served; "" if it is.
+        stage: what is being fetched in the background (`background.Stage`).
+        reason: why that has paused.
+        resume_seconds: when it will go on then.
+    """
 
     directory: str
     gate: GateName
@@ -84,6 +104,9 @@ class LayerStatus(msgspec.Struct, frozen=True):
     complete: bool
     doubt: bool
     error: str
+    stage: str = ""
+    reason: str = ""
+    resume_seconds: float = 0.0
 
 
 class Report(msgspec.Struct, tag_field="is", tag="report", frozen=True):

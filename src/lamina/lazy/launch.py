@@ -76,14 +76,20 @@ class LazyWorker:
         """
         return self._ask(control.Status(), control.Report)
 
-    def prefetch(self, layer: Path) -> None:
-        """Begin to make a layer complete.
+    def prefetch(self, layer: Path, *, everything: bool = True) -> None:
+        """Begin to fetch what a layer's `wanted` names, in its order, and at once.
+
+        It is gone on with by later workers, and after failures.
+
+        Args:
+            layer: its directory.
+            everything: then fetch the rest too, giving way to readers.
 
         Raises:
             NotFound: it is not served, as one that was complete when it was added.
             Unavailable: no worker runs.
         """
-        self._ask(control.Prefetch(str(layer)), control.Done)
+        self._ask(control.Prefetch(str(layer), everything), control.Done)
 
     def wait(self, layer: Path, seconds: float) -> None:
         """Make a layer complete, and return when it is.
@@ -91,6 +97,7 @@ class LazyWorker:
         Raises:
             NotFound, Unavailable: as `prefetch`.
             DeadlineExceeded: it takes longer.
+            LaminaError: it failed; it is tried again in the background, some time later.
         """
         self._ask(control.Wait(str(layer), seconds), control.Done)
 

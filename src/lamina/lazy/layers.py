@@ -18,10 +18,11 @@ from lamina.errors import (
     PermissionDenied,
     Unavailable,
 )
+from lamina.lazy.background import Background, Progress
 from lamina.lazy.control import LayerStatus
 from lamina.lazy.gates import Filler, GatedFile
 from lamina.lazy.gates.objects import GateObjects
-from lamina.lazy.served import GateName, Served, ServedList
+from lamina.lazy.served import GateName, Served, ServedList, Wish
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class _Open:
         self.served = served
         self.filler: Filler | None = None
         self.error = ""
-        self.completion: Future[None] | None = None
+        self.background: Background | None = None
 
 
 class Layers:
@@ -60,6 +61,8 @@ class Layers:
                 layer.error = str(error)
                 log.exception("cannot serve layer", extra={"path": served.directory})
             self._doubt(layer)
+            if layer.served.wish and layer.filler is not None:
+                self._fetch(layer, layer.filler, layer.served.wish)
 
     def add(self, directory: Path, factory: str, gate: GateName) -> Path:
         """Serve a layer; return the file to mount: of a complete one, the cache file itself.
@@ -87,11 +90,10 @@ class Layers:
                 return
             self._objects.get(layer.served.gate).remove(layer.served.number)
             self._served.remove(layer.served.number)
-        if layer.filler is not None:
-            layer.filler.close()
+        _close(layer)
 
-    def complete(self, directory: Path) -> Future[None]:
-        """Begin to make every byte of a layer local, unless that is going on.
+    def fetch(self, directory: Path, wish: Wish) -> Future[None]:
+        """Begin to fetch in the background, in later workers too; see `Background.begin`.
 
         Raises:
             NotFound: the layer is not served.
@@ -103,11 +105,7 @@ class Layers:
                 raise NotFound("lazy layer", directory)
             if layer.filler is None:
                 raise Unavailable("complete a lazy layer", directory, hint=layer.error)
-            if layer.completion is None or layer.completion.done():
-                layer.completion = Future()
-                arguments = (layer.completion, layer.filler)
-                threading.Thread(target=_complete, args=arguments, daemon=True).start()
-            return layer.completion
+            return self._fetch(layer, layer.filler, wish)
 
     def status(self) -> list[LayerStatus]:
         """Describe every layer."""
@@ -120,7 +118,7 @@ class Layers:
         """Whether readers depend on this process, or something is still being fetched."""
         with self._lock:
             layers = list(self._open.values())
-        if any(layer.completion and not layer.completion.done() for layer in layers):
+        if any(layer.background and layer.background.is_under_way for layer in layers):
             return True
         # A layer that cannot be opened is still marked: its readers wait for an answer.
         return self._objects.is_needed or any(layer.filler is None for layer in layers)
@@ -133,8 +131,7 @@ class Layers:
         """Close all fillers."""
         with self._lock:
             for layer in self._open.values():
-                if layer.filler is not None:
-                    layer.filler.close()
+                _close(layer)
 
     def _add(self, directory: Path, factory: str, gate: GateName) -> Path:
         filler = _factory(factory)(directory)
@@ -175,6 +172,12 @@ class Layers:
         layer.error = ""
         return path
 
+    def _fetch(self, layer: _Open, filler: Filler, wish: Wish) -> Future[None]:
+        if layer.background is None:
+            number = layer.served.number
+            layer.background = Background(filler, lambda kept: self._served.wish(number, kept))
+        return layer.background.begin(wish)
+
     def _doubt(self, layer: _Open) -> None:
         """Note what nobody has guarded for a time."""
         served, filler = layer.served, layer.filler
@@ -197,18 +200,16 @@ def _factory(name: str) -> Callable[[Path], Filler]:
     return cast(Callable[[Path], Filler], found)
 
 
-def _complete(completion: Future[None], filler: Filler) -> None:
-    try:
-        filler.complete()
-    except Exception as error:
-        log.warning("cannot complete %s: %s", filler.data_path, error)
-        completion.set_exception(error)
-    else:
-        completion.set_result(None)
+def _close(layer: _Open) -> None:
+    if layer.background is not None:
+        layer.background.close()
+    if layer.filler is not None:
+        layer.filler.close()
 
 
 def _describe(layer: _Open) -> LayerStatus:
     filler = layer.filler
+    progress = layer.background.progress if layer.background else Progress()
     return LayerStatus(
         directory=layer.served.directory,
         gate=layer.served.gate,
@@ -217,6 +218,9 @@ def _describe(layer: _Open) -> LayerStatus:
         complete=filler is not None and filler.is_complete,
         doubt=layer.served.doubt,
         error=layer.error,
+        stage=progress.stage,
+        reason=progress.reason,
+        resume_seconds=progress.resume_seconds,
     )
 
 

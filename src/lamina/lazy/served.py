@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +13,8 @@ from lamina.errors import FormatError
 from lamina.meta.boot import boot_id
 
 GateName = Literal["fanotify", "fuse"]
+Wish = Literal["", "first", "all"]
+"""What to fetch in the background: nothing; what the layer's `wanted` names; that and the rest."""
 
 _FILE = "layers.json"
 
@@ -25,6 +28,7 @@ class Served(msgspec.Struct, frozen=True):
         factory: `module:callable` that makes a `Filler` of the directory.
         gate: which gate.
         boot: id of the boot in which it was added: no older mount can be there.
+        wish: what is to be fetched in the background (`Wish`).
         doubt: every process that held the gate ended while the layer was not complete, so that
             mounts from that time may have read zeros.
     """
@@ -35,6 +39,7 @@ class Served(msgspec.Struct, frozen=True):
     gate: GateName
     boot: str
     doubt: bool = False
+    wish: Wish = ""
 
 
 class ServedFile(msgspec.Struct):
@@ -45,7 +50,7 @@ class ServedFile(msgspec.Struct):
 
 
 class ServedList:
-    """The file of one root; for one thread at a time.
+    """The file of one root, for one process at a time; safe for its threads.
 
     Args:
         directory: that the worker keeps its files in.
@@ -56,6 +61,7 @@ class ServedList:
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / _FILE
+        self._lock = threading.Lock()
         self._content = self._read()
 
     @property
@@ -69,24 +75,34 @@ class ServedList:
 
     def add(self, directory: Path, factory: str, gate: GateName) -> Served:
         """Note a new layer; on disk when this returns, as far as this boot is concerned."""
-        layer = Served(self._content.next, str(directory), factory, gate, boot_id())
-        self._content.next += 1
-        self._content.layers = [*self.layers, layer]
-        self._write()
+        with self._lock:
+            layer = Served(self._content.next, str(directory), factory, gate, boot_id())
+            self._content.next += 1
+            self._content.layers = [*self.layers, layer]
+            self._write()
         return layer
 
     def remove(self, number: int) -> None:
         """Forget a layer."""
-        self._content.layers = [one for one in self.layers if one.number != number]
-        self._write()
+        with self._lock:
+            self._content.layers = [one for one in self.layers if one.number != number]
+            self._write()
 
     def doubt(self, number: int) -> None:
         """Note that mounts of a layer may have read zeros."""
-        self._content.layers = [
-            msgspec.structs.replace(one, doubt=True) if one.number == number else one
-            for one in self.layers
-        ]
-        self._write()
+        self._change(number, doubt=True)
+
+    def wish(self, number: int, wish: Wish) -> None:
+        """Note what is to be fetched in the background, in this process or the next."""
+        self._change(number, wish=wish)
+
+    def _change(self, number: int, **fields: object) -> None:
+        with self._lock:
+            self._content.layers = [
+                msgspec.structs.replace(one, **fields) if one.number == number else one
+                for one in self.layers
+            ]
+            self._write()
 
     def _read(self) -> ServedFile:
         try:

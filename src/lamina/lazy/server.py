@@ -140,8 +140,8 @@ class Server:
                 self._layers.remove(Path(directory))
             case control.Status():
                 return control.Report(os.getpid(), self._layers.status())
-            case control.Prefetch(directory):
-                self._layers.complete(Path(directory))
+            case control.Prefetch(directory, everything):
+                self._layers.fetch(Path(directory), "all" if everything else "first")
             case control.Wait(directory, seconds):
                 self._wait(Path(directory), seconds)
             case control.Upgrade():
@@ -150,7 +150,7 @@ class Server:
 
     def _wait(self, directory: Path, seconds: float) -> None:
         try:
-            self._layers.complete(directory).result(seconds)
+            self._layers.fetch(directory, "all").result(seconds)
         except FutureTimeoutError as error:
             raise DeadlineExceeded("complete a lazy layer", directory) from error
 

@@ -57,6 +57,14 @@ class Filler(Protocol):
         """
         ...
 
+    def fetch_wanted(self) -> None:
+        """Return when what the layer's `wanted` names is local; does not give way to `fill`.
+
+        Raises:
+            LaminaError, OSError: as `fill`.
+        """
+        ...
+
     def complete(self) -> None:
         """Return when every byte is local; gives way to `fill`.
 
