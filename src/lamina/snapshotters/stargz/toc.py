@@ -109,6 +109,6 @@ def _find(
     return next(filter(matches, layers), None)
 
 
-def _check(origin: Origin, expected: str, got: str) -> None:
+def _check(origin: Origin, expected: str, got: str | None) -> None:
     if got != expected:
-        raise DigestMismatch("check TOC of layer", origin.digest, expected=expected, got=got)
+        raise DigestMismatch("check TOC of layer", origin.digest, expected=expected, got=str(got))
