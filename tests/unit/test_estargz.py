@@ -375,7 +375,7 @@ def test_a_small_toc_cannot_ask_for_much_memory(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_names_cannot_ask_for_directories_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lamina.formats.estargz.tree._MAX_IMPLIED", 4)
+    monkeypatch.setattr("lamina.formats.estargz.directories._MAX_IMPLIED", 4)
     tree_of({"name": "a/b/c", "type": "fifo"}, {"name": "d/e/f", "type": "fifo"})
     with pytest.raises(FormatError, match="directories"):
         tree_of({"name": "a/b/c", "type": "fifo"}, {"name": "d/e/f/g", "type": "fifo"})

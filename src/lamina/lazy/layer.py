@@ -18,7 +18,7 @@ import msgspec
 from lamina.errors import AlreadyExists, FailedPrecondition, FormatError, NotFound
 from lamina.lazy.cost import COST
 from lamina.lazy.sources.description import SourceDescription
-from lamina.lazy.table import Header, UnitTable
+from lamina.lazy.table import Header, UnitColumns, UnitTable
 from lamina.lazy.trace import TRACE
 from lamina.lazy.unit import Unit
 from lamina.linux.file_lock import is_locked, try_lock
@@ -103,7 +103,9 @@ def is_open(directory: Path) -> bool:
         os.close(fd)
 
 
-def create_layer(directory: Path, layer: LayerFile, header: Header, units: Iterable[Unit]) -> None:
+def create_layer(
+    directory: Path, layer: LayerFile, header: Header, units: Iterable[Unit] | UnitColumns
+) -> None:
     """Make the directory of a layer of which nothing is there yet; whole or not at all.
 
     Nothing is synced: after a power loss it may be gone or damaged, which opening it notices.

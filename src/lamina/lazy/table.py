@@ -66,6 +66,25 @@ class Header(NamedTuple):
     cache_size: int
 
 
+class UnitColumns(NamedTuple):
+    """All units of a table at once, for those who have them so; as in the file, but for padding.
+
+    Arrays of the codes that `_UNIT_COLUMNS` and `_PIECE_COLUMNS` have for them.
+    """
+
+    source_offset: array[int]
+    source_length: array[int]
+    cache_block: array[int]
+    cache_length: array[int]
+    first_piece: array[int]
+    codec: array[int]
+    inner_offset: array[int]
+    length: array[int]
+    cache_offset: array[int]
+    check: array[int]
+    digests: bytes | bytearray
+
+
 class UnitTable:
     """A mapped table; any number of threads may read it at once.
 
@@ -107,7 +126,7 @@ class UnitTable:
         return cls(mapped, path)
 
     @staticmethod
-    def write(file: BinaryIO, header: Header, units: Iterable[Unit]) -> bytes:
+    def write(file: BinaryIO, header: Header, units: Iterable[Unit] | UnitColumns) -> bytes:
         """Write a table for units in order of the cache; return its digest. Syncs nothing.
 
         Raises:
@@ -314,19 +333,14 @@ def _all_at_most(values: Iterable[int], most: int) -> bool:
     return max(values, default=0) <= most
 
 
-def _write(file: BinaryIO, header: Header, units: Iterable[Unit]) -> bytes:
-    columns = [array(code) for code in (*_UNIT_COLUMNS, *_PIECE_COLUMNS)]
-    digests = bytearray()
-    for unit in units:
-        _append(columns, digests, unit)
-    columns[4].append(len(columns[6]))
-    counts = (len(columns[0]), len(columns[6]))
+def _write(file: BinaryIO, header: Header, units: Iterable[Unit] | UnitColumns) -> bytes:
+    columns = units if isinstance(units, UnitColumns) else _columns(units)
+    counts = (len(columns.source_offset), len(columns.inner_offset))
     head = _HEADER.pack(
         MAGIC, VERSION, _HEADER.size, header.source_size, header.cache_size, *counts
     )
     data = bytearray(head)
-    everything: list[array[int] | bytearray] = [*columns, digests]
-    for column in everything:
+    for column in columns:
         if sys.byteorder == "big" and isinstance(column, array):
             column.byteswap()
         data += column
@@ -338,6 +352,15 @@ def _write(file: BinaryIO, header: Header, units: Iterable[Unit]) -> bytes:
         raise InvalidArgument(f"write a unit table: {error}") from error
     file.write(data)
     return bytes(data[-_SUM_LENGTH:])
+
+
+def _columns(units: Iterable[Unit]) -> UnitColumns:
+    columns = [array(code) for code in (*_UNIT_COLUMNS, *_PIECE_COLUMNS)]
+    digests = bytearray()
+    for unit in units:
+        _append(columns, digests, unit)
+    columns[4].append(len(columns[6]))
+    return UnitColumns._make([*columns, digests])
 
 
 def _append(columns: list[array[int]], digests: bytearray, unit: Unit) -> None:

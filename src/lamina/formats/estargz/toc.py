@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, overload
 
 import msgspec
 
@@ -70,7 +70,37 @@ class TocEntry(msgspec.Struct, rename="camel", frozen=True, gc=False):
 
 class _Json(msgspec.Struct):
     version: int
-    entries: list[TocEntry]
+    entries: list[msgspec.Raw]
+
+
+_decode_entry = msgspec.json.Decoder(TocEntry).decode
+
+
+class Entries(Sequence[TocEntry]):
+    """The entries of a TOC, each decoded when it is asked for: a million in JSON take 350 MB, and
+    as objects as much again.
+
+    Asking for one raises FormatError where a field has another type or range than the format's.
+    """
+
+    def __init__(self, raw: Sequence[msgspec.Raw]) -> None:
+        self._raw = raw
+
+    def __len__(self) -> int:
+        return len(self._raw)
+
+    @overload
+    def __getitem__(self, index: int) -> TocEntry: ...
+    @overload
+    def __getitem__(self, index: slice) -> Entries: ...
+    def __getitem__(self, index: int | slice) -> TocEntry | Entries:
+        if isinstance(index, slice):
+            return Entries(self._raw[index])
+        try:
+            return _decode_entry(self._raw[index])
+        except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+            got = f"{error}, in entry {index}"
+            raise _error(0, "fields of the format's types and ranges", got) from error
 
 
 class Toc(NamedTuple):
@@ -84,7 +114,7 @@ class Toc(NamedTuple):
         packed_digest: SHA-256 of the TOC of zstd:chunked as it is compressed; None for others.
     """
 
-    entries: list[TocEntry]
+    entries: Sequence[TocEntry]
     digest: Digest
     data_end: int
     is_zstd: bool
@@ -97,8 +127,7 @@ def read_toc(source: RangeSource, location: TocLocation) -> Toc:
     Whether its digest is the one that the manifest names is for the caller to check.
 
     Raises:
-        FormatError: it is damaged, larger than the limits, lies in another blob, or has a field of
-            another type or range than the format's.
+        FormatError: it is damaged, larger than the limits, or lies in another blob.
         OutOfRange, Unavailable: as `read_at`.
     """
     if location.kind is Kind.EXTERNAL:
@@ -131,10 +160,10 @@ def read_external_toc(read: Read, location: TocLocation) -> Toc:
 
 
 def parse_toc(data: bytes, data_end: int, *, is_zstd: bool) -> Toc:
-    """Decode the JSON of a TOC.
+    """Decode the JSON of a TOC, and its entries when they are asked for.
 
     Raises:
-        FormatError: a field has another type or range than the format's, or entries are too many.
+        FormatError: it is no JSON of a TOC, or entries are too many.
     """
     # Braces are never escaped where an object begins, so this bounds what the parser makes before
     # it makes it: an entry has one of its own and at most one for its xattrs.
@@ -149,7 +178,13 @@ def parse_toc(data: bytes, data_end: int, *, is_zstd: bool) -> Toc:
         raise _error(0, f"version {_VERSION}", str(decoded.version))
     if len(decoded.entries) > MAX_ENTRIES:
         raise _error(0, f"at most {MAX_ENTRIES} entries", str(len(decoded.entries)))
-    return Toc(decoded.entries, sha256(data), data_end, is_zstd)
+    return Toc(Entries(decoded.entries), sha256(data), data_end, is_zstd)
+
+
+def entry_error(index: int, entry: TocEntry, field: str, expected: str, got: object) -> FormatError:
+    """Return the error that names an entry and a field of it."""
+    where = f"{field} of entry {index} ({entry.name[:200]!r})"
+    return FormatError(FORMAT, 0, expected=f"{expected} as {where}", got=str(got)[:200])
 
 
 def _buffered(data: bytes) -> Read:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import stat
+from bisect import bisect_left
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from lamina.errors import FormatError
 from lamina.formats.erofs.layout import MAX_NAME, MAX_TARGET, MAX_XATTR_VALUE
 from lamina.formats.erofs.tree import BLOCK, Extent, Inode
-from lamina.formats.estargz.files import File, entry_error, read_files
-from lamina.formats.estargz.toc import TOC_NAME, Toc
-from lamina.formats.estargz.units import Layout, Unit, lay_out
+from lamina.formats.estargz.chunks import Chunks
+from lamina.formats.estargz.directories import MAX_PATH, NO_CHILDREN, Directories
+from lamina.formats.estargz.toc import TOC_NAME, Toc, TocEntry, entry_error
+from lamina.formats.estargz.units import MAX_CACHE, Planner, Units
 from lamina.formats.tar.layer import OPAQUE_MARKER, PREFIX, clean, deleted_name
 
 PREFETCH = b".prefetch.landmark"
@@ -21,9 +22,6 @@ NO_PREFETCH = b".no.prefetch.landmark"
 _HIDDEN = frozenset([PREFETCH, NO_PREFETCH, TOC_NAME])
 _STEERING = (b"trusted.", b"user.overlay.", b"user.fuseoverlayfs.")
 """Attributes that steer an overlay, which a layer does not bring."""
-_MAX_PATH = 4095
-_MAX_IMPLIED = 1 << 17
-"""Directories without an entry: one name can ask for two thousand, each with a long path."""
 _TYPES = {
     "dir": stat.S_IFDIR,
     "reg": stat.S_IFREG,
@@ -51,7 +49,7 @@ class LayerTree(NamedTuple):
     """
 
     root: Inode
-    units: list[Unit]
+    units: Units
     cache_size: int
     prefetch: int | None
 
@@ -70,155 +68,219 @@ def to_tree(toc: Toc, *, opaque_xattr: bytes, require_digests: bool = True) -> L
     Raises:
         FormatError: the TOC breaks a rule; names the entry and the field.
     """
-    contents = read_files(toc)
-    layout = lay_out(contents, require_digests=require_digests)
-    files = contents.files
-    builder = _Builder(files, layout, opaque_xattr)
-    for file in files.values():
-        builder.make(file)
-    for file in files.values():
-        builder.attach(file)
-    for file in files.values():
-        builder.delete(file)
-    return LayerTree(builder.root, layout.units, layout.cache_size, _prefetch(files))
+    builder = _Builder(toc, opaque_xattr)
+    for index, entry in enumerate(toc.entries):
+        builder.add(index, entry)
+    builder.finish()
+    units, size = _lay_out(toc, builder, require_digests)
+    return LayerTree(builder.directories.root, units, size, builder.prefetch)
 
 
-def _prefetch(files: dict[bytes, File]) -> int | None:
-    if NO_PREFETCH in files:
-        return 0
-    landmark = files.get(PREFETCH)
-    return landmark.chunks[0].stream if landmark and landmark.chunks else None
+def _lay_out(toc: Toc, builder: _Builder, require_digests: bool) -> tuple[Units, int]:
+    """Give the data of each file its place; return what fills the cache, and its size."""
+    chunks, files = builder.chunks, builder.files
+    planner = Planner(chunks, toc.entries, require_digests=require_digests)
+    position = 0
+    files.sort(key=lambda file: chunks.place(file[1]))
+    for inode, first, stop in files:
+        if inode in builder.replaced:
+            continue
+        planner.add(first, stop, position)
+        inode.extents = _extents(position, inode.size)
+        position += -(-inode.size // BLOCK) * BLOCK
+        if position > MAX_CACHE:
+            index = chunks.numbers[first]
+            expected = f"at most {MAX_CACHE} bytes up to it"
+            raise entry_error(index, toc.entries[index], "size", expected, position)
+    planner.finish()
+    return planner.units, position
 
 
 class _Builder:
-    def __init__(self, files: dict[bytes, File], layout: Layout, opaque_xattr: bytes) -> None:
-        self._files = files
-        self._layout = layout
+    """Takes up one entry after the other.
+
+    What depends on all of them (links, deletions) waits for `finish`.
+
+    Attributes:
+        directories: with everything in them.
+        chunks: of all files.
+        files: regular files that have data, with their first chunk and the one behind their last.
+        replaced: those whose name a later entry has.
+        prefetch: as of `LayerTree`.
+    """
+
+    def __init__(self, toc: Toc, opaque_xattr: bytes) -> None:
+        self.directories = Directories()
+        self.chunks = Chunks(toc.data_end)
+        self.files: list[tuple[Inode, int, int]] = []
+        self.replaced: set[Inode] = set()
+        self.prefetch: int | None = None
+        self._entries = toc.entries
         self._opaque = opaque_xattr
-        self._inodes: dict[bytes, Inode] = {}
-        self._implied: dict[bytes, Inode] = {}
-        self.root = Inode(stat.S_IFDIR | 0o755)
+        self._links: dict[bytes, int] = {}
+        self._deletions: dict[bytes, int] = {}
+        self._file: tuple[Inode, int, TocEntry, int] | None = None  # inode, entry, bytes so far
+        self._takes_chunks = False
 
-    def make(self, file: File) -> None:
-        """Make the inode of an entry, unless that is a link or only says something."""
-        if file.path in _HIDDEN or _base(file.path).startswith(PREFIX):
-            return
-        if file.entry.type == "hardlink":
-            return
-        inode = _inode(file)
-        if inode.is_regular and inode.size:
-            inode.extents = _extents(self._layout.places[file.path], inode.size)
-        if not file.path:
-            if not inode.is_directory:
-                raise _error(file, "type", "dir for the root", file.entry.type)
-            self.root = inode
-        self._inodes[file.path] = inode
+    def add(self, index: int, entry: TocEntry) -> None:
+        """Take up an entry.
 
-    def attach(self, file: File) -> None:
-        """Put an entry's inode into its directory."""
-        path = file.path
-        if not path or path in _HIDDEN or _base(path).startswith(PREFIX):
+        Raises:
+            FormatError: it breaks a rule, or the one before it lacks chunks.
+        """
+        kind = entry.type
+        if kind == "chunk":
+            self._continue(index, entry)
             return
-        if len(_base(path)) > MAX_NAME or len(path) > _MAX_PATH or b"\0" in path:
-            raise _error(file, "name", "a path that Linux can have", len(path))
-        inode = self._inodes.get(path) or self._linked(file)
-        self._parent(file).children[_base(path)] = inode
+        self._close()
+        self._takes_chunks = kind == "reg"
+        if kind not in _TYPES and kind != "hardlink":
+            raise entry_error(index, entry, "type", "a known type", kind)
+        path = clean(entry.name.encode())
+        self._links.pop(path, None)
+        if path in _HIDDEN or _base(path).startswith(PREFIX):
+            self._note(index, entry, path)
+            return
+        if kind == "hardlink":
+            self._replace(index, entry, path, None)
+            self._links[path] = index
+            return
+        inode = _inode(index, entry)
+        if kind == "reg" and entry.size:
+            inode.size = entry.size
+            self._open(index, entry, inode)
+        self._replace(index, entry, path, inode)
 
-    def delete(self, file: File) -> None:
-        """Put a whiteout into its directory, or mark that as opaque."""
-        base = _base(file.path)
-        if not base.startswith(PREFIX):
-            return
-        if len(base) > MAX_NAME + len(PREFIX) or len(file.path) > _MAX_PATH or b"\0" in base:
-            raise _error(file, "name", "a path that Linux can have", len(file.path))
-        if base == OPAQUE_MARKER:
-            directory = self._parent(file)
-            directory.xattrs = {**directory.xattrs, self._opaque: b"y"}
-            return
-        name = deleted_name(base, file.number)
-        if name is None:
-            return
-        children = self._parent(file).children
-        if name not in children:
-            entry = file.entry
-            children[name] = Inode(stat.S_IFCHR, entry.uid, entry.gid, _mtime(file))
+    def finish(self) -> None:
+        """Put links and deletions where they belong.
 
-    def _linked(self, file: File) -> Inode:
+        Raises:
+            FormatError: a link leads nowhere, or in a circle.
+        """
+        self._close()
+        resolved: dict[bytes, Inode] = {}
+        for path, index in self._links.items():
+            inode = resolved.get(path) or self._linked(path, resolved)
+            self.directories.put(index, self._entries[index], path, inode)
+        for path, index in self._deletions.items():
+            self._delete(path, index)
+
+    def _replace(self, index: int, entry: TocEntry, path: bytes, inode: Inode | None) -> None:
+        """Give a name to an inode, or to none yet, instead of what has it."""
+        old = self.directories.put(index, entry, path, inode)
+        if old is not None and old.size:
+            self.replaced.add(old)
+
+    def _note(self, index: int, entry: TocEntry, path: bytes) -> None:
+        """Take up an entry that only says something; its data has a place all the same."""
+        if _base(path).startswith(PREFIX):
+            if len(_base(path)) > MAX_NAME + len(PREFIX) or len(path) > MAX_PATH or b"\0" in path:
+                raise entry_error(index, entry, "name", "a path that Linux can have", len(path))
+            self._deletions.pop(path, None)
+            self._deletions[path] = index
+        elif path == NO_PREFETCH:
+            self.prefetch = 0
+        elif path == PREFETCH and entry.type == "reg" and entry.size and self.prefetch is None:
+            self.prefetch = entry.offset
+        if entry.type == "reg" and entry.size:
+            self._open(index, entry, Inode(stat.S_IFREG, size=entry.size))
+
+    def _open(self, index: int, entry: TocEntry, inode: Inode) -> None:
+        """Begin a file's data, the first of which its own entry tells."""
+        first = len(self.chunks)
+        end = self.chunks.add(index, entry, entry, 0)
+        if end == entry.size:
+            self.files.append((inode, first, first + 1))
+        else:
+            self._file = inode, index, entry, end
+
+    def _continue(self, index: int, entry: TocEntry) -> None:
+        if self._file is None:
+            if self._takes_chunks:
+                raise entry_error(index, entry, "chunkOffset", "no more data", entry.chunk_offset)
+            expected = "an entry before its chunks, of type reg,"
+            raise entry_error(index, entry, "type", expected, entry.type)
+        inode, start, file, end = self._file
+        end = self.chunks.add(index, entry, file, end)
+        self._file = inode, start, file, end
+        if end == file.size:
+            self.files.append((inode, bisect_left(self.chunks.numbers, start), len(self.chunks)))
+            self._file = None
+
+    def _close(self) -> None:
+        """Make sure that the last file is complete."""
+        if self._file is not None:
+            _, index, file, end = self._file
+            expected = f"{end}, as much as the chunks have,"
+            raise entry_error(index, file, "size", expected, file.size)
+
+    def _linked(self, path: bytes, resolved: dict[bytes, Inode]) -> Inode:
         """Return the inode that a hard link leads to, over other links where need be."""
-        seen = {file.path}
-        target = file
-        while target.entry.type == "hardlink":
-            path = _clean_link(target)
-            if path in seen:
-                raise _error(file, "linkName", "a target that is no link to itself", path)
-            seen.add(path)
-            found = self._files.get(path)
-            if found is None:
-                raise _error(file, "linkName", "a file that the layer has", path)
-            target = found
-        inode = self._inodes.get(target.path)
-        if inode is None or inode.is_directory:
-            raise _error(file, "linkName", "something that can have several names", target.path)
-        for path in seen:
-            self._inodes[path] = inode
+        index = self._links[path]
+        entry = self._entries[index]
+        seen: dict[bytes, None] = {}
+        target = path
+        while target in self._links and target not in resolved:
+            if target in seen:
+                raise entry_error(index, entry, "linkName", "no link to itself", target)
+            seen[target] = None
+            target = clean(self._entries[self._links[target]].link_name.encode())
+        inode = resolved.get(target) or self.directories.find(target)
+        if inode is None:
+            raise entry_error(index, entry, "linkName", "a file that the layer has", target)
+        if inode.is_directory:
+            expected = "something that can have several names"
+            raise entry_error(index, entry, "linkName", expected, target)
+        resolved.update(dict.fromkeys(seen, inode))
         return inode
 
-    def _parent(self, file: File) -> Inode:
-        path = file.path.rpartition(b"/")[0]
-        missing: list[bytes] = []
-        while path and path not in self._inodes and path not in self._implied:
-            missing.append(path)
-            path = path.rpartition(b"/")[0]
-        directory = self._directory(path)
-        if not directory.is_directory or path in _HIDDEN:
-            raise _error(file, "name", "a path through directories", file.path)
-        if len(self._implied) + len(missing) > _MAX_IMPLIED:
-            raise _error(
-                file, "name", f"at most {_MAX_IMPLIED} directories without entry", file.path
+    def _delete(self, path: bytes, index: int) -> None:
+        """Put a whiteout into its directory, or mark that as opaque."""
+        entry = self._entries[index]
+        directory = self.directories.parent(index, entry, path)
+        base = _base(path)
+        if base == OPAQUE_MARKER:
+            directory.xattrs = {**directory.xattrs, self._opaque: b"y"}
+            return
+        name = deleted_name(base, index)
+        if name is not None and name not in directory.children:
+            mtime = _mtime(entry)
+            directory.children[name] = Inode(
+                stat.S_IFCHR, entry.uid, entry.gid, mtime, children=NO_CHILDREN
             )
-        for path in reversed(missing):
-            if path in self._files or len(_base(path)) > MAX_NAME:
-                raise _error(file, "name", "a path through directories", file.path)
-            below = self._implied[path] = Inode(stat.S_IFDIR | 0o755)
-            directory.children[_base(path)] = below
-            directory = below
-        return directory
-
-    def _directory(self, path: bytes) -> Inode:
-        if not path:
-            return self.root
-        found = self._inodes.get(path)
-        return self._implied[path] if found is None else found
 
 
-def _inode(file: File) -> Inode:
-    entry = file.entry
-    inode = Inode(_TYPES[entry.type] | entry.mode & 0o7777, entry.uid, entry.gid, _mtime(file))
-    if entry.type == "reg":
-        inode.size = entry.size
-    elif entry.type == "symlink":
+def _inode(index: int, entry: TocEntry) -> Inode:
+    mode = _TYPES[entry.type] | entry.mode & 0o7777
+    if entry.type == "dir":
+        inode = Inode(mode, entry.uid, entry.gid, _mtime(entry))
+    else:
+        inode = Inode(mode, entry.uid, entry.gid, _mtime(entry), children=NO_CHILDREN)
+    if entry.type == "symlink":
         inode.target = entry.link_name.encode()
         if not 0 < len(inode.target) <= MAX_TARGET or b"\0" in inode.target:
             expected = f"a target of 1 to {MAX_TARGET} bytes"
-            raise _error(file, "linkName", expected, len(inode.target))
+            raise entry_error(index, entry, "linkName", expected, len(inode.target))
     elif entry.type in {"char", "block"}:
         if entry.dev_major >= _MAJOR or entry.dev_minor >= _MINOR:
             number = f"{entry.dev_major}:{entry.dev_minor}"
-            raise _error(file, "devMajor", "device numbers of Linux", number)
+            raise entry_error(index, entry, "devMajor", "device numbers of Linux", number)
         inode.rdev = os.makedev(entry.dev_major, entry.dev_minor)
     if entry.xattrs:
-        inode.xattrs = _xattrs(file, entry.xattrs)
+        inode.xattrs = _xattrs(index, entry, entry.xattrs)
     return inode
 
 
-def _xattrs(file: File, given: dict[str, bytes]) -> dict[bytes, bytes]:
+def _xattrs(index: int, entry: TocEntry, given: dict[str, bytes]) -> dict[bytes, bytes]:
     kept: dict[bytes, bytes] = {}
     for text, value in given.items():
         name = text.encode()
         if name.startswith(_STEERING):
             continue
         if not 0 < len(name) <= MAX_NAME or b"\0" in name or len(value) > MAX_XATTR_VALUE:
-            raise _error(file, "xattrs", "names and values that Linux can have", name[:80])
+            raise entry_error(
+                index, entry, "xattrs", "names and values that Linux can have", name[:80]
+            )
         kept[name] = value
     return kept
 
@@ -230,22 +292,14 @@ def _extents(start: int, size: int) -> Sequence[Extent]:
     )
 
 
-def _mtime(file: File) -> int:
+def _mtime(entry: TocEntry) -> int:
     """Return nanoseconds; what lies before 1970, as Go's zero, or beyond 63 bits is 1970."""
-    if file.entry.modtime is None:
+    if entry.modtime is None:
         return 0
-    since = file.entry.modtime - _EPOCH
+    since = entry.modtime - _EPOCH
     time = (since.days * 86400 + since.seconds) * 1_000_000_000 + since.microseconds * 1000
     return time if 0 <= time <= _MAX_TIME else 0
 
 
-def _clean_link(file: File) -> bytes:
-    return clean(file.entry.link_name.encode())
-
-
 def _base(path: bytes) -> bytes:
     return path.rpartition(b"/")[2]
-
-
-def _error(file: File, field: str, expected: str, got: object) -> FormatError:
-    return entry_error(file.number, file.entry, field, expected, got)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from array import array
+from collections.abc import Sequence
+from operator import add
+from typing import NamedTuple, overload
 
 from lamina.errors import FormatError
 from lamina.formats.erofs.tree import BLOCK
-from lamina.formats.estargz.files import Contents, File, entry_error
+from lamina.formats.estargz.chunks import HAS_DIGEST, IS_ZEROS, Chunks
+from lamina.formats.estargz.toc import TocEntry, entry_error
 
 MAX_UNIT = 512 << 20
 """Bytes of a unit, encoded and decoded: one is held in memory whole."""
@@ -50,40 +52,109 @@ class Unit(NamedTuple):
     pieces: Sequence[Piece]
 
 
-class Layout(NamedTuple):
-    """What `lay_out` returns.
+class Columns(NamedTuple):
+    """Units and their pieces as arrays, for those who write a million of them.
 
     Attributes:
-        units: in the order of the blob, which is that of the cache too.
-        places: where the data of each file starts in the cache, by path; none of empty files.
-        cache_size: a multiple of BLOCK.
+        source_offset: of units, 64 bits.
+        source_length: of units, 32 bits.
+        cache_block: of units: `cache_offset` in blocks, 32 bits.
+        cache_length: of units, 32 bits.
+        first_piece: of units, and the number of pieces, 32 bits.
+        inner_offset: of pieces, 32 bits.
+        length: of pieces, 32 bits.
+        cache_offset: of pieces, 64 bits.
+        has_digest: 1 or 0 for each piece, 8 bits.
+        digests: 32 bytes for each piece.
     """
 
-    units: list[Unit]
-    places: dict[bytes, int]
-    cache_size: int
+    source_offset: array[int]
+    source_length: array[int]
+    cache_block: array[int]
+    cache_length: array[int]
+    first_piece: array[int]
+    inner_offset: array[int]
+    length: array[int]
+    cache_offset: array[int]
+    has_digest: array[int]
+    digests: bytearray
 
 
-@dataclass(slots=True)
-class _Open:
-    """A unit that may grow.
+class Units(Sequence[Unit]):
+    """Units in the order of the blob, which is that of the cache too; made when asked for."""
 
-    Attributes:
-        start: byte of the blob.
-        stream: where its last stream starts.
-        base: decoded bytes of the streams before that.
-        decoded: up to the end of the last piece.
-    """
+    def __init__(self, chunks: Chunks) -> None:
+        self._chunks = chunks
+        self._source = array("Q")
+        self._source_length = array("I")
+        self._first = array("I", [0])
+        self._number = array("I")
+        self._inner = array("I")
+        self._place = array("Q")
 
-    start: int
-    stream: int
-    base: int = 0
-    decoded: int = 0
-    pieces: list[Piece] = field(default_factory=list)
+    def __len__(self) -> int:
+        return len(self._source)
+
+    @overload
+    def __getitem__(self, index: int) -> Unit: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Unit]: ...
+    def __getitem__(self, index: int | slice) -> Unit | list[Unit]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        source, length = self._source[index], self._source_length[index]
+        index %= len(self)
+        pieces = tuple(map(self._piece, range(self._first[index], self._first[index + 1])))
+        start = pieces[0].cache_offset // BLOCK * BLOCK
+        return Unit(
+            source, length, start, pieces[-1].cache_offset + pieces[-1].length - start, pieces
+        )
+
+    def columns(self) -> Columns:
+        """Return all of them."""
+        places, firsts = self._place, self._first[:-1]
+        lengths, flags, digests = self._chunks.columns(self._number)
+        ends = array("Q", map(add, places, lengths))
+        blocks = array("I", (places[first] // BLOCK for first in firsts))
+        unit_ends = (ends[following - 1] for following in self._first[1:])
+        cache_lengths = (end - block * BLOCK for end, block in zip(unit_ends, blocks, strict=True))
+        return Columns(
+            self._source, self._source_length, blocks, array("I", cache_lengths), self._first,
+            self._inner, lengths, places, flags, digests,
+        )  # fmt: skip
+
+    @property
+    def is_open(self) -> bool:
+        """Whether pieces were added since the last unit."""
+        return len(self._number) > self._first[-1]
+
+    def add_piece(self, number: int, inner: int, place: int) -> None:
+        """Add a chunk to the unit that comes next.
+
+        Args:
+            number: of the chunk.
+            inner: byte of the decoded unit.
+            place: byte of the cache file.
+        """
+        self._number.append(number)
+        self._inner.append(inner)
+        self._place.append(place)
+
+    def add(self, source_offset: int, source_length: int) -> None:
+        """Make a unit of the pieces that were added since the last."""
+        self._source.append(source_offset)
+        self._source_length.append(source_length)
+        self._first.append(len(self._number))
+
+    def _piece(self, piece: int) -> Piece:
+        number, chunks = self._number[piece], self._chunks
+        return Piece(
+            self._inner[piece], chunks.length(number), self._place[piece], chunks.digest(number)
+        )
 
 
-def lay_out(contents: Contents, *, require_digests: bool = True) -> Layout:
-    """Give each file a place in the cache, block-aligned and without gaps, in blob order.
+class Planner:
+    """Gives each file a place in the cache, block-aligned and without gaps, in blob order.
 
     A chunk that starts within a block shares it with the one before, so that both are one unit: of
     a file whose chunk size is no multiple of BLOCK, streams are joined until one starts with a
@@ -93,99 +164,95 @@ def lay_out(contents: Contents, *, require_digests: bool = True) -> Layout:
     the blocks that they share with other chunks are padded with zeros. Those within a block are
     decoded as any chunk, since the ones behind them are in the same unit.
 
-    Raises:
-        FormatError: chunks overlap or are not in the order of the blob, a unit or all of them
-            together are too large, or a chunk has no digest though it must.
+    Args:
+        chunks: of all files, complete.
+        entries: of the TOC.
+        require_digests: whether every chunk has to have one.
+
+    Attributes:
+        units: so far; all once `finish` was called.
     """
-    files = sorted(
-        (file for file in contents.files.values() if file.chunks),
-        key=lambda file: file.chunks[0][:2],
-    )
-    return _Planner(contents, require_digests).plan(files)
 
-
-class _Planner:
-    def __init__(self, contents: Contents, require_digests: bool) -> None:
-        self._contents = contents
+    def __init__(
+        self, chunks: Chunks, entries: Sequence[TocEntry], *, require_digests: bool
+    ) -> None:
+        self.units = Units(chunks)
+        self._chunks = chunks
+        self._entries = entries
         self._require_digests = require_digests
-        self._open: _Open | None = None
-        self._ended = -1  # the stream of a unit that a hole has ended
-        self._units: list[Unit] = []
+        self._starts = array("Q", sorted(chunks.streams))
+        self._following = 0  # index of the first stream beyond the current one
+        # Of the open unit: where it starts, its last stream and where that ends, in the blob; its
+        # place in the cache; the decoded bytes of the streams before the last, and up to the end
+        # of the last piece.
+        self._start = self._stream = self._end = -1
+        self._place = self._base = self._decoded = 0
 
-    def plan(self, files: Iterable[File]) -> Layout:
-        places: dict[bytes, int] = {}
-        position = 0
-        for file in files:
-            places[file.path] = position
-            self._add(file, position)
-            position += -(-file.entry.size // BLOCK) * BLOCK
-            if position > MAX_CACHE:
-                raise entry_error(
-                    file.number, file.entry, "size", f"at most {MAX_CACHE} bytes up to it", position
-                )
-        self._close()
-        return Layout(self._units, places, position)
+    def add(self, first: int, stop: int, position: int) -> None:
+        """Lay out the next file in the order of the blob.
 
-    def _add(self, file: File, position: int) -> None:
-        for stream, inner, offset, length, digest, is_zeros in file.chunks:
-            if is_zeros and _is_hole(offset, length):
-                self._end()
+        Args:
+            first: chunk of the file.
+            stop: chunk behind its last one.
+            position: where it begins in the cache.
+
+        Raises:
+            FormatError: chunks overlap or are not in the order of the blob, the unit is too large,
+                or a chunk has no digest though it must.
+        """
+        units = self.units
+        for number in range(first, stop):
+            stream, inner, offset, length, flags = self._chunks[number]
+            if flags & IS_ZEROS and _is_hole(offset, length):
+                self.finish()
                 continue
-            if self._require_digests and not digest:
-                raise self._error(file, "chunkDigest", "a digest of each chunk", "none")
-            unit = self._unit(file, stream, position + offset)
-            if unit.base + inner < unit.decoded:
-                raise self._error(file, "innerOffset", f"{unit.decoded - unit.base} or more", inner)
-            unit.pieces.append(Piece(unit.base + inner, length, position + offset, digest))
-            unit.decoded = unit.base + inner + length
-            size = max(unit.decoded, self._contents.stream_end(stream) - unit.start)
+            if self._require_digests and not flags & HAS_DIGEST:
+                raise self._error(number, "chunkDigest", "a digest of each chunk", "none")
+            if stream != self._stream or not units.is_open:
+                self._turn_to(number, stream, position + offset)
+            start = self._base + inner
+            if start < self._decoded:
+                raise self._error(number, "innerOffset", str(self._decoded - self._base), inner)
+            self._decoded = start + length
+            filled = position + offset + length - self._place
+            size = max(self._decoded, self._end - self._start, filled)
             if size > MAX_UNIT:
-                raise self._error(file, "chunkSize", f"units of at most {MAX_UNIT} bytes", size)
+                raise self._error(number, "chunkSize", f"units of at most {MAX_UNIT} bytes", size)
+            units.add_piece(number, start, position + offset)
 
-    def _unit(self, file: File, stream: int, position: int) -> _Open:
-        """Return the unit that a stream belongs to; `position` is where its chunk goes."""
-        unit = self._open
-        if unit is not None and stream == unit.stream:
-            return unit
-        least = self._ended + 1 if unit is None else unit.stream
+    def finish(self) -> None:
+        """Close the unit, as at the end and where a hole begins."""
+        if self.units.is_open:
+            self.units.add(self._start, self._end - self._start)
+
+    def _turn_to(self, number: int, stream: int, position: int) -> None:
+        """Go on with another stream, whose first chunk has its place at `position`."""
+        is_open = self.units.is_open
+        least = self._stream + (not is_open)
         if stream < least:
-            raise self._error(file, "offset", f"{least} or more", stream)
-        if unit is None or not position % BLOCK:
-            self._close()
-            self._open = _Open(stream, stream)
-            return self._open
-        if stream != self._contents.stream_end(unit.stream):
-            raise self._error(file, "offset", "the stream that follows", stream)
-        unit.stream = stream
-        unit.base = unit.decoded
-        return unit
+            raise self._error(number, "offset", f"{least} or more", stream)
+        if is_open and position % BLOCK:
+            if stream != self._end:
+                raise self._error(number, "offset", "the stream that follows", stream)
+            self._base = self._decoded
+        else:
+            self.finish()
+            self._start, self._place = stream, position // BLOCK * BLOCK
+            self._base = self._decoded = 0
+        self._stream = stream
+        self._end = self._stream_end(stream)
 
-    def _end(self) -> None:
-        """Close the unit where a hole begins: none that follows may need the same stream."""
-        if self._open is not None:
-            self._ended = self._open.stream
-        self._close()
+    def _stream_end(self, stream: int) -> int:
+        """Return where a stream ends at the latest; asked for in ascending order."""
+        starts, following = self._starts, self._following
+        while following < len(starts) and starts[following] <= stream:
+            following += 1
+        self._following = following
+        return starts[following] if following < len(starts) else self._chunks.data_end
 
-    def _close(self) -> None:
-        unit = self._open
-        if unit is None:
-            return
-        start = unit.pieces[0].cache_offset // BLOCK * BLOCK
-        last = unit.pieces[-1]
-        self._units.append(
-            Unit(
-                unit.start,
-                self._contents.stream_end(unit.stream) - unit.start,
-                start,
-                last.cache_offset + last.length - start,
-                tuple(unit.pieces),
-            )
-        )
-        self._open = None
-
-    @staticmethod
-    def _error(file: File, field: str, expected: str, got: object) -> FormatError:
-        return entry_error(file.number, file.entry, field, expected, got)
+    def _error(self, number: int, field: str, expected: str, got: object) -> FormatError:
+        index = self._chunks.numbers[number]
+        return entry_error(index, self._entries[index], field, expected, got)
 
 
 def _is_hole(offset: int, length: int) -> bool:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from array import array
 from pathlib import Path
 from typing import NamedTuple
 
 from lamina.core.digest import parse_digest
 from lamina.formats.erofs.tree import BLOCK
 from lamina.formats.erofs.writer import Device, write_image
-from lamina.formats.estargz.toc import Toc
 from lamina.formats.estargz.tree import LayerTree, to_tree
-from lamina.formats.estargz.units import Unit as StargzUnit
 from lamina.lazy.layer import LayerFile, create_layer
 from lamina.lazy.sources.description import RegistryDescription
-from lamina.lazy.table import Header
-from lamina.lazy.unit import DIGEST_LENGTH, Check, Codec, Piece, Unit
+from lamina.lazy.table import Header, UnitColumns
+from lamina.lazy.unit import Check, Codec
 from lamina.snapshotters.stargz.access import Access
 from lamina.snapshotters.stargz.origin import Origin, Verification
 from lamina.snapshotters.stargz.serving import (
@@ -24,6 +23,7 @@ from lamina.snapshotters.stargz.serving import (
 )
 from lamina.snapshotters.stargz.toc import read_layer_toc
 
+_CHECKS = bytes.maketrans(b"\0\1", bytes((Check.NONE, Check.SHA256)))
 _OPAQUE = b"trusted.overlay.opaque"
 
 
@@ -31,7 +31,7 @@ class Contents(NamedTuple):
     """A layer whose table of contents was read, and is what it has to be."""
 
     blob: RegistryDescription
-    toc: Toc
+    codec: Codec
     tree: LayerTree
 
 
@@ -45,7 +45,7 @@ def read_contents(access: Access, origin: Origin, verification: Verification) ->
     source = open_source(access, blob)
     toc, checked = read_layer_toc(access, origin, source, verification)
     tree = to_tree(toc, opaque_xattr=_OPAQUE, require_digests=checked)
-    return Contents(blob, toc, tree)
+    return Contents(blob, Codec.ZSTD if toc.is_zstd else Codec.GZIP, tree)
 
 
 def write_metadata(contents: Contents, path: Path) -> None:
@@ -58,8 +58,10 @@ def write_metadata(contents: Contents, path: Path) -> None:
 
 def make_cache(contents: Contents, directory: Path, gate: str) -> None:
     """Make the directory of the cache, with nothing in it yet."""
-    codec = Codec.ZSTD if contents.toc.is_zstd else Codec.GZIP
-    units = (_unit(unit, codec) for unit in contents.tree.units)
+    columns = contents.tree.units.columns()
+    codecs = array("B", (contents.codec,)) * len(columns.source_offset)
+    checks = array("B", columns.has_digest.tobytes().translate(_CHECKS))
+    units = UnitColumns(*columns[:5], codecs, *columns[5:8], checks, columns.digests)
     header = Header(contents.blob.size, contents.tree.cache_size)
     create_layer(directory, LayerFile(contents.blob, gate), header, units)
 
@@ -71,18 +73,3 @@ def _size(access: Access, origin: Origin) -> int:
         return size_in_registry(access, origin.reference, origin.digest)
     manifest = parse_digest(origin.manifest)
     return size_in_manifest(access, origin.reference, manifest, origin.digest)
-
-
-def _unit(unit: StargzUnit, codec: Codec) -> Unit:
-    pieces = tuple(
-        Piece(
-            piece.inner_offset,
-            piece.length,
-            piece.cache_offset,
-            Check.SHA256 if piece.digest else Check.NONE,
-            piece.digest or bytes(DIGEST_LENGTH),
-        )
-        for piece in unit.pieces
-    )
-    place = (unit.source_offset, unit.source_length, unit.cache_offset, unit.cache_length)
-    return Unit(*place, codec, pieces)
