@@ -23,6 +23,7 @@ pytest_plugins = (
     "tests.fixtures_go",
     "tests.fixtures_registry",
     "tests.fixtures_serve",
+    "tests.fixtures_stargz",
     "tests.fixtures_thin_pool",
     "tests.fixtures_zfs",
     "tests.vm.replay",

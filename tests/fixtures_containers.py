@@ -24,7 +24,7 @@ from tests.fixtures_command import Command
 from tests.images import OCI_LAYER, Layer, digest, image
 
 IMAGE = "docker.io/library/busybox:latest"
-_APPLETS = """
+APPLETS = """
     cat echo env false grep head hostname id kill ls mkdir mount pwd readlink sh sleep stty touch
     true tty wc
 """
@@ -133,7 +133,7 @@ def make_rootfs(directory: Path) -> None:
     for name in ("bin", "etc", "tmp", "proc", "sys", "dev", "run"):
         (directory / name).mkdir()
     shutil.copy(busybox, directory / "bin/busybox")
-    for applet in _APPLETS.split():
+    for applet in APPLETS.split():
         (directory / "bin" / applet).symlink_to("busybox")
     (directory / "etc/passwd").write_text(_PASSWD)
     (directory / "etc/group").write_text(_GROUP)

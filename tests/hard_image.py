@@ -30,8 +30,11 @@ def xattrs(**values: bytes) -> dict[str, str]:
     return {f"SCHILY.xattr.{key.replace('__', '.')}": v.decode() for key, v in values.items()}
 
 
-def hard_image() -> tuple[Layer, ...]:
-    """Layers with everything that is easily lost between two file systems."""
+def hard_image(*, sparse: bool = True) -> tuple[Layer, ...]:
+    """Layers with everything that is easily lost between two file systems.
+
+    `sparse` is whether a file has holes, in a way that Go's reader of archives refuses.
+    """
     base = Archive()
     for name in ("etc", "opaque", "gone", "again", "becomes-file", "links"):
         base.dir(name)
@@ -50,7 +53,8 @@ def hard_image() -> tuple[Layer, ...]:
     base.file("links/a", b"linked").link("links/b", "links/a").link("links/c", "links/a")
     base.file("links/same1", b"alike").file("links/same2", b"alike")
     holes = {"GNU.sparse.map": "1048576,4096,4194304,4096", "GNU.sparse.size": str(8 << 20)}
-    base.file("sparse", b"s" * 8192, pax_headers=holes)
+    if sparse:
+        base.file("sparse", b"s" * 8192, pax_headers=holes)
 
     changes = Archive()
     changes.file(".wh.gone").dir("opaque", 0o700).file("opaque/.wh..wh..opq").file("opaque/new")

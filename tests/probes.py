@@ -265,6 +265,10 @@ def containerd() -> str:
     return root() or overlay() or _try("containerd", "--version") or _try("ctr", "--version")
 
 
+def ctr_remote() -> str:
+    return containerd() or _try("ctr-remote", "--version")
+
+
 def go() -> str:
     """The Go that the suite's go.mod asks for, and the modules; both are fetched where needed."""
     if shutil.which("go") is None:
@@ -290,6 +294,7 @@ PROBES: dict[str, Callable[[], str]] = {
         debian,
         registry,
         containerd,
+        ctr_remote,
         uml,
         dm,
         qemu,

@@ -25,14 +25,14 @@ class Entry(NamedTuple):
 
 def describe(root: Path) -> dict[str, Entry]:
     """Return every entry below `root` by its relative name, `.` included."""
-    first_names: dict[int, str] = {}
+    first_names: dict[tuple[int, int], str] = {}
     found = {}
     for path in sorted(_paths(root), key=os.fsencode):
         name = str(path.relative_to(root))
         status = path.lstat()
-        first = (
-            name if stat.S_ISDIR(status.st_mode) else first_names.setdefault(status.st_ino, name)
-        )
+        # An overlay of several file systems has the devices and inode numbers of all of them.
+        inode = (status.st_dev, status.st_ino)
+        first = name if stat.S_ISDIR(status.st_mode) else first_names.setdefault(inode, name)
         found[name] = Entry(
             stat.filemode(status.st_mode),
             (status.st_uid, status.st_gid),

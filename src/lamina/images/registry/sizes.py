@@ -44,7 +44,9 @@ class BlobSizes:
         answer = self._requests.open(endpoint, ref, "GET", path, _FIRST_BYTE, what)
         with closing(answer):
             size = _told(answer)
-            if answer.status == 206:  # whoever ignores ranges sends all of the blob: it stays unread
+            if (
+                answer.status == 206
+            ):  # whoever ignores ranges sends all of the blob: it stays unread
                 read_small(answer, _SMALL)
         if size:
             return size
