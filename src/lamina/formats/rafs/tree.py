@@ -1,0 +1,81 @@
+"""The inodes of a bootstrap as the EROFS writer takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from lamina.formats.erofs.tree import BLOCK, HOLE, Extent
+from lamina.formats.erofs.tree import Inode as ErofsInode
+from lamina.formats.rafs.flags import ChunkFlags, damaged
+from lamina.formats.rafs.layout import aligned
+from lamina.formats.rafs.model import Bootstrap, Inode
+from lamina.formats.rafs.units import Layout, inodes
+
+_STEERING = (b"trusted.", b"user.overlay.", b"user.fuseoverlayfs.")
+"""Attributes that steer an overlay, which an image does not bring."""
+
+
+def to_tree(bootstrap: Bootstrap, layout: Layout) -> ErofsInode:
+    """Make the inodes of an EROFS image whose devices are those of a layout.
+
+    Attributes that steer an overlay are left out, as from any image.
+
+    Raises:
+        FormatError: a chunk of a file does not begin at a block.
+    """
+    made: dict[Inode, ErofsInode] = {}
+    for inode in inodes(bootstrap.root):
+        if inode not in made:
+            made[inode] = _inode(inode, layout)
+    for inode, copy in made.items():
+        for name, child in inode.children.items():
+            copy.children[name] = made[child]
+    return made[bootstrap.root]
+
+
+def steers_overlay(bootstrap: Bootstrap) -> bool:
+    """Tell whether an inode has an attribute that steers an overlay.
+
+    A bootstrap of version 6 is mounted as it is, with such attributes.
+    """
+    return any(_steering(name) for inode in inodes(bootstrap.root) for name in inode.xattrs)
+
+
+def _steering(name: bytes) -> bool:
+    return name.startswith(_STEERING)
+
+
+def _inode(inode: Inode, layout: Layout) -> ErofsInode:
+    xattrs: Mapping[bytes, bytes] = {
+        name: value for name, value in inode.xattrs.items() if not _steering(name)
+    }
+    return ErofsInode(
+        inode.mode,
+        inode.uid,
+        inode.gid,
+        inode.mtime,
+        inode.rdev,
+        inode.size,
+        tuple(_extents(inode, layout)),
+        inode.target,
+        xattrs=xattrs,
+    )
+
+
+def _extents(inode: Inode, layout: Layout) -> Iterator[Extent]:
+    end = 0
+    for offset, chunk in inode.chunks:
+        if offset % BLOCK:
+            expected = f"chunks that begin at blocks, in inode {inode.number}"
+            raise damaged(0, expected, f"one at byte {offset} of the file")
+        if offset > end:
+            yield Extent(offset - end, HOLE, 0)
+        # A hole begins at a block too: the device has zeros behind a chunk, up to there.
+        end = min(aligned(offset + chunk.uncompressed_size, BLOCK), inode.size)
+        if chunk.flags & ChunkFlags.HOLE:
+            yield Extent(end - offset, HOLE, 0)
+        else:
+            device, place = layout.places[chunk]
+            yield Extent(end - offset, device, place)
+    if end < inode.size:
+        yield Extent(inode.size - end, HOLE, 0)
