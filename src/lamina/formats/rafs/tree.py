@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from lamina.formats.erofs.tree import BLOCK, HOLE, Extent
+from lamina.formats.erofs.tree import HOLE, Extent
 from lamina.formats.erofs.tree import Inode as ErofsInode
-from lamina.formats.rafs.flags import ChunkFlags, damaged
-from lamina.formats.rafs.layout import aligned
+from lamina.formats.rafs.flags import ChunkFlags
 from lamina.formats.rafs.model import Bootstrap, Inode
 from lamina.formats.rafs.units import Layout, inodes
 
@@ -19,9 +18,6 @@ def to_tree(bootstrap: Bootstrap, layout: Layout) -> ErofsInode:
     """Make the inodes of an EROFS image whose devices are those of a layout.
 
     Attributes that steer an overlay are left out, as from any image.
-
-    Raises:
-        FormatError: a chunk of a file does not begin at a block.
     """
     made: dict[Inode, ErofsInode] = {}
     for inode in inodes(bootstrap.root):
@@ -65,17 +61,14 @@ def _inode(inode: Inode, layout: Layout) -> ErofsInode:
 def _extents(inode: Inode, layout: Layout) -> Iterator[Extent]:
     end = 0
     for offset, chunk in inode.chunks:
-        if offset % BLOCK:
-            expected = f"chunks that begin at blocks, in inode {inode.number}"
-            raise damaged(0, expected, f"one at byte {offset} of the file")
         if offset > end:
             yield Extent(offset - end, HOLE, 0)
-        # A hole begins at a block too: the device has zeros behind a chunk, up to there.
-        end = min(aligned(offset + chunk.uncompressed_size, BLOCK), inode.size)
+        size = chunk.uncompressed_size
+        end = offset + size
         if chunk.flags & ChunkFlags.HOLE:
-            yield Extent(end - offset, HOLE, 0)
+            yield Extent(size, HOLE, 0)
         else:
             device, place = layout.places[chunk]
-            yield Extent(end - offset, device, place)
+            yield Extent(size, device, place)
     if end < inode.size:
         yield Extent(inode.size - end, HOLE, 0)

@@ -8,7 +8,14 @@ from typing import NamedTuple
 
 from lamina.core.source import RangeSource
 from lamina.formats.erofs.hierarchy import MAX_PATH
-from lamina.formats.erofs.layout import FILE_TYPES, MAX_NAME, MAX_TARGET, MAX_XATTR_VALUE, SECOND
+from lamina.formats.erofs.layout import (
+    FILE_TYPES,
+    MAX_NAME,
+    MAX_SIZE,
+    MAX_TARGET,
+    MAX_XATTR_VALUE,
+    SECOND,
+)
 from lamina.formats.rafs.chunks import ChunkRecords
 from lamina.formats.rafs.flags import (
     Compressor,
@@ -247,23 +254,33 @@ class _Inodes:
         return first
 
     def _file_chunks(self, record: _Record) -> tuple[FileChunk, ...]:
+        """Return the chunks of a file: at multiples of the chunk size, each as large but the last.
+
+        What a file with holes leaves out is zeros.
+        """
         head, at = record.head, record.chunks_at
-        self._data.count_chunks(head.child_count, at)
+        step = self._superblock.block_size
+        if head.size > MAX_SIZE:
+            raise damaged(record.at, f"a size of at most {MAX_SIZE} bytes", head.size)
+        full = aligned(head.size, step) // step
+        sparse = head.flags & V5_INODE_HAS_HOLE
+        if head.child_count > full or (head.child_count < full and not sparse):
+            raise damaged(record.at, f"{full} chunks of {head.size} bytes", head.child_count)
+        # Holes count too: they take as much of an EROFS image as chunks.
+        self._data.count_chunks(full, at)
         raw = self._data.take(at, head.child_count * CHUNK.size, "chunks")
         found = []
-        end = 0
-        sparse = head.flags & V5_INODE_HAS_HOLE
+        expected = 0
         for start in range(0, len(raw), CHUNK.size):
             offset, chunk = self._chunks.parse(raw, start, at + start)
-            if offset != end and not (sparse and offset > end):
-                raise damaged(at + start, f"a chunk at byte {end} of the file", offset)
-            end = offset + chunk.uncompressed_size
-            if end > head.size or chunk.uncompressed_size > self._superblock.block_size:
-                expected = f"chunks within {head.size} bytes"
-                raise damaged(at + start, expected, f"bytes {offset} to {end}")
+            if offset % step or offset < expected or (offset > expected and not sparse):
+                raise damaged(at + start, f"a chunk at byte {expected} of the file", offset)
+            size = min(step, head.size - offset)
+            if chunk.uncompressed_size != size:
+                got = chunk.uncompressed_size
+                raise damaged(at + start, f"a chunk of {size} bytes at byte {offset}", got)
+            expected = offset + step
             found.append(FileChunk(offset, chunk))
-        if end != head.size and not sparse:
-            raise damaged(at, f"chunks of {head.size} bytes", f"{end} bytes")
         return tuple(found)
 
 
