@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from lamina.formats.rafs.chunk_data import decompress, verify_chunk
 from lamina.formats.rafs.flags import ChunkFlags, Compressor
 from lamina.formats.rafs.model import Bootstrap, Inode
+from tests.erofs import CAPABILITY
 
 CHUNK = 4096
 BLOCK = 4096
@@ -50,7 +51,7 @@ def sample() -> Made:
         b"empty": regular(b""),
         b"hard": linked,
         b"large": regular(noise(CHUNK) + b"text " * 2500, mtime=(1_700_000_000, 999_999_999)),
-        b"small": regular(b"x", xattrs={b"user.a": b"1", b"security.capability": bytes(20)}),
+        b"small": regular(b"x", xattrs={b"user.a": b"1", b"security.capability": CAPABILITY}),
         b"zeros": regular(bytes(3 * CHUNK)),
     }
     special = {

@@ -10,41 +10,18 @@ from lamina.errors import FormatError, InvalidArgument
 from lamina.formats.erofs.reader import Image
 from lamina.formats.erofs.tree import BLOCK, HOLE
 from lamina.formats.erofs.writer import Device, write_image
-from lamina.formats.rafs.blob_meta import BlobMeta, read_blob_meta
 from lamina.formats.rafs.bootstrap import read_bootstrap
-from lamina.formats.rafs.digests import digest_of
 from lamina.formats.rafs.flags import ChunkFlags
-from lamina.formats.rafs.model import Bootstrap, FileChunk
+from lamina.formats.rafs.model import FileChunk
 from lamina.formats.rafs.toc import read_toc, read_toc_entry
 from lamina.formats.rafs.tree import steers_overlay, to_tree
-from lamina.formats.rafs.units import Layout, decode_unit, lay_out_v5, lay_out_v6
+from lamina.formats.rafs.units import lay_out_v5, lay_out_v6
 from tests.erofs import Bytes
 from tests.rafs import CHUNK, described, directory, noise, regular, sample
 from tests.rafs_blobs import BLAKE3, GZIP, LZ4, NONE, SHA256, ZSTD
+from tests.rafs_devices import filled, metas
 from tests.rafs_v5 import make_v5
 from tests.rafs_v6 import make_v6
-
-
-def filled(layout: Layout, bootstrap: Bootstrap, blobs: dict[int, bytes]) -> list[bytes]:
-    """Return the devices, with every unit decoded, verified and put in its place."""
-    devices = []
-    for device in layout.devices:
-        assert device.size % BLOCK == 0
-        content = bytearray(device.size)
-        end = 0
-        for unit in device.units:
-            assert unit.cache_offset % BLOCK == 0
-            assert unit.cache_offset >= end
-            end = unit.cache_offset + unit.cache_length
-            stop = unit.source_offset + unit.source_length
-            data = decode_unit(unit, blobs[device.blob][unit.source_offset : stop])
-            for inner, length, offset, digest in unit.pieces:
-                body = data[inner : inner + length]
-                assert digest_of(bootstrap.digester, body) == digest
-                content[offset : offset + length] = body
-        assert end <= device.size
-        devices.append(bytes(content))
-    return devices
 
 
 def compare(image: Image, expected: dict[bytes, object]) -> None:
@@ -58,10 +35,6 @@ def compare(image: Image, expected: dict[bytes, object]) -> None:
         head = (first, node.mode, node.uid, node.gid, node.mtime, node.rdev, data, target)
         assert (*head, dict(image.xattrs(node))) == expected.pop(key)
     assert not expected
-
-
-def metas(bootstrap: Bootstrap, blob: bytes) -> dict[int, BlobMeta]:
-    return {0: read_blob_meta(Bytes(blob), bootstrap.blobs[0])}
 
 
 @pytest.mark.parametrize("digester", [BLAKE3, SHA256])
