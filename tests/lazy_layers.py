@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 import sys
 import threading
@@ -10,9 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import lz4.block
 from isal import isal_zlib
 
 from lamina.lazy.cache import LayerCache
+from lamina.lazy.checks import digest_of
 from lamina.lazy.layer import LayerFile, create_layer
 from lamina.lazy.policy import FillPolicy
 from lamina.lazy.sources.description import FileDescription
@@ -32,6 +33,8 @@ def pack(codec: Codec, data: bytes) -> bytes:
         return bytes(isal_zlib.compress(data, level=1, wbits=31))
     if codec is Codec.ZSTD:
         return zstd.compress(data)
+    if codec is Codec.LZ4_BLOCK:
+        return bytes(lz4.block.compress(data, store_size=False))
     return data
 
 
@@ -88,7 +91,7 @@ def make_layer(
         for length in pieces:
             data = chance.randbytes(length // 2) + b"x" * (length - length // 2)
             stream += bytes(header)
-            digest = hashlib.sha256(data).digest() if check is Check.SHA256 else bytes(32)
+            digest = bytes(32) if check is Check.NONE else digest_of(check, data)
             found.append(Piece(len(stream), length, len(content), check, digest))
             stream += data
             content += data + bytes(padded(length) - length)

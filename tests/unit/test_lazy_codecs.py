@@ -15,6 +15,9 @@ from lamina.lazy.unit import Codec
 from tests.lazy_layers import pack
 
 CODECS = pytest.mark.parametrize("codec", list(Codec), ids=lambda codec: codec.name)
+STREAMS = pytest.mark.parametrize(
+    "codec", [Codec.NONE, Codec.GZIP, Codec.ZSTD], ids=lambda codec: codec.name
+)
 PACKED = pytest.mark.parametrize("codec", [Codec.GZIP, Codec.ZSTD], ids=lambda codec: codec.name)
 DATA = random.Random(5).randbytes(70_000) + bytes(30_000)
 
@@ -38,7 +41,7 @@ def test_empty_members_bring_nothing_and_do_no_harm(codec: Codec) -> None:
     assert bytes(decode(codec, packed, 4)) == b"abcd"
 
 
-@CODECS
+@STREAMS
 def test_what_follows_is_not_looked_at(codec: Codec) -> None:
     packed = pack(codec, DATA) + b"rubbish"
     assert bytes(decode(codec, memoryview(packed), len(DATA))) == DATA
@@ -60,7 +63,7 @@ def test_rubbish(codec: Codec) -> None:
         decode(codec, pack(codec, b"ab") + b"rubbish" * 10, 10)
 
 
-@PACKED
+@CODECS
 @given(st.integers(0, 20_000), st.integers(0, 255))
 def test_damage_never_hangs_or_brings_more(codec: Codec, position: int, value: int) -> None:
     damaged = bytearray(pack(codec, DATA[:20_000]))

@@ -6,18 +6,23 @@ import sys
 from collections.abc import Callable
 from typing import Protocol, cast
 
+import lz4.block
 from isal import igzip_lib
 
 from lamina.errors import FormatError
-from lamina.lazy.unit import Codec
+from lamina.lazy.unit import MAX_UNIT_BYTES, Codec
 
 if sys.version_info >= (3, 14):
     from compression.zstd import ZstdDecompressor, ZstdError
 else:
     from backports.zstd import ZstdDecompressor, ZstdError
 
-# The stub of isal declares an instance where there is a class.
+# The stub of isal declares an instance where there is a class; lz4 has no types.
 _GzipFault = cast("type[Exception]", igzip_lib.IsalError)
+_Lz4Fault = cast("type[Exception]", lz4.block.LZ4BlockError)
+_lz4 = cast("Callable[..., bytes]", lz4.block.decompress)
+_LZ4_RATIO = 255
+"""Most that a byte of an LZ4 block can become."""
 
 Buffer = bytes | memoryview
 
@@ -36,7 +41,8 @@ def decode(codec: Codec, data: Buffer, length: int) -> Buffer:
     Nothing beyond them is decoded: checksums at the end of a member or frame are not looked at,
     since digests say more. However small `data` is and whatever it claims, no more than `length`
     bytes are written; zstd reserves address space for the window that a frame asks for, 128 MiB at
-    most, and touches as much of it as it decodes.
+    most, and touches as much of it as it decodes. An LZ4 block that is longer is decoded whole, to
+    at most 255 times its bytes, or 512 MiB.
 
     Raises:
         FormatError: it is damaged, or ends before that; its offset counts decoded bytes.
@@ -45,9 +51,33 @@ def decode(codec: Codec, data: Buffer, length: int) -> Buffer:
         return _members("gzip", _gzip_member, _GzipFault, data, length)
     if codec is Codec.ZSTD:
         return _members("zstd", ZstdDecompressor, ZstdError, data, length)
+    if codec is Codec.LZ4_BLOCK:
+        return _lz4_block(data, length)
     if len(data) < length:
         raise _short("stored bytes", len(data), length)
     return data[:length]
+
+
+def _lz4_block(data: Buffer, length: int) -> Buffer:
+    """Decode a block that has `length` bytes, as a rule, or more."""
+    if not length:
+        return b""
+    decoded: Buffer
+    try:
+        decoded = _lz4(data, uncompressed_size=length)
+    except _Lz4Fault:
+        decoded = _longer_lz4_block(data, length)
+    if len(decoded) < length:
+        raise _short("lz4", len(decoded), length)
+    return decoded
+
+
+def _longer_lz4_block(data: Buffer, length: int) -> Buffer:
+    bound = max(length, min(len(data) * _LZ4_RATIO, MAX_UNIT_BYTES))
+    try:
+        return memoryview(_lz4(data, uncompressed_size=bound))[:length]
+    except _Lz4Fault as error:
+        raise FormatError("lz4", 0, expected="lz4 data before that", got=str(error)) from error
 
 
 def _gzip_member() -> _Decompressor:

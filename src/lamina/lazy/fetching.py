@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import threading
 import time
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from lamina.core.cancel import CancelToken, cancellable
 from lamina.core.source import RangeSource
 from lamina.errors import DataLoss, Internal, LaminaError, ResourceExhausted
+from lamina.lazy.checks import digest_of
 from lamina.lazy.codecs import Buffer, decode
 from lamina.lazy.cost import CostFile
 from lamina.lazy.fills import Fill, Fills
@@ -187,7 +187,7 @@ class Fetcher:
             if not part:
                 return False
             data += part
-        return piece.check is Check.SHA256 and hashlib.sha256(data).digest() == piece.digest
+        return piece.check is not Check.NONE and digest_of(piece.check, data) == piece.digest
 
 
 def decode_unit(unit: Unit, data: memoryview) -> list[Buffer]:
@@ -202,10 +202,11 @@ def decode_unit(unit: Unit, data: memoryview) -> list[Buffer]:
     found: list[Buffer] = []
     for piece in unit.pieces:
         part = decoded[piece.inner_offset : piece.inner_offset + piece.length]
-        if piece.check is Check.SHA256:
-            got = hashlib.sha256(part).digest()
+        if piece.check is not Check.NONE:
+            got = digest_of(piece.check, part)
             if got != piece.digest:
-                said = f"expected sha256:{piece.digest.hex()}, got sha256:{got.hex()}"
+                name = piece.check.name.lower()
+                said = f"expected {name}:{piece.digest.hex()}, got {name}:{got.hex()}"
                 raise DataLoss(f"verify the chunk for byte {piece.cache_offset}: {said}")
         found.append(part)
     return found

@@ -12,7 +12,7 @@ SHA-256 of all before it. N units in the order of the cache, M pieces in the sam
 `cache_block` counts blocks of 4096 bytes. A unit's pieces are those from its `first_piece` to that
 of the next. A million units of one piece each are 74 MB of file, none of it on the heap.
 
-Not supported: units above 512 MiB, caches above 16 TiB, digests other than SHA-256.
+Not supported: units above 512 MiB, caches above 16 TiB, digests other than SHA-256 and BLAKE3.
 """
 
 from __future__ import annotations

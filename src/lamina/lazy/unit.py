@@ -21,6 +21,8 @@ class Codec(enum.IntEnum):
     """One or several gzip members (RFC 1952)."""
     ZSTD = 2
     """One or several zstd frames (RFC 8878)."""
+    LZ4_BLOCK = 3
+    """One LZ4 block, without frame or length."""
 
 
 class Check(enum.IntEnum):
@@ -29,6 +31,7 @@ class Check(enum.IntEnum):
     NONE = 0
     """Not at all. Only for a layer that its configuration exempts from verification."""
     SHA256 = 1
+    BLAKE3 = 2
 
 
 DIGEST_LENGTH = 32
