@@ -31,6 +31,8 @@ from lamina.formats.rafs.units import Layout, lay_out_v5, lay_out_v6
 from tests.erofs import Bytes
 from tests.rafs_devices import filled
 
+EXTERNAL = "image.external"
+"""A bootstrap that the builder writes besides, without files as a rule."""
 Content = Mapping[int, bytes]
 """Devices by number."""
 
@@ -60,7 +62,7 @@ def check(path: Path, folder: Path, tree: Path | None) -> str:
         said.append(_compare_extents(raw, bootstrap))
     if listing:
         said.append(_compare_sums(names, layout, devices, listing))
-    if tree is not None:
+    if tree is not None and path.name != EXTERNAL:
         said.append(_compare_tree(bootstrap, layout, devices, names, tree))
     return ", ".join(said)
 

@@ -16,7 +16,9 @@ from tests.rafs_blobs import (
     HAS_XATTR,
     INLINED_DIGEST,
     NONE,
+    TARFS,
     BlobBuilder,
+    Tail,
     add_tail,
     pad,
 )
@@ -33,15 +35,20 @@ def make_v6(
     batch: int = 0,
     version: int = 1,
     chunk_table: bool = True,
+    tar: bool = False,
 ) -> tuple[bytes, bytes]:
-    """Return bootstrap and blob."""
+    """Return bootstrap and blob; with `tar`, blocks have 512 bytes and the blob is its device."""
+    block = 512 if tar else BLOCK
     version = 2 if batch else version
     features = 0x1 | 0x20 | 0x7000_0000 | (4 if version == 2 else 0) | (0x80 if batch else 0)
-    blob = BlobBuilder(compressor, digester, unit=BLOCK, batch=batch)
-    metadata = _V6Metadata(root, blob)
+    blob = BlobBuilder(compressor, digester, unit=block, batch=batch)
+    metadata = _V6Metadata(root, blob, block)
     tail = add_tail(blob, features, version=version, ci_compressor=ci_compressor)
     id = hashlib.sha256(tail.blob).hexdigest().encode()
     ci_compressor = ci_compressor if tail.ci_compressed < tail.ci_size else NONE
+    if tar:
+        tail = Tail(device_of(blob), 0, 0, 0, b"")
+        features, flags = 0x4000_0040, flags | TARFS
     blob_table = struct.pack(
         "<64sIIIIIIQQIIQQQ32s32sQQI36x",
         id,
@@ -69,6 +76,7 @@ def make_v6(
     body = metadata.body()
     chunk_at = 2 * BLOCK + len(body)
     chunks = b"".join(piece.raw(0) for piece in blob.pieces) if chunk_table else b""
+    chunks = chunks[:80] if tar else chunks
     extended = struct.pack(
         "<QQIIQQQI204x",
         flags | COMPRESSOR_FLAGS[compressor] | DIGESTER_FLAGS[digester],
@@ -80,16 +88,25 @@ def make_v6(
         BLOCK + len(blob_table) if wanted else 0,
         4 * len(wanted),
     )
-    superblock = _v6_superblock(metadata.nids[root], len(metadata.nids), blob.size // BLOCK)
-    slot = struct.pack("<64sII56x", id, blob.size // BLOCK, 512)
+    superblock = _v6_superblock(metadata.nids[root], len(metadata.nids), blob.size, block)
+    slot = struct.pack("<64sII56x", id, blob.size // block, 512)
     head = pad(bytes(1024) + superblock + extended + slot, BLOCK)
     return head + pad(tables, BLOCK) + body + pad(chunks, BLOCK), tail.blob
 
 
-def _v6_superblock(root: int, inodes: int, blocks: int) -> bytes:
-    head = struct.pack(
-        "<IIIBBHQQIIII", 0xE0F5E1E2, 0, 0x40000000, 12, 0, root, inodes, 0, 0, blocks, 2, 0
-    )
+def device_of(blob: BlobBuilder) -> bytes:
+    """Return what a device of chunks that are not compressed has."""
+    device = bytearray(blob.size)
+    for piece in blob.pieces:
+        start = piece.compressed_offset
+        device[piece.offset : piece.offset + piece.size] = blob.data[start : start + piece.size]
+    return bytes(device)
+
+
+def _v6_superblock(root: int, inodes: int, size: int, block: int) -> bytes:
+    meta = 2 * BLOCK // block
+    numbers = (12 if block == BLOCK else 9, 0, root, inodes, 0, 0, size // block, meta, 0)
+    head = struct.pack("<IIIBBHQQIIII", 0xE0F5E1E2, 0, 0x40000000, *numbers)
     return (head + bytes(32) + struct.pack("<IHHH", 0xC, 0, 1, 11)).ljust(128, b"\0")
 
 
@@ -108,7 +125,8 @@ _TYPES = {
 class _V6Metadata:
     """The inodes of version 6, each in blocks of its own, behind one that is empty."""
 
-    def __init__(self, root: Made, blob: BlobBuilder) -> None:
+    def __init__(self, root: Made, blob: BlobBuilder, block: int) -> None:
+        self._block = block
         self.nids: dict[Made, int] = {}
         self._parents: dict[Made, Made] = {}
         self._addresses: dict[Made, bytes] = {}
@@ -122,7 +140,8 @@ class _V6Metadata:
             return
         pieces = [blob.put(node.data[at : at + CHUNK]) for at in range(0, len(node.data), CHUNK)]
         self._addresses[node] = b"".join(
-            struct.pack("<HBBI", piece.number, 1, 0, piece.offset // BLOCK) for piece in pieces
+            struct.pack("<HBBI", piece.number, 1, 0, piece.offset // self._block)
+            for piece in pieces
         )
         self.nids[node] = self._at // 32
         self._parents[node] = parent
@@ -138,7 +157,8 @@ class _V6Metadata:
         xattrs = _v6_xattrs(node)
         layout, body, u = 0, b"", 0
         if stat.S_ISREG(node.mode):
-            layout, u, body = 4, 0x20, self._addresses[node]
+            bits = (CHUNK // self._block).bit_length() - 1
+            layout, u, body = 4, 0x20 | bits, self._addresses[node]
             size = len(node.data)
             xattrs += bytes(-len(xattrs) % 8) if body else b""
         elif stat.S_ISDIR(node.mode):

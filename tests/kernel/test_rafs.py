@@ -75,6 +75,15 @@ def test_version_6_is_mounted_as_it_is(tmp_path: Path) -> None:
         assert seen(root) == described(sample())
 
 
+def test_a_tar_is_mounted_as_its_device(tmp_path: Path) -> None:
+    raw, tar = make_v6(sample(), tar=True)
+    devices = put_devices(tmp_path, [tar])
+    image = tmp_path / "image.boot"
+    image.write_bytes(raw)
+    with mounted_image(image, tmp_path / "mnt", devices) as root:
+        assert seen(root) == described(sample())
+
+
 def test_version_5_is_mounted_as_an_image_of_its_inodes(tmp_path: Path) -> None:
     raw, blob = make_v5(sample(), compressor=LZ4)
     bootstrap = read_bootstrap(Bytes(raw))

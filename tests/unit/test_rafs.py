@@ -7,10 +7,11 @@ from collections.abc import Callable
 
 import pytest
 
-from lamina.errors import DigestMismatch, FormatError
+from lamina.errors import DigestMismatch, FormatError, InvalidArgument
 from lamina.formats.rafs.bootstrap import read_bootstrap, version_of
 from lamina.formats.rafs.flags import BlobFeatures, Compressor, Digester
-from lamina.formats.rafs.model import Bootstrap
+from lamina.formats.rafs.model import Bootstrap, Inode
+from lamina.formats.rafs.units import lay_out_v6
 from tests.erofs import Bytes
 from tests.erofs_reading import small, written
 from tests.rafs import CHUNK, Made, content_of, described, directory, regular, sample, shown
@@ -91,6 +92,24 @@ def test_a_version_6_without_chunk_table_knows_places_on_devices() -> None:
     )
     assert (second.offset, second.chunk.uncompressed_offset) == (CHUNK, CHUNK)
     assert (second.chunk.uncompressed_size, second.chunk.digest) == (904, b"")
+
+
+def test_a_tar_is_its_device() -> None:
+    root = sample()
+    raw, tar = make_v6(root, tar=True)
+    found = read(raw)
+    assert found.block == 512
+
+    def content(inode: Inode) -> bytes:
+        pieces = [
+            tar[chunk.compressed_offset :][: chunk.uncompressed_size]
+            for _offset, chunk in inode.chunks
+        ]
+        return b"".join(pieces)
+
+    assert shown(found, content) == described(root)
+    with pytest.raises(InvalidArgument, match="it is a tar"):
+        lay_out_v6(found, {})
 
 
 def test_a_changed_digest_is_found() -> None:

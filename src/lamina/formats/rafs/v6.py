@@ -119,6 +119,7 @@ class _Inodes:
         self._volume = volume
         self._extended = extended
         self._owned = bool(flags & SuperFlags.EXPLICIT_UID_GID)
+        self._is_tar = bool(flags & SuperFlags.TARTFS_MODE)
         self._blobs = blobs
         self._made: dict[int, Inode] = {}
         self._chunks = self._chunk_table()
@@ -156,7 +157,8 @@ class _Inodes:
 
     def _chunk_table(self) -> dict[_Address, Chunk]:
         at, size = self._extended.chunk_table_offset, self._extended.chunk_table_size
-        if not size:
+        # That of a tar has one chunk only, which stands for none.
+        if not size or self._is_tar:
             return {}
         if size % CHUNK.size:
             raise damaged(at, "a table of chunks", f"{size} bytes")
