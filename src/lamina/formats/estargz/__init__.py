@@ -4,5 +4,5 @@ A blob is a tar in many gzip members or zstd frames, a table of contents (TOC) a
 says where that is. `footer` finds the TOC, `toc` reads it, `units` says what is fetched for which
 file, and `tree` makes the inodes of an EROFS image whose data lies in a cache file.
 
-Not supported: writing.
+`writer` makes both kinds from a tar.
 """

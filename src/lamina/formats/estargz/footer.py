@@ -132,6 +132,11 @@ def chunked_footer(toc_offset: int, length: int, raw_length: int) -> bytes:
     return _FRAME.pack(_SKIPPABLE, CHUNKED_SIZE) + fields
 
 
+def skippable_header(length: int) -> bytes:
+    """Return the 8 bytes before the contents of a skippable frame of zstd."""
+    return _FRAME.pack(_SKIPPABLE, length)
+
+
 def _gzip(extra: bytes) -> bytes:
     return _HEADER + _U16.pack(len(extra)) + extra + _TRAILER
 
