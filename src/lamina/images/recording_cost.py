@@ -15,12 +15,11 @@ from typing import NamedTuple
 
 from lamina.core.digest import Digest
 from lamina.errors import NotFound, OutOfRange
-from lamina.formats.estargz.files import Contents, File, read_files
+from lamina.formats.erofs.tree import Inode
 from lamina.formats.estargz.footer import Kind, find_toc
 from lamina.formats.estargz.toc import read_toc
-from lamina.formats.estargz.tree import NO_PREFETCH, PREFETCH
-from lamina.formats.estargz.units import Layout, Unit, lay_out
-from lamina.formats.tar.layer import clean
+from lamina.formats.estargz.tree import LayerTree, to_tree
+from lamina.formats.estargz.units import Unit
 from lamina.images.manifest import Descriptor
 from lamina.images.recording_layers import Attributed
 from lamina.images.store import ImageStore
@@ -33,7 +32,7 @@ LAZY_ANNOTATIONS = frozenset(
     ]
 )
 """One of these says that a layer can be read lazily: it names the digest of its TOC."""
-_MAX_LINKS = 40
+_OPAQUE = b"trusted.overlay.opaque"
 
 
 class LayerCost(NamedTuple):
@@ -94,22 +93,21 @@ def _cost(store: ImageStore, layer: Descriptor, paths: Sequence[bytes]) -> Layer
         location = find_toc(blob)
         if location.kind is Kind.EXTERNAL:
             return _whole(layer, paths)
-        contents = read_files(read_toc(blob, location))
-    reads = _Reads(layer, contents, lay_out(contents, require_digests=False))
-    prefetch = _prefetch(contents)
+        tree = to_tree(read_toc(blob, location), opaque_xattr=_OPAQUE, require_digests=False)
+    reads = _Reads(layer, tree)
     requests = reads.requests(paths, 0)
     return LayerCost(
         digest=layer.digest,
         size=layer.size,
         is_lazy=True,
         files=len(paths),
-        file_bytes=sum(reads.file(path).entry.size for path in paths),
+        file_bytes=sum(reads.file(path).size for path in paths),
         toc=layer.size - location.data_end,
-        prefetch=prefetch,
+        prefetch=tree.prefetch,
         needed=sum(reads.units[number].source_length for number in requests.units),
         ranges=reads.count_ranges(requests.units),
         requests=requests.number,
-        left=reads.requests(paths, prefetch or 0).number,
+        left=reads.requests(paths, tree.prefetch or 0).number,
     )
 
 
@@ -128,23 +126,20 @@ class _Requests(NamedTuple):
 class _Reads:
     """Reads of the files of one lazy layer."""
 
-    def __init__(self, layer: Descriptor, contents: Contents, layout: Layout) -> None:
-        self.units: Sequence[Unit] = layout.units
+    def __init__(self, layer: Descriptor, tree: LayerTree) -> None:
+        self.units: Sequence[Unit] = list(tree.units)
         self._layer = layer
-        self._files = contents.files
-        self._places = layout.places
-        self._starts = [unit.cache_offset for unit in layout.units]
+        self._root = tree.root
+        self._starts = [unit.cache_offset for unit in self.units]
 
-    def file(self, path: bytes) -> File:
-        """Return the file at a path, through hard links."""
-        for _ in range(_MAX_LINKS):
-            file = self._files.get(path)
-            if file is None:
-                break
-            if file.entry.type != "hardlink":
-                return file
-            path = clean(file.entry.link_name.encode())
-        raise NotFound(f"file of layer {self._layer.digest}", os.fsdecode(path))
+    def file(self, path: bytes) -> Inode:
+        """Return the file at a path."""
+        file: Inode | None = self._root
+        for part in path.split(b"/"):
+            file = file.children.get(part) if file else None
+        if file is None:
+            raise NotFound(f"file of layer {self._layer.digest}", os.fsdecode(path))
+        return file
 
     def requests(self, paths: Sequence[bytes], there: int) -> _Requests:
         """Read the files in order, with the first `there` bytes of the blob fetched before."""
@@ -165,13 +160,13 @@ class _Reads:
         """Return how many stretches of the blob some units are."""
         return sum(not self._follows(n - 1 if n - 1 in numbers else -2, n) for n in sorted(numbers))
 
-    def _numbers(self, file: File) -> range:
+    def _numbers(self, file: Inode) -> range:
         """Return the units that have a file's bytes."""
-        start = self._places.get(file.path)
-        if start is None:
+        if not file.extents:
             return range(0)
-        first = bisect_right(self._starts, start) - 1
-        return range(first, bisect_right(self._starts, start + file.entry.size - 1))
+        start = file.extents[0].offset
+        first = max(0, bisect_right(self._starts, start) - 1)
+        return range(first, bisect_right(self._starts, start + file.size - 1))
 
     def _follows(self, previous: int, number: int) -> bool:
         """Tell whether a unit is the one behind another, in the blob too."""
@@ -179,13 +174,6 @@ class _Reads:
             return False
         unit = self.units[previous]
         return unit.source_offset + unit.source_length == self.units[number].source_offset
-
-
-def _prefetch(contents: Contents) -> int | None:
-    if NO_PREFETCH in contents.files:
-        return 0
-    landmark = contents.files.get(PREFETCH)
-    return landmark.chunks[0].stream if landmark and landmark.chunks else None
 
 
 class _Blob:
