@@ -1,0 +1,208 @@
+"""Lazy images under a stock containerd, configured as docs/containerd.md says."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from lamina.core.labels import REMOTE
+from lamina.lazy.launch import LazyWorker
+from tests.containerd.test_cri import image_filesystem
+from tests.containerd.test_proxy import COUNT, Client
+from tests.fixtures_containerd import Containerd, config_version, started
+from tests.fixtures_containers import wait_for
+from tests.fixtures_registry import LocalRegistry
+from tests.fixtures_serve import (
+    CRI_PLUGINS,
+    Serve,
+    documented,
+    localised,
+    serving,
+)
+from tests.fixtures_stargz import BIG, FORMATS, NAMES_BELOW_MANY, Peer, PeerImage, ctr_remote
+from tests.isolation import mount_points
+from tests.kernel.test_stargz import end_worker
+
+pytestmark = [
+    pytest.mark.containerd,
+    pytest.mark.ctr_remote,
+    pytest.mark.registry,
+    pytest.mark.runtime,
+    pytest.mark.erofs,
+    pytest.mark.fuse,
+]
+
+GC_SECONDS = 30.0
+NAME = "images.test"
+"""A registry's name that only `config_path` makes a host of."""
+CONFIG = """version = 3
+[plugins."io.containerd.snapshotter.v1.stargz"]
+config_path = "{certs}"
+no_background_fetch = true
+"""
+HOSTS = """server = "{url}"
+[host."{url}"]
+capabilities = ["pull", "resolve"]
+"""
+"""1.6 takes a file without a table of hosts for a broken one."""
+
+
+class Request(NamedTuple):
+    """A blob that the registry was asked for."""
+
+    digest: str
+    agent: str
+    sent: int
+
+
+class Node:
+    """A containerd that uses Lamina, and a registry of which both know by its name alone."""
+
+    def __init__(self, directory: Path, registry: LocalRegistry, image: PeerImage) -> None:
+        self.certs = directory / "certs.d"
+        (self.certs / NAME).mkdir(parents=True)
+        (self.certs / NAME / "hosts.toml").write_text(HOSTS.format(url=f"http://{registry.host}"))
+        self.image = image
+        self.reference = f"{NAME}/{image.push(registry).partition('/')[2]}"
+        self.layers = {str(layer["digest"]): int(str(layer["size"])) for layer in image.layers}
+        self.serve = Serve(directory / "s", CONFIG.format(certs=self.certs))
+        self.storage = self.serve.root / "io.containerd.snapshotter.v1.stargz"
+        self._registry = registry
+
+    def containerd(self, directory: Path, *, cri: bool = False) -> Containerd:
+        version = config_version()
+        name = "containerd 2.x" if version == 3 else "containerd 1.6 and 1.7"
+        config = localised(documented(f"stargz with {name}"), self.serve, directory / "root")
+        config = config.replace("/etc/containerd/certs.d", str(self.certs))
+        if not cri:
+            top = f"version = {version}\n"
+            off = f"{top}disabled_plugins = {json.dumps(CRI_PLUGINS[version])}\n"
+            config = config.replace(top, off)
+        return Containerd(directory, config=config)
+
+    def requests(self) -> list[Request]:
+        """Return what the registry has logged of requests for layers."""
+        line = re.compile(r'"GET \S+/blobs/([^ ?]+)\S* HTTP/1.1" 20[06] (\d+) "[^"]*" "([^"]*)"')
+        found = line.findall(self._registry.log.read_text())
+        requests = [Request(digest, agent, int(sent)) for digest, sent, agent in found]
+        return [request for request in requests if request.digest in self.layers]
+
+    def assert_lazy(self) -> None:
+        """Check that nobody has fetched a layer, and that Lamina serves them all."""
+        requests = self.requests()
+        assert {request.digest for request in requests} == self.layers.keys()
+        assert all(request.agent.startswith("lamina/") for request in requests), requests
+        assert sum(request.sent for request in requests) < sum(self.layers.values()) / 4
+        infos = self.infos()
+        assert [REMOTE in info["Labels"] for info in infos] == [True] * len(self.layers), infos
+
+    def infos(self) -> list[dict[str, dict[str, str]]]:
+        """Return what Lamina knows of each snapshot."""
+        option = ("--snapshotter", "stargz")
+        names = [each["Name"] for each in self.serve.snapshots("stargz")]
+        command = self.serve.command
+        return [command.json("snapshots", *option, "info", name, "--json") for name in names]
+
+    def assert_all_removed(self, containerd: Containerd) -> None:
+        containerd.ctr("images", "rm", "--sync", self.reference)
+        self.assert_all_gone()
+
+    def assert_all_gone(self) -> None:
+        wait_for(lambda: self.serve.snapshots("stargz") == [], seconds=GC_SECONDS)
+        snapshots = self.storage / "snapshots"
+        wait_for(lambda: list(snapshots.iterdir()) == [], seconds=GC_SECONDS)
+        assert [point for point in mount_points() if "/snapshots/" in point] == []
+        assert self.serve.command.out(*self.serve.options, "fsck") == ""
+
+
+@pytest.fixture(params=["estargz"])
+def node(
+    request: pytest.FixtureRequest, tmp_path: Path, registry: LocalRegistry, peer: Peer
+) -> Iterator[Node]:
+    made = Node(tmp_path, registry, peer.image(request.param))
+    with serving(made.serve):
+        yield made
+    end_worker(made.serve.root)
+
+
+@pytest.fixture
+def client(node: Node, tmp_path: Path, container_id: str) -> Iterator[Client]:
+    with started(node.containerd(tmp_path / "c")) as daemon:
+        running = Client(daemon, "stargz", container_id)
+        yield running
+        running.close()
+
+
+def rpull(client: Client, node: Node) -> None:
+    hosts = ("--hosts-dir", str(node.certs))
+    ctr_remote(client.daemon, "images", "rpull", *hosts, *client.option, node.reference)
+
+
+@pytest.mark.parametrize("node", FORMATS, indirect=True)
+def test_rpull_run_and_remove(client: Client, node: Node) -> None:
+    """Its labels tell neither manifest nor size; 1.6 tells them no other way without CRI."""
+    rpull(client, node)
+    node.assert_lazy()
+    script = "cat n*; busybox find many | wc -l; wc -c < many/big; rm many/big; echo > etc/new"
+    said = client.run(node.reference, "/box/busybox", "sh", "-c", f"PATH=/box; {script}")
+    assert said == f"a name of 255 bytes{NAMES_BELOW_MANY}\n{BIG}\n"
+    assert all(request.agent.startswith("lamina/") for request in node.requests())
+    node.assert_all_removed(client.daemon)
+    assert LazyWorker(node.storage).status().layers == []
+
+
+def test_restarts_of_both(client: Client, node: Node) -> None:
+    rpull(client, node)
+    busybox = "/box/busybox"
+    id = client.start(node.reference, busybox, "sh", "-c", f"PATH=/box; {COUNT}")
+
+    def read(path: str) -> str:
+        """Have the container that runs all the time read what nobody has read before."""
+        number = time.monotonic_ns()
+        argv = ("tasks", "exec", "--exec-id", f"r{number}", id, busybox, "wc", "-c", path)
+        return client.daemon.ctr(*argv).split()[0]
+
+    node.serve.kill()
+    assert read("/many/exactly") == str(4 << 20)
+    node.serve.start()
+    client.reconnect()
+    assert client.run(node.reference, busybox, "wc", "-c", "/many/big").split()[0] == str(BIG)
+    client.daemon.kill()
+    client.daemon.start()
+    assert read("/many/zeros") == str(5 << 20)
+    assert client.run(node.reference, busybox, "cat", "/links/c") == "LINKED"
+    client.remove(id)
+    node.assert_all_removed(client.daemon)
+
+
+def test_pull_by_ctr(client: Client, node: Node) -> None:
+    """`ctr images pull` of 1.6 does not even offer layers to the snapshotter; that of 2.x does."""
+    client.daemon.ctr(
+        "images", "pull", "--hosts-dir", str(node.certs), *client.option, node.reference
+    )
+    if config_version() == 3:
+        node.assert_lazy()
+    else:
+        assert [REMOTE in info.get("Labels", {}) for info in node.infos()] == [False] * 7
+    assert client.run(node.reference, "/box/busybox", "cat", "/links/c") == "LINKED"
+    node.assert_all_removed(client.daemon)
+
+
+@pytest.mark.go
+def test_cri(node: Node, tmp_path: Path, container_id: str, imagefs_program: Path) -> None:
+    with started(node.containerd(tmp_path / "c", cri=True)) as daemon:
+        image_filesystem(imagefs_program, daemon, "-pull", node.reference)
+        node.assert_lazy()
+        option = ("-n", "k8s.io")
+        run = ("run", "--rm", "--snapshotter", "lamina-stargz", node.reference, container_id)
+        said = daemon.ctr(*option, *run, "/box/busybox", "cat", "/links/c")
+        assert said == "LINKED"
+        for name in daemon.ctr(*option, "images", "ls", "-q").split():
+            daemon.ctr(*option, "images", "rm", "--sync", name)
+        node.assert_all_gone()
