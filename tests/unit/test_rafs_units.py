@@ -65,6 +65,22 @@ def test_version_6_is_read_as_it_is(compressor: int, options: dict[str, int]) ->
     compare(Image(Bytes(raw), [Bytes(device) for device in devices]), described(root))
 
 
+@pytest.mark.parametrize("compressor", [NONE, LZ4, GZIP, ZSTD])
+def test_the_chunk_table_is_enough(compressor: int) -> None:
+    raw, blob = make_v6(sample(), compressor=compressor)
+    bootstrap = read_bootstrap(Bytes(raw))
+    assert lay_out_v6(bootstrap) == lay_out_v6(bootstrap, metas(bootstrap, blob))
+
+
+def test_chunks_of_the_table_lie_apart() -> None:
+    raw, _blob = make_v6(directory({b"a": regular(noise(CHUNK)), b"b": regular(noise(100))}))
+    bootstrap = read_bootstrap(Bytes(raw))
+    file = bootstrap.root.children[b"b"]
+    file.chunks = (FileChunk(0, file.chunks[0].chunk._replace(uncompressed_offset=8)),)
+    with pytest.raises(FormatError, match="from byte 4096 of the device on"):
+        lay_out_v6(bootstrap)
+
+
 def test_a_batch_is_one_unit() -> None:
     files = {b"%d" % number: regular(b"text %d" % number * 100) for number in range(10)}
     raw, blob = make_v6(directory(files), compressor=ZSTD, batch=1 << 16)
@@ -110,10 +126,12 @@ def test_digests_from_the_blob() -> None:
 
 
 def test_version_6_needs_blob_meta_that_agrees() -> None:
+    for options in ({"batch": 8192}, {"chunk_table": False}):
+        raw, blob = make_v6(sample(), **options)
+        with pytest.raises(InvalidArgument, match=r"blob\.meta is not given"):
+            lay_out_v6(read_bootstrap(Bytes(raw)))
     raw, blob = make_v6(sample())
     bootstrap = read_bootstrap(Bytes(raw))
-    with pytest.raises(InvalidArgument, match=r"blob\.meta is not given"):
-        lay_out_v6(bootstrap, {})
     meta = metas(bootstrap, blob)[0]
     smaller = [meta.chunks[0]._replace(size=1), *meta.chunks[1:]]
     for chunks in (smaller, meta.chunks[1:]):

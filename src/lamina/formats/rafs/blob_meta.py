@@ -37,6 +37,8 @@ _ZRAN = struct.Struct("<QQQIIIBB2x")
 assert _ZRAN.size == 40
 _MAX_BATCH = 1 << 30
 
+_LONGER = BlobFeatures.BATCH | BlobFeatures.ZRAN | BlobFeatures.IS_CHUNKDICT_GENERATED
+"""Blobs that may have more than chunk infos."""
 _COMPRESSED, _IN_ZRAN, _IN_BATCH, _ENCRYPTED, _HAS_CRC32 = 0x1, 0x2, 0x4, 0x8, 0x10
 _KNOWN = _COMPRESSED | _IN_ZRAN | _IN_BATCH | _HAS_CRC32
 
@@ -177,6 +179,8 @@ class _Parser:
         end = self._header.entries * info.size
         if end > len(self._raw):
             raise damaged(self._at, f"{end} bytes of chunk infos", len(self._raw))
+        if end < len(self._raw) and not features & _LONGER:
+            raise damaged(self._at, f"{end} bytes of chunk infos and no more", len(self._raw))
         if features & BlobFeatures.BATCH and features & BlobFeatures.ZRAN:
             raise damaged(self._at, "either BATCH or ZRAN", f"features {features:#x}")
         if features & BlobFeatures.BATCH:

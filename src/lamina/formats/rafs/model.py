@@ -74,7 +74,8 @@ class Blob(NamedTuple):
     """An entry of the blob table.
 
     Attributes:
-        id: 64 digits, as a rule the SHA-256 of the blob.
+        id: 64 digits, as a rule the SHA-256 of the blob; 64 times x for that in which the bootstrap
+            lies.
         chunk_count: UNKNOWN in old bootstraps.
         compressor: of its chunks.
         digester: of their digests.

@@ -8,6 +8,7 @@ block, in the order of the blob.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from lamina.errors import FormatError, InvalidArgument
@@ -16,12 +17,14 @@ from lamina.formats.rafs.blob_meta import NO_CONTEXT, BlobMeta, ChunkInfo
 from lamina.formats.rafs.chunk_data import Buffer, decompress
 from lamina.formats.rafs.flags import BlobFeatures, ChunkFlags, Compressor, damaged
 from lamina.formats.rafs.layout import aligned
-from lamina.formats.rafs.model import DIGEST_LENGTH, Blob, Bootstrap, Chunk, Inode
+from lamina.formats.rafs.model import DIGEST_LENGTH, UNKNOWN, Blob, Bootstrap, Chunk, Inode
 from lamina.formats.rafs.zran import ZranContext, inflate
 
 MAX_DEVICE = BLOCK << 32
 """Bytes of a device: block numbers have 32 bits."""
 _WHAT = "lay out RAFS blob"
+_NO_METAS: Mapping[int, BlobMeta] = MappingProxyType({})
+_NO_DIGESTS: Mapping[int, bytes] = MappingProxyType({})
 
 
 class Piece(NamedTuple):
@@ -118,7 +121,7 @@ def lay_out_v5(bootstrap: Bootstrap) -> Layout:
         for chunk in sorted(chunks, key=_in_blob_order):
             places[chunk] = number, position
             piece = Piece(0, chunk.uncompressed_size, position, chunk.digest)
-            pairs.append((_source_v5(blob, chunk), piece))
+            pairs.append((_source_of_chunk(blob, chunk), piece))
             position += aligned(chunk.uncompressed_size, BLOCK)
         if position > MAX_DEVICE:
             raise damaged(0, f"a blob of at most {MAX_DEVICE} bytes", position)
@@ -127,20 +130,23 @@ def lay_out_v5(bootstrap: Bootstrap) -> Layout:
 
 
 def lay_out_v6(
-    bootstrap: Bootstrap, metas: Mapping[int, BlobMeta], digests: Mapping[int, bytes] | None = None
+    bootstrap: Bootstrap,
+    metas: Mapping[int, BlobMeta] = _NO_METAS,
+    digests: Mapping[int, bytes] = _NO_DIGESTS,
 ) -> Layout:
     """Say what fills the devices of a bootstrap of version 6: those of its device table, in order.
 
-    What no file has is left out.
+    What no file has is left out. The chunk table is enough for a blob, unless it `needs_meta`.
 
     Args:
         bootstrap: as `read_bootstrap` returns it.
-        metas: `blob.meta` of each blob that has chunks, by its index.
+        metas: `blob.meta` of blobs, by their indexes.
         digests: `blob.digest` of blobs whose digests the bootstrap does not have.
 
     Raises:
-        FormatError: the bootstrap and `blob.meta` tell different things.
-        InvalidArgument: a blob's `blob.meta` is missing; or the blob is a tar (TARFS).
+        FormatError: the bootstrap and `blob.meta` tell different things, or a chunk lies outside
+            its blob.
+        InvalidArgument: a `blob.meta` is missing that is needed; or a blob is a tar (TARFS).
     """
     devices = []
     places: dict[Chunk, tuple[int, int]] = {}
@@ -150,10 +156,11 @@ def lay_out_v6(
         if chunks:
             if blob.features & BlobFeatures.TARFS:
                 raise InvalidArgument(_WHAT, blob.id, hint="it is a tar, which has no chunks")
-            if index not in metas:
-                raise InvalidArgument(_WHAT, blob.id, hint="its blob.meta is not given")
-            inlined = digests.get(index, b"") if digests else b""
-            units += _units(_pairs_v6(blob, metas[index], chunks, inlined))
+            inlined = digests.get(index, b"")
+            if index in metas:
+                units += _units(_pairs_of_meta(blob, metas[index], chunks, inlined))
+            else:
+                units += _units(_pairs_of_table(blob, chunks))
         for chunk in chunks:
             places[chunk] = index + 1, chunk.uncompressed_offset
         devices.append(DeviceLayout(index, units, aligned(blob.uncompressed_size, BLOCK)))
@@ -173,6 +180,14 @@ def decode_unit(unit: Unit, data: Buffer) -> Buffer:
     if unit.context is not None:
         return inflate(unit.context, data)
     return decompress(unit.compressor, data, unit.size)
+
+
+def needs_meta(blob: Blob) -> bool:
+    """Tell whether only `blob.meta` says where the chunks of a blob are, as of a batch.
+
+    It is needed too where a bootstrap of version 6 has no chunk table.
+    """
+    return bool(blob.features & (BlobFeatures.BATCH | BlobFeatures.ZRAN))
 
 
 def _chunks_of_blobs(bootstrap: Bootstrap) -> list[set[Chunk]]:
@@ -198,7 +213,7 @@ def _in_blob_order(chunk: Chunk) -> tuple[int, int, bytes]:
     return chunk.compressed_offset, chunk.number, chunk.digest
 
 
-def _source_v5(blob: Blob, chunk: Chunk) -> _Source:
+def _source_of_chunk(blob: Blob, chunk: Chunk) -> _Source:
     size = chunk.uncompressed_size
     packed = chunk.flags & ChunkFlags.COMPRESSED
     if chunk.flags & ChunkFlags.BATCH or not chunk.compressed_size:
@@ -212,7 +227,20 @@ def _source_v5(blob: Blob, chunk: Chunk) -> _Source:
     return _Source(chunk.compressed_offset, chunk.compressed_size, compressor, size)
 
 
-def _pairs_v6(
+def _pairs_of_table(blob: Blob, chunks: Iterable[Chunk]) -> Iterator[tuple[_Source, Piece]]:
+    end = 0
+    for chunk in sorted(chunks, key=_in_device_order):
+        if needs_meta(blob) or chunk.compressed_offset == UNKNOWN:
+            raise InvalidArgument(_WHAT, blob.id, hint="its blob.meta is not given")
+        start = chunk.uncompressed_offset
+        if start < end:
+            raise _misplaced(blob, chunk, f"a chunk from byte {end} of the device on", start)
+        end = start + chunk.uncompressed_size
+        piece = Piece(0, chunk.uncompressed_size, start, chunk.digest)
+        yield _source_of_chunk(blob, chunk), piece
+
+
+def _pairs_of_meta(
     blob: Blob, meta: BlobMeta, chunks: Iterable[Chunk], inlined: bytes
 ) -> Iterator[tuple[_Source, Piece]]:
     infos = {info.offset: (number, info) for number, info in enumerate(meta.chunks)}
@@ -227,10 +255,10 @@ def _pairs_v6(
         if len(digest) != DIGEST_LENGTH:
             raise _misplaced(blob, chunk, "a chunk with a digest", "none")
         piece = Piece(info.inner_offset, info.size, info.offset, digest)
-        yield _source_v6(blob, meta, info), piece
+        yield _source_of_info(blob, meta, info), piece
 
 
-def _source_v6(blob: Blob, meta: BlobMeta, info: ChunkInfo) -> _Source:
+def _source_of_info(blob: Blob, meta: BlobMeta, info: ChunkInfo) -> _Source:
     if info.context == NO_CONTEXT:
         compressor = blob.compressor if info.compressed else Compressor.NONE
         return _Source(info.compressed_offset, info.compressed_size, compressor, info.size)
