@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from lamina.images.operation import Options
     from lamina.images.progress import Progress
     from lamina.images.pull import Pulled
+    from lamina.images.push import Pushed, PushOptions
     from lamina.images.registry.client import Registry
     from lamina.images.store import ImageStore
     from lamina.layer.limits import LayerLimits
@@ -191,6 +192,47 @@ class Store:
                 progress=progress,
                 sync=(lambda: self.sync(names)) if sync else None,
                 collect=self.collect,
+            )
+
+    def push(
+        self,
+        ref: str,
+        target: str = "",
+        *,
+        plain_http: bool = False,
+        registry: Registry | None = None,
+        options: PushOptions | None = None,
+        progress: Progress | None = None,
+    ) -> Pushed:
+        """Push an image to a registry.
+
+        Args:
+            ref: the image.
+            target: where to; "" for its own name.
+            plain_http: speak http; for a registry without TLS.
+            registry: asked instead of the one that `target` names, anonymously.
+            options: for which platforms.
+            progress: told what happens.
+
+        Raises:
+            NotFound: there is no such image, or some of its content is not here.
+            Unavailable, Unauthenticated, PermissionDenied: the registry does not take it.
+        """
+        from lamina.images.push import push
+        from lamina.images.reference import parse
+
+        image = self.image(ref)
+        with ExitStack() as stack:
+            if registry is None:
+                registry = _anonymous(plain_http)
+                stack.callback(registry.close)
+            return push(
+                image,
+                parse(target or image.name),
+                store=self.images,
+                registry=registry,
+                options=options,
+                progress=progress,
             )
 
     def import_images(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from lamina.cli import image_migration, image_mounts, image_records, image_transfer
+from lamina.cli import image_migration, image_mounts, image_push, image_records, image_transfer
 from lamina.cli.app import Group
 
 _ALIASES = {"list": "ls", "delete": "rm", "del": "rm", "remove": "rm"}
@@ -12,11 +12,12 @@ _ALIASES = {"list": "ls", "delete": "rm", "del": "rm", "remove": "rm"}
 
 @click.group(cls=Group, aliases=_ALIASES)
 def images() -> None:
-    """Pull, import, export, migrate, list, check, name, mount and remove images."""
+    """Pull, push, import, export, migrate, list, check, name, mount and remove images."""
 
 
 for _verb in (
     image_transfer.pull,
+    image_push.push,
     image_transfer.import_,
     image_transfer.export,
     image_migration.migrate,

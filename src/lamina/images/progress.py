@@ -1,4 +1,4 @@
-"""What a pull, an import or a migration tells while it runs, and where its time went."""
+"""What a pull, an import, a push or a migration tells while it runs, and where its time went."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ class Stage(enum.StrEnum):
     COPYING = "copying"
     """From another snapshotter."""
     VERIFYING = "verifying"
+    CONVERTING = "converting"
+    UPLOADING = "uploading"
     EXISTS = "exists"
     """Nothing had to be done."""
     DONE = "done"

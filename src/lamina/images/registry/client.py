@@ -1,4 +1,4 @@
-"""Fetching manifests and blobs from registries and their mirrors.
+"""Manifests and blobs: fetched from registries and their mirrors, pushed to registries.
 
 Source: OCI distribution specification 1.1; to a puller, Docker's Registry HTTP API V2 is the same.
 """
@@ -24,12 +24,13 @@ from lamina.images.registry.requests import Requests
 from lamina.images.registry.retry import RetryPolicy, retrying
 from lamina.images.registry.sizes import BlobSizes
 from lamina.images.registry.source import RegistrySource
+from lamina.images.registry.uploads import OpenBlob, Uploads
 
 _T = TypeVar("_T")
 
 
 class Registry:
-    """A puller of images; any number of threads may use one at once.
+    """A client of registries; any number of threads may use one at once.
 
     Args:
         hosts: which hosts serve a registry name, and how to reach them.
@@ -38,7 +39,7 @@ class Registry:
         retry: how patient to be.
         connections: idle connections kept for each host; as many as will download at once.
 
-    Every method that fetches raises:
+    Every method that fetches or pushes raises:
         NotFound: no host has it.
         Unauthenticated, PermissionDenied: a login is needed, wrong or not enough.
         Unavailable: no host can be reached, or none gives a proper answer.
@@ -64,6 +65,7 @@ class Registry:
         self._requests = Requests(self._connections, credentials)
         self._manifests = Manifests(self._requests, self._policy)
         self._sizes = BlobSizes(self._requests)
+        self._uploads = Uploads(self._requests)
 
     @property
     def plain_http(self) -> bool:
@@ -147,6 +149,50 @@ class Registry:
         stop = cancel or Cancel()
         return self._ask(ref, "pull", lambda e: self._sizes.get(e, ref, digest), stop)
 
+    def push_blob(
+        self,
+        ref: Reference,
+        blob: Descriptor,
+        open_blob: OpenBlob,
+        *,
+        mount_from: str = "",
+        cancel: Cancel | None = None,
+    ) -> bool:
+        """Make sure that the repository of `ref` has a blob; return whether it had to be sent.
+
+        Args:
+            ref: names the repository.
+            blob: what it is.
+            open_blob: opens it at its start.
+            mount_from: another repository of the registry's that may have it, "" for none.
+            cancel: stops the retries.
+        """
+
+        def attempt(endpoint: Endpoint) -> bool:
+            if self._uploads.has(endpoint, ref, blob):
+                return False
+            return self._uploads.put_blob(endpoint, ref, blob, open_blob, mount_from=mount_from)
+
+        return self._push(ref, attempt, cancel or Cancel())
+
+    def push_manifest(
+        self, ref: Reference, manifest: Descriptor, data: bytes, *, cancel: Cancel | None = None
+    ) -> None:
+        """Put a manifest or an index, whose content is there, under the tag or digest of `ref`."""
+
+        def attempt(endpoint: Endpoint) -> None:
+            self._uploads.put_manifest(endpoint, ref, ref.object, manifest, data)
+
+        self._push(ref, attempt, cancel or Cancel())
+
+    def _push(self, ref: Reference, attempt: Callable[[Endpoint], _T], cancel: Cancel) -> _T:
+        """Ask the first host that may be pushed to, and no other: all of an image goes to one."""
+        endpoint = self._endpoints(ref, "push")[0]
+        try:
+            return self._patiently(endpoint, attempt, self._policy.attempts, cancel, lambda: 0)
+        except Failure as failure:
+            raise failure.error from failure
+
     def _pull(self, ref: Reference, cancel: Cancel) -> tuple[Descriptor, bytes]:
         return self._ask(ref, "pull", lambda e: self._manifests.get(e, ref, cancel), cancel)
 
@@ -159,12 +205,7 @@ class Registry:
         progress: Callable[[], int] = lambda: 0,
     ) -> _T:
         """Return what the first host that can gives; the last is asked most patiently."""
-        endpoints = [e for e in self._hosts.endpoints(ref.host) if capability in e.capabilities]
-        if not endpoints:
-            raise FailedPrecondition(
-                f"{capability} {ref}: no host may do it",
-                hint=f"give one the capability {capability!r} in hosts.toml",
-            )
+        endpoints = self._endpoints(ref, capability)
         failures: list[Failure] = []
         for endpoint in endpoints:
             last = endpoint is endpoints[-1]
@@ -175,6 +216,15 @@ class Registry:
                 failures.append(failure)
         raise combined(failures) from failures[-1]
 
+    def _endpoints(self, ref: Reference, capability: Capability) -> list[Endpoint]:
+        endpoints = [e for e in self._hosts.endpoints(ref.host) if capability in e.capabilities]
+        if not endpoints:
+            raise FailedPrecondition(
+                f"{capability} {ref}: no host may do it",
+                hint=f"give one the capability {capability!r} in hosts.toml",
+            )
+        return endpoints
+
     def _patiently(
         self,
         endpoint: Endpoint,
@@ -183,6 +233,6 @@ class Registry:
         cancel: Cancel,
         progress: Callable[[], int],
     ) -> _T:
-        what = f"fetch from {endpoint.host}"
+        what = f"ask {endpoint.host}"
         cancel.check(what, "")
         return retrying(lambda: attempt(endpoint), self._policy, attempts, cancel, what, progress)

@@ -7,6 +7,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Mapping
+from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 import urllib3
@@ -49,10 +50,12 @@ class Connections:
         method: str,
         url: str,
         headers: Mapping[str, str],
-        body: bytes | None = None,
+        body: bytes | BinaryIO | None = None,
         seconds: float | None = None,
     ) -> urllib3.BaseHTTPResponse:
         """Send one request and return the answer's head; redirects are not followed.
+
+        A body that is a file needs its Content-Length among the headers.
 
         The caller closes the answer; one that was read to its end keeps its connection open.
         `seconds` makes every wait for the network shorter than it is anyway.
@@ -84,6 +87,8 @@ class Connections:
             if not endpoint.plain_fallback or not url.startswith(origin):
                 raise self._failure(url, error) from error
             self._plain.add(endpoint.host)
+            if body is not None and not isinstance(body, bytes):
+                body.seek(0)
             return self.send(endpoint, method, url, headers, body, seconds)
         except exceptions.HTTPError as error:
             raise self._failure(url, error) from error

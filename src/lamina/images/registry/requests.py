@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from urllib.parse import urlsplit
+from typing import BinaryIO
+from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 import urllib3
@@ -24,6 +25,7 @@ MAX_REDIRECTS = 8
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAY_PASS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _SERVED = frozenset({200, 206, 416})
+_CHANGED = frozenset({200, 201, 202, 204})
 _FOR_ANY_HOST = ("Accept", "Range")
 """Request headers that are sent along to a host that a redirect leads to."""
 _SMALL = 64 << 10
@@ -118,6 +120,72 @@ class Requests:
         with closing(answer):
             raise _passing(f"fetch from {urlsplit(url).netloc}: answered {answer.status}", answer)
 
+    def change(
+        self,
+        endpoint: Endpoint,
+        ref: Reference,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: Callable[[], bytes | BinaryIO] | None,
+        what: str,
+    ) -> urllib3.BaseHTTPResponse:
+        """Return a successful answer to what changes the repository, for the caller to close.
+
+        Args:
+            endpoint: the host.
+            ref: names the repository.
+            method: `POST`, `PUT`, ...
+            path: below the repository, or where a Location header leads.
+            headers: the request's own.
+            body: gives it, each time that it has to be sent; files are closed here.
+            what: for errors.
+
+        Raises:
+            Failure: anything but success.
+        """
+        base = f"{endpoint.url}/{ref.repository}/"
+        url = _own(endpoint, join_url(base, path))
+        if not url:
+            raise _unusable(endpoint, f"sends uploads to {path[:200]!r}")
+        own = urlsplit(url).netloc == endpoint.host
+        if own and endpoint.query:
+            url += endpoint.query if "?" not in url else "&" + endpoint.query[1:]
+        authorization = self._authorizer.header(endpoint, ref.repository) if own else ""
+        answer = self._send(endpoint, method, url, headers, authorization, body, own)
+        if answer.status == 401 and own:
+            challenges = answer.headers.getlist("WWW-Authenticate")
+            _drop(answer)
+            authorization = self._authorizer.challenged(
+                endpoint, ref.repository, authorization, challenges
+            )
+            answer = self._send(endpoint, method, url, headers, authorization, body, own)
+        if answer.status in _CHANGED:
+            return answer
+        raise _refusal(answer, endpoint, ref, what, "to")
+
+    def _send(
+        self,
+        endpoint: Endpoint,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        authorization: str,
+        body: Callable[[], bytes | BinaryIO] | None,
+        own: bool,
+    ) -> urllib3.BaseHTTPResponse:
+        """Send it once; another host is told nothing that is meant for the endpoint alone."""
+        sent = urllib3.HTTPHeaderDict(endpoint.headers if own else ())
+        sent.update(headers)
+        if authorization:
+            sent["Authorization"] = authorization
+        content = body() if body is not None else None
+        try:
+            return self._connections.send(endpoint, method, url, sent, content)
+        finally:
+            if content is not None and not isinstance(content, bytes):
+                content.close()
+
     def _follow(
         self,
         endpoint: Endpoint,
@@ -169,13 +237,17 @@ class Requests:
 
 
 def _refusal(
-    answer: urllib3.BaseHTTPResponse, endpoint: Endpoint, ref: Reference, what: str
+    answer: urllib3.BaseHTTPResponse,
+    endpoint: Endpoint,
+    ref: Reference,
+    what: str,
+    direction: str = "from",
 ) -> Failure:
     """Return what an unsuccessful answer means."""
     with closing(answer):
         detail = _said(read_small(answer, _SMALL))
     status = answer.status
-    text = f"{what} from {endpoint.host}: answered {status}{detail}"
+    text = f"{what} {direction} {endpoint.host}: answered {status}{detail}"
     if status in _MAY_PASS:
         return _passing(text, answer)
     error: LaminaError
@@ -184,7 +256,9 @@ def _refusal(
     elif status == 403:
         error = PermissionDenied(text, hint=login_hint(endpoint))
     elif status == 404:
-        error = NotFound(text, hint=f"check that {ref.name} has {ref.object}")
+        has = f"check that {ref.name} has {ref.object}"
+        takes = f"check that {ref.name} takes what is pushed"
+        error = NotFound(text, hint=has if direction == "from" else takes)
     else:
         error = Unavailable(text)
     return Failure(error)
@@ -209,6 +283,14 @@ def _said(body: bytes) -> str:
     text = ", ".join(f"{item.code}: {item.message}".strip(": ") for item in errors)
     clean = "".join(c for c in text[:300] if c.isprintable())
     return f" ({clean})" if clean else ""
+
+
+def _own(endpoint: Endpoint, url: str) -> str:
+    """Return a URL of the endpoint's host with its scheme: those behind TLS proxies say http."""
+    parts = urlsplit(url)
+    if parts.netloc != endpoint.host:
+        return url
+    return urlunsplit(parts._replace(scheme=endpoint.scheme))
 
 
 def _drop(answer: urllib3.BaseHTTPResponse) -> None:
