@@ -52,7 +52,13 @@ class Root:
     def destination(self, name: str) -> Destination:
         engine = self.engines[name]
         rebase = Ability.REBASE in engine.abilities
-        return Destination(name, engine, rebase=rebase, remote=engine.is_remote)
+        return Destination(
+            name,
+            engine,
+            rebase=rebase,
+            remote=engine.is_remote,
+            layer_image=engine.layer_image,
+        )
 
     def collect(self) -> Collected:
         return collect(self.store, self.engines)

@@ -531,7 +531,13 @@ class Store:
 
         engine = self.snapshotter(name)
         rebase = Ability.REBASE in engine.abilities
-        return Destination(name, engine, rebase=rebase, remote=engine.is_remote)
+        return Destination(
+            name,
+            engine,
+            rebase=rebase,
+            remote=engine.is_remote,
+            layer_image=engine.layer_image,
+        )
 
     def existing_snapshotters(self) -> list[str]:
         """Return the names of those that have a directory already, usable or not."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from lamina.core.mount import Mount
@@ -181,6 +182,24 @@ class Forkable(Protocol):
 
         Raises:
             ResourceExhausted: there is no room for it.
+        """
+        ...
+
+
+@runtime_checkable
+class Imaging(Protocol):
+    """What a driver may have besides: its layers are EROFS images, and it takes one as it is.
+
+    Whoever unpacks a layer then writes the image from the layer's archive while that arrives. No
+    directory is filled, and read again by `seal`.
+    """
+
+    def layer_image(self, snapshot: Snapshot) -> Path | None:
+        """Return the file that takes the image of all that an Active snapshot is to change.
+
+        It does not exist yet, and is removed where it cannot be made whole; what a kill leaves has
+        no superblock. `seal` follows where it is whole, and checks no more than that. None: this
+        snapshot takes none, and the layer is extracted to where `mounts` says.
         """
         ...
 

@@ -6,9 +6,10 @@ import base64
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from lamina.core.digest import Digest
 from lamina.core.labels import DIFF_ID, PARENT_CHAIN_ID, SNAPSHOT_REF, inherited
@@ -29,6 +30,11 @@ log = logging.getLogger(__name__)
 PREPARE_TRIES = 3
 
 
+def _takes_none(key: str) -> Path | None:
+    """Have every layer extracted."""
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Destination:
     """Where layers are.
@@ -38,12 +44,15 @@ class Destination:
         snapshotter: itself.
         rebase: its driver can rebase.
         remote: its driver may serve a layer from the layer's registry.
+        layer_image: returns the file that takes a layer's image, by the key of its extraction
+            snapshot; None for layers that are to be extracted.
     """
 
     name: str
     snapshotter: Snapshotter
     rebase: bool = False
     remote: bool = False
+    layer_image: Callable[[str], Path | None] = _takes_none
 
     def has(self, chain_id: Digest) -> bool:
         """Tell whether a layer is there."""

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -175,7 +176,9 @@ class Unpacker(Extractor):
             return
         with ExitStack() as stack:
             target = layer_target(mounts, rebase=rebase)
-            if target is None:
+            if target is not None:
+                target = replace(target, image=self._destination.layer_image(layer.key))
+            else:
                 path = stack.enter_context(temp_mount(mounts, dir=self._store.mounts))
                 if has_own_filesystem(mounts):
                     stack.enter_context(watched_writes(mounts, path))

@@ -24,7 +24,7 @@ _ARCHIVE = {
     errno.ERANGE: "attributes of at most 64 KiB",
     errno.EISDIR: "a link to something that is no directory",
 }
-_EXHAUSTED = {
+EXHAUSTED = {
     errno.ENOSPC: "the disk is full, or out of inodes",
     errno.EDQUOT: "the quota is used up",
     errno.EFBIG: "a file is larger than this filesystem allows",
@@ -33,14 +33,15 @@ _EXHAUSTED = {
     errno.ENFILE: "the system has too many open files",
     errno.ENOMEM: "the machine is out of memory",
 }
+"""What runs out, by errno."""
 
 
 def translated(error: OSError, name: bytes, at: int) -> LaminaError:
     """Return the error that tells a user what went wrong with the entry `name` at byte `at`."""
     subject = os.fsdecode(name)
     code = error.errno or 0
-    if code in _EXHAUSTED:
-        return ResourceExhausted("extract", subject, hint=_EXHAUSTED[code])
+    if code in EXHAUSTED:
+        return ResourceExhausted("extract", subject, hint=EXHAUSTED[code])
     if code in _ARCHIVE:
         got = f"{name!r} ({os.strerror(code)})"
         return FormatError("tar", at, expected=_ARCHIVE[code], got=got)

@@ -46,6 +46,7 @@ def encode_job(job: Job) -> dict[str, Any]:
         "overlay_whiteouts": job.target.overlay_whiteouts,
         "parents": [str(parent) for parent in job.target.parents],
         "user_xattrs": job.target.user_xattrs,
+        "image": str(job.target.image) if job.target.image else None,
         "size": job.size,
         "diff_id": job.diff_id,
         "limits": asdict(job.limits),
@@ -59,6 +60,7 @@ def decode_job(value: dict[str, Any]) -> Job:
         value["overlay_whiteouts"],
         tuple(Path(parent) for parent in value["parents"]),
         value["user_xattrs"],
+        Path(value["image"]) if value["image"] else None,
     )
     limits = LayerLimits(**value["limits"])
     blob = Path(value["blob"])

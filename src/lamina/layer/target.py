@@ -1,4 +1,4 @@
-"""Where a layer is extracted to, and in which notation deletions are written there."""
+"""Where a layer goes, and in which notation deletions are written there."""
 
 from __future__ import annotations
 
@@ -25,12 +25,15 @@ class LayerTarget:
             without describing it takes owner, mode, times and attributes from the first that
             has it.
         user_xattrs: write `user.overlay.opaque` (mount option `userxattr`), not `trusted.`.
+        image: a file that does not exist, to get an EROFS image of what would be in `root`; that
+            stays empty then, and says only whom the image's root belongs to.
     """
 
     root: Path
     overlay_whiteouts: bool = False
     parents: tuple[Path, ...] = ()
     user_xattrs: bool = False
+    image: Path | None = None
 
 
 def layer_target(mounts: Sequence[Mount], *, rebase: bool) -> LayerTarget | None:

@@ -69,7 +69,20 @@ def _work(
 
 def _apply(job: message.Job, blob: GrowingBlob | PipedBlob, ahead: threading.Event) -> Applied:
     chunks = decompress(blob.read, sniff=job.sniff)
-    applied = apply_layer(chunks, job.target, limits=job.limits, ahead=ahead)
+    if job.target.image is None:
+        return _checked(job, apply_layer(chunks, job.target, limits=job.limits, ahead=ahead))
+    from lamina.layer.imaging import new_image, write_layer_image  # for snapshotters of images
+
+    with new_image(job.target.image) as out:
+        return _checked(
+            job,
+            write_layer_image(
+                chunks, job.target, out, limits=job.limits, ahead=ahead, diff_id=job.diff_id
+            ),
+        )
+
+
+def _checked(job: message.Job, applied: Applied) -> Applied:
     if job.diff_id is not None and applied.diff_id != job.diff_id:
         raise DigestMismatch(
             "check diff id of layer", job.blob.name, expected=job.diff_id, got=applied.diff_id

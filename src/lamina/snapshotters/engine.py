@@ -17,7 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamina.core.cancel import shielded
-from lamina.core.driver import Ability, Driver, Forkable, Prompt, Remote, Settling, Snapshot
+from lamina.core.driver import (
+    Ability,
+    Driver,
+    Forkable,
+    Imaging,
+    Prompt,
+    Remote,
+    Settling,
+    Snapshot,
+)
 from lamina.core.labels import FORK_OF
 from lamina.core.mount import Mount
 from lamina.core.snapshot import Info, Kind, Snapshotter, Usage
@@ -120,6 +129,16 @@ class Engine(Snapshotter):
         """Return the mounts of an Active snapshot or a View."""
         with _translated("mount snapshot", key):
             return self._driver.mounts(self._store.snapshot(key))
+
+    def layer_image(self, key: str) -> Path | None:
+        """Return where the EROFS image of the layer that this Active snapshot is for may be put.
+
+        None: its files have to be put where `mounts` says. See `Imaging`.
+        """
+        if not isinstance(self._driver, Imaging):
+            return None
+        with _translated("unpack to snapshot", key):
+            return self._driver.layer_image(self._store.snapshot(key))
 
     def walk(self, filters: Sequence[str] = ()) -> Iterator[Info]:
         """Yield what a filter matches; the driver's own labels are shown, but not filtered by."""

@@ -40,7 +40,8 @@ OPAQUE_XATTR = b"trusted.overlay.opaque"
 Implied = Callable[[bytes], Inode | None]
 """Returns the directory that lower layers have at a path, if any."""
 
-_HIDDEN = (b"trusted.", b"user.fuseoverlayfs.")
+_HIDDEN_PLAIN = (b"trusted.",)
+_HIDDEN = (*_HIDDEN_PLAIN, b"user.fuseoverlayfs.")
 _HIDDEN_IMPLIED = (*_HIDDEN, b"user.overlay.")
 _DEVICES = {Type.CHAR: stat.S_IFCHR, Type.BLOCK: stat.S_IFBLK}
 _MAX_WARNINGS = 8
@@ -72,6 +73,8 @@ def image_from_tar(
     max_bytes: int,
     uuid: bytes = bytes(16),
     implied: Implied | None = None,
+    root: Inode | None = None,
+    whiteouts: bool = True,
 ) -> TarImage:
     """Write the image of an uncompressed archive. Equal archives make equal bytes.
 
@@ -83,6 +86,9 @@ def image_from_tar(
         uuid: 16 bytes.
         implied: asked for the owner, mode, time and attributes of directories that the archive
             uses without describing them; otherwise they belong to root, with mode 0755.
+        root: the root directory, without children; otherwise it belongs to root, with mode 0755.
+        whiteouts: keep deletions, for an overlay. A base layer has nothing to delete but what the
+            archive itself has brought; there they are carried out.
 
     Raises:
         FormatError: the archive is damaged, cut off, or asks for what cannot be.
@@ -90,10 +96,18 @@ def image_from_tar(
         InvalidArgument: an inode has more attributes than an image can hold.
     """
     data = DataArea(out, reserved_blocks())
-    builder = _Builder(TarReader(stream), data, max_entries, max_bytes, implied)
+    limits = _Limits(max_entries, max_bytes)
+    builder = _Builder(TarReader(stream), data, limits, implied, whiteouts=whiteouts)
+    if root is not None:
+        builder.tree.root = root
     builder.run()
     written = write_image(builder.tree.root, out, first_block=data.block, uuid=uuid)
     return TarImage(*written, builder.entries, tuple(builder.warnings))
+
+
+class _Limits(NamedTuple):
+    entries: int
+    bytes: int
 
 
 class _Builder:
@@ -109,17 +123,19 @@ class _Builder:
         self,
         reader: TarReader,
         data: DataArea,
-        max_entries: int,
-        max_bytes: int,
+        limits: _Limits,
         implied: Implied | None,
+        *,
+        whiteouts: bool,
     ) -> None:
         self.tree = LayerTree(self._directory_implied)
         self.entries = 0
         self.warnings: list[str] = []
         self._reader = reader
         self._data = data
-        self._max_entries = max_entries
-        self._max_bytes = max_bytes
+        self._limits = limits
+        self._whiteouts = whiteouts
+        self._hidden = _HIDDEN if whiteouts else _HIDDEN_PLAIN
         self._implied = implied
         self._directories_implied = 0
         self._file_bytes = 0
@@ -141,15 +157,15 @@ class _Builder:
             self.tree.at = self._reader.offset
             self.entries += 1
             self._file_bytes += entry.real_size
-            if self._file_bytes > self._max_bytes:
-                self._exceeded(f"its files have more than {self._max_bytes} bytes")
+            if self._file_bytes > self._limits.bytes:
+                self._exceeded(f"its files have more than {self._limits.bytes} bytes")
             self._check_entries()
             self._check_kept(entry)
             self._extract(entry)
 
     def _check_entries(self) -> None:
-        if self.entries + self._directories_implied > self._max_entries:
-            self._exceeded(f"it has more than {self._max_entries} entries")
+        if self.entries + self._directories_implied > self._limits.entries:
+            self._exceeded(f"it has more than {self._limits.entries} entries")
 
     def _check_kept(self, entry: Entry) -> None:
         self._kept_bytes += len(entry.linkname)
@@ -170,7 +186,8 @@ class _Builder:
         self._mtime = times(entry)[1]
         directory = self.tree.make(parent)
         if base == OPAQUE_MARKER:
-            _make_opaque(directory)
+            if self._whiteouts:
+                _make_opaque(directory)
             return
         deleted = deleted_name(base, at)
         if deleted is not None:
@@ -183,6 +200,9 @@ class _Builder:
         make(entry, directory, base)
 
     def _delete(self, entry: Entry, directory: Inode, name: bytes) -> None:
+        if not self._whiteouts:
+            self.tree.remove(directory, name)
+            return
         if name in directory.children:
             expected = "a whiteout of a lower layer's file"
             raise FormatError("tar", self.tree.at, expected=expected, got=repr(entry.name))
@@ -201,7 +221,7 @@ class _Builder:
             self._update(old, entry)
             return
         inode = self._inode(entry, stat.S_IFDIR)
-        if old is not None and stat.S_ISCHR(old.mode) and not old.rdev:
+        if self._whiteouts and old is not None and stat.S_ISCHR(old.mode) and not old.rdev:
             # It goes on hiding the lower directory that the whiteout hid.
             _make_opaque(inode)
         self.tree.put(directory, base, inode)
@@ -251,7 +271,7 @@ class _Builder:
         left_out = []
         added = dict(inode.xattrs)
         for name, value in entry.xattrs.items():
-            if not _may_have(inode, name, _HIDDEN):
+            if not _may_have(inode, name, self._hidden):
                 left_out.append(name)
                 continue
             if len(name) > MAX_NAME or len(value) > MAX_XATTR_VALUE:

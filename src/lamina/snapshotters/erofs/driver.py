@@ -3,11 +3,12 @@
     ROOT/snapshots/ID/fs            upper directory while Active; once Committed, where the layer's
                                     image is mounted when it is needed
     ROOT/snapshots/ID/work          work directory of an Active snapshot
-    ROOT/snapshots/ID/layer.erofs   image of a Committed snapshot
+    ROOT/snapshots/ID/layer.erofs   image of a Committed snapshot, or of a layer to be committed
     ROOT/snapshots/ID/.erofslayer   marks a snapshot that is or was Active, as containerd does
 
 The upper directory stays until the commit is on disk: a commit that comes to nothing leaves the
-snapshot Active, with all that is in it.
+snapshot Active, with all that is in it. The image of a layer that was not extracted is told from
+what such a commit leaves by its UUID, which is not zero; nothing is in the upper directory then.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING
 from lamina.core.driver import Ability, Snapshot
 from lamina.core.mount import Mount
 from lamina.core.snapshot import Kind, Usage
-from lamina.errors import DataLoss, LaminaError
+from lamina.errors import DataLoss, FailedPrecondition, LaminaError
 from lamina.snapshotters.erofs.immutable import protect
 from lamina.snapshotters.lower_mounts import is_mounted, locked, mount_once, unmount_all
 from lamina.snapshotters.overlay_stack import OverlayStackDriver
@@ -87,15 +88,30 @@ class ErofsDriver(OverlayStackDriver):
         self._mount_layers(snapshot.parents)
         return super().mounts(snapshot)
 
-    def seal(self, snapshot: Snapshot) -> Usage:
-        """Make the image of what the snapshot changes; return what that takes."""
-        from lamina.snapshotters.erofs.image import write_layer  # for commits only
+    def layer_image(self, snapshot: Snapshot) -> Path | None:
+        """Return where the image of a layer goes, which is not extracted then."""
+        image = self.image(snapshot.id)
+        return None if image.exists() or any(self.fs(snapshot.id).iterdir()) else image
 
-        new, image = self.of(snapshot.id) / _NEW, self.image(snapshot.id)
-        for path in (new, image):  # of a commit that came to nothing
-            self._remove_image(path)
-        write_layer(self.fs(snapshot.id), new)
-        new.rename(image)
+    def seal(self, snapshot: Snapshot) -> Usage:
+        """Make the image of what the snapshot changes, unless it is there; return what it takes.
+
+        Raises:
+            FailedPrecondition: a layer's image is there, and something was written besides.
+            FormatError: that image is not whole.
+        """
+        from lamina.snapshotters.erofs.image import is_of_archive, write_layer  # for commits only
+
+        fs, new, image = self.fs(snapshot.id), self.of(snapshot.id) / _NEW, self.image(snapshot.id)
+        if image.exists() and is_of_archive(image):
+            if any(fs.iterdir()):
+                hint = "its layer came as an image: prepare another on top of it"
+                raise FailedPrecondition("commit what was written to", fs, hint=hint)
+        else:
+            for path in (new, image):  # of a commit that came to nothing
+                self._remove_image(path)
+            write_layer(fs, new)
+            new.rename(image)
         if self._immutable:
             protect(image)
         status = image.stat()

@@ -54,6 +54,23 @@ def write_layer(directory: Path, path: Path) -> None:
             raise
 
 
+def is_of_archive(path: Path) -> bool:
+    """Tell whether an image is one of a layer's archive, not one that `write_layer` has made.
+
+    Raises:
+        FormatError: it has no sound superblock, which whoever writes one writes last.
+    """
+    from lamina.formats.erofs.metadata import Metadata
+    from lamina.formats.erofs.volume import parse_superblock
+    from lamina.lazy.sources.file import FileSource
+
+    source = FileSource(path)
+    try:
+        return any(parse_superblock(Metadata(source)).uuid)
+    finally:
+        source.close()
+
+
 def _write(root: int, out: BinaryIO) -> None:
     scan = _Scan(root, out.fileno(), reserved_blocks())
     with _told():
