@@ -22,9 +22,11 @@ from tests.images import Layer, image
 from tests.kernel.test_archive import layout, pack
 
 SOURCE = "docker.io/library/hard:1"
+PEER_NAME = "peer:1"
+"""Repository and tag of a converted image in a registry."""
 BIG = (9 << 20) + 123
 """Bytes of the largest file: some chunks, and a part of one."""
-MANY = 1500
+MANY = 1000
 NAMES_BELOW_MANY = MANY + MANY // 50 - 50 + 4
 """What is in the directory `many` after the last layer, itself included."""
 FORMATS = {
@@ -50,10 +52,10 @@ class PeerImage:
         found: list[dict[str, object]] = json.loads(self.manifest)["layers"]
         return found
 
-    def push(self, registry: LocalRegistry, repository: str = "peer") -> str:
+    def push(self, registry: LocalRegistry) -> str:
         """Return the reference by which the registry has it."""
-        registry.push(self.manifest, self.blobs, repository, "1")
-        return f"{registry.host}/{repository}:1"
+        registry.push(self.manifest, self.blobs, *PEER_NAME.split(":"))
+        return f"{registry.host}/{PEER_NAME}"
 
 
 class Peer:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,11 +15,12 @@ import pytest
 
 from lamina.core.labels import REMOTE
 from lamina.lazy.launch import LazyWorker
+from lamina.snapshotters.stargz.driver import REASON_LABEL
 from tests.containerd.test_cri import image_filesystem
 from tests.containerd.test_proxy import COUNT, Client
 from tests.fixtures_containerd import Containerd, config_version, started
 from tests.fixtures_containers import wait_for
-from tests.fixtures_registry import LocalRegistry
+from tests.fixtures_registry import LocalRegistry, running_registry
 from tests.fixtures_serve import (
     CRI_PLUGINS,
     Serve,
@@ -25,9 +28,18 @@ from tests.fixtures_serve import (
     localised,
     serving,
 )
-from tests.fixtures_stargz import BIG, FORMATS, NAMES_BELOW_MANY, Peer, PeerImage, ctr_remote
+from tests.fixtures_stargz import (
+    BIG,
+    FORMATS,
+    NAMES_BELOW_MANY,
+    PEER_NAME,
+    Peer,
+    PeerImage,
+    ctr_remote,
+)
 from tests.isolation import mount_points
 from tests.kernel.test_stargz import end_worker
+from tests.unit.test_registry_real import HTPASSWD
 
 pytestmark = [
     pytest.mark.containerd,
@@ -39,11 +51,14 @@ pytestmark = [
 ]
 
 GC_SECONDS = 30.0
+LOGIN = "user:pass:word"
+"""Whom HTPASSWD lets in."""
 NAME = "images.test"
 """A registry's name that only `config_path` makes a host of."""
 CONFIG = """version = 3
 [plugins."io.containerd.snapshotter.v1.stargz"]
 config_path = "{certs}"
+docker_config = "{docker_config}"
 no_background_fetch = true
 """
 HOSTS = """server = "{url}"
@@ -68,10 +83,11 @@ class Node:
         self.certs = directory / "certs.d"
         (self.certs / NAME).mkdir(parents=True)
         (self.certs / NAME / "hosts.toml").write_text(HOSTS.format(url=f"http://{registry.host}"))
-        self.image = image
-        self.reference = f"{NAME}/{image.push(registry).partition('/')[2]}"
+        self.docker_config = directory / "docker.json"
+        self.reference = f"{NAME}/{PEER_NAME}"
         self.layers = {str(layer["digest"]): int(str(layer["size"])) for layer in image.layers}
-        self.serve = Serve(directory / "s", CONFIG.format(certs=self.certs))
+        config = CONFIG.format(certs=self.certs, docker_config=self.docker_config)
+        self.serve = Serve(directory / "s", config)
         self.storage = self.serve.root / "io.containerd.snapshotter.v1.stargz"
         self._registry = registry
 
@@ -125,7 +141,9 @@ class Node:
 def node(
     request: pytest.FixtureRequest, tmp_path: Path, registry: LocalRegistry, peer: Peer
 ) -> Iterator[Node]:
-    made = Node(tmp_path, registry, peer.image(request.param))
+    image = peer.image(request.param)
+    image.push(registry)
+    made = Node(tmp_path, registry, image)
     with serving(made.serve):
         yield made
     end_worker(made.serve.root)
@@ -139,9 +157,9 @@ def client(node: Node, tmp_path: Path, container_id: str) -> Iterator[Client]:
         running.close()
 
 
-def rpull(client: Client, node: Node) -> None:
+def rpull(client: Client, node: Node, *options: str) -> None:
     hosts = ("--hosts-dir", str(node.certs))
-    ctr_remote(client.daemon, "images", "rpull", *hosts, *client.option, node.reference)
+    ctr_remote(client.daemon, "images", "rpull", *hosts, *options, *client.option, node.reference)
 
 
 @pytest.mark.parametrize("node", FORMATS, indirect=True)
@@ -206,3 +224,32 @@ def test_cri(node: Node, tmp_path: Path, container_id: str, imagefs_program: Pat
         for name in daemon.ctr(*option, "images", "ls", "-q").split():
             daemon.ctr(*option, "images", "rm", "--sync", name)
         node.assert_all_gone()
+
+
+def test_registry_that_wants_a_login(tmp_path: Path, peer: Peer, container_id: str) -> None:
+    """What containerd logs in with does not reach Lamina, which has a file of its own for that."""
+    image = peer.image("estargz")
+    htpasswd = tmp_path / "htpasswd"
+    htpasswd.write_text(HTPASSWD)
+    with running_registry(tmp_path / "r") as open_to_all:
+        image.push(open_to_all)
+    with ExitStack() as stack:
+        registry = stack.enter_context(running_registry(tmp_path / "r", htpasswd=htpasswd))
+        node = Node(tmp_path, registry, image)
+        stack.callback(end_worker, node.serve.root)
+        stack.enter_context(serving(node.serve))
+        daemon = stack.enter_context(started(node.containerd(tmp_path / "c")))
+        client = Client(daemon, "stargz", container_id)
+        rpull(client, node, "--user", LOGIN)
+        infos = node.infos()
+        assert [REMOTE in info["Labels"] for info in infos] == [False] * len(node.layers)
+        said = f"{registry.host} asks for a user and a password"
+        assert all(said in info["Labels"][REASON_LABEL] for info in infos)
+        node.assert_all_removed(daemon)
+        registry.log.write_text("")
+        login = {"auth": base64.b64encode(LOGIN.encode()).decode()}
+        node.docker_config.write_text(json.dumps({"auths": {registry.host: login}}))
+        rpull(client, node, "--user", LOGIN)
+        node.assert_lazy()
+        assert client.run(node.reference, "/box/busybox", "cat", "/links/c") == "LINKED"
+        node.assert_all_removed(daemon)
