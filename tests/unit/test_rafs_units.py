@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import pytest
 
@@ -162,12 +163,13 @@ def test_chunks_of_version_5_lie_inside_of_their_blob() -> None:
     bootstrap = read_bootstrap(Bytes(raw))
     file = bootstrap.root.children[b"f"]
     chunk = file.chunks[0].chunk
-    for change in (
+    changes: list[dict[str, Any]] = [
         {"compressed_size": 0},
         {"compressed_offset": 1},
         {"compressed_size": CHUNK - 1},
         {"flags": ChunkFlags.BATCH},
-    ):
+    ]
+    for change in changes:
         file.chunks = (FileChunk(0, chunk._replace(**change)),)
         with pytest.raises(FormatError, match="as chunk 0 of blob"):
             lay_out_v5(bootstrap)

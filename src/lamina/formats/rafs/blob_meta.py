@@ -170,6 +170,8 @@ class _Parser:
         self._raw = raw
         self._at = at
         self._version_2 = bool(blob.features & BlobFeatures.CHUNK_INFO_V2)
+        self._bound = blob.data_size
+        self._size = aligned(blob.uncompressed_size, _BLOCK)
         self._batches: list[Batch] = []
         self._contexts: list[ZranContext] = []
 
@@ -240,11 +242,11 @@ class _Parser:
         if flags & ~_KNOWN:
             name = "ENCRYPTED" if flags & _ENCRYPTED else f"flags {flags:#x}"
             raise damaged(self._at, where + "with known flags, not encrypted", name)
-        size = aligned(self._blob.uncompressed_size, _BLOCK)
+        size = self._size
         if chunk.offset < position or chunk.offset + chunk.size > size:
             got = f"one from {chunk.offset} to {chunk.offset + chunk.size}"
             raise damaged(self._at, where + f"between bytes {position} and {size}", got)
-        bound = self._blob.data_size
+        bound = self._bound
         inner_end = chunk.inner_offset + chunk.size
         packed = chunk.compressed_size
         if flags & _IN_BATCH:

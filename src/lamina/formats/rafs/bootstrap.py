@@ -40,8 +40,8 @@ def version_of(source: RangeSource) -> int:
 def read_bootstrap(source: RangeSource, *, verify: bool = True) -> Bootstrap:
     """Read the metadata of an image.
 
-    Time and memory are in proportion to the bootstrap: a KiB for each inode, 300 bytes for each
-    chunk of a file, up to the limits of `lamina.formats.rafs.metadata`.
+    Time and memory are in proportion to the bootstrap: 2 KiB for each file with one chunk, its
+    places in `units` and its inode in `tree` included, up to the limits of `metadata`.
 
     Args:
         source: the bootstrap.

@@ -16,7 +16,6 @@ from lamina.formats.rafs.model import Blob, Chunk
 
 MAX_COMPRESSED = 2 * MAX_CHUNK_SIZE
 """Bytes of a chunk in its blob: compression that fails may make more of it."""
-_KNOWN = sum(ChunkFlags)
 
 
 class ChunkRecords:
@@ -40,7 +39,7 @@ class ChunkRecords:
         found = RawChunk._make(CHUNK.unpack_from(raw, start))
         if found.blob_index >= len(self._blobs):
             raise damaged(at, f"a chunk of one of {len(self._blobs)} blobs", found.blob_index)
-        if found.flags & ~_KNOWN or found.flags & ChunkFlags.ENCRYPTED:
+        if found.flags & ~ChunkFlags.KNOWN or found.flags & ChunkFlags.ENCRYPTED:
             raise damaged(at, "a chunk with known flags, not encrypted", f"flags {found.flags:#x}")
         if found.number >= MAX_BLOB_CHUNKS:
             raise damaged(at, f"a number below {MAX_BLOB_CHUNKS}", found.number)

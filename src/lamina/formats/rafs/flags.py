@@ -63,14 +63,15 @@ class BlobFeatures(enum.IntFlag):
     CAP_TAR_TOC = 0x4000_0000
 
 
-class ChunkFlags(enum.IntFlag):
-    """What holds for a chunk in a bootstrap."""
+class ChunkFlags:
+    """What holds for a chunk in a bootstrap; plain numbers, since there may be millions."""
 
     COMPRESSED = 0x1
     HOLE = 0x2
     ENCRYPTED = 0x4
     BATCH = 0x8
     HAS_CRC32 = 0x10
+    KNOWN = 0x1F
 
 
 class Compressor(enum.IntEnum):

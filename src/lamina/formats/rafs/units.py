@@ -117,11 +117,12 @@ def lay_out_v5(bootstrap: Bootstrap) -> Layout:
         blob = bootstrap.blobs[index]
         number = len(devices) + 1
         position = 0
+        bound = blob.data_size
         pairs = []
         for chunk in sorted(chunks, key=_in_blob_order):
             places[chunk] = number, position
             piece = Piece(0, chunk.uncompressed_size, position, chunk.digest)
-            pairs.append((_source_of_chunk(blob, chunk), piece))
+            pairs.append((_source_of_chunk(blob, chunk, bound), piece))
             position += aligned(chunk.uncompressed_size, BLOCK)
         if position > MAX_DEVICE:
             raise damaged(0, f"a blob of at most {MAX_DEVICE} bytes", position)
@@ -213,7 +214,8 @@ def _in_blob_order(chunk: Chunk) -> tuple[int, int, bytes]:
     return chunk.compressed_offset, chunk.number, chunk.digest
 
 
-def _source_of_chunk(blob: Blob, chunk: Chunk) -> _Source:
+def _source_of_chunk(blob: Blob, chunk: Chunk, bound: int) -> _Source:
+    """Return what a chunk is made of; `bound` is the blob's `data_size`."""
     size = chunk.uncompressed_size
     packed = chunk.flags & ChunkFlags.COMPRESSED
     if chunk.flags & ChunkFlags.BATCH or not chunk.compressed_size:
@@ -221,23 +223,25 @@ def _source_of_chunk(blob: Blob, chunk: Chunk) -> _Source:
     if not packed and chunk.compressed_size != size:
         raise _misplaced(blob, chunk, f"{size} bytes, as it is stored", chunk.compressed_size)
     end = chunk.compressed_offset + chunk.compressed_size
-    if blob.data_size and end > blob.data_size:
-        raise _misplaced(blob, chunk, f"a chunk within {blob.data_size} bytes", f"up to {end}")
+    if bound and end > bound:
+        raise _misplaced(blob, chunk, f"a chunk within {bound} bytes", f"up to {end}")
     compressor = blob.compressor if packed else Compressor.NONE
     return _Source(chunk.compressed_offset, chunk.compressed_size, compressor, size)
 
 
 def _pairs_of_table(blob: Blob, chunks: Iterable[Chunk]) -> Iterator[tuple[_Source, Piece]]:
     end = 0
+    bound = blob.data_size
+    incomplete = needs_meta(blob)
     for chunk in sorted(chunks, key=_in_device_order):
-        if needs_meta(blob) or chunk.compressed_offset == UNKNOWN:
+        if incomplete or chunk.compressed_offset == UNKNOWN:
             raise InvalidArgument(_WHAT, blob.id, hint="its blob.meta is not given")
         start = chunk.uncompressed_offset
         if start < end:
             raise _misplaced(blob, chunk, f"a chunk from byte {end} of the device on", start)
         end = start + chunk.uncompressed_size
         piece = Piece(0, chunk.uncompressed_size, start, chunk.digest)
-        yield _source_of_chunk(blob, chunk), piece
+        yield _source_of_chunk(blob, chunk, bound), piece
 
 
 def _pairs_of_meta(
@@ -262,7 +266,7 @@ def _source_of_info(blob: Blob, meta: BlobMeta, info: ChunkInfo) -> _Source:
     if info.context == NO_CONTEXT:
         compressor = blob.compressor if info.compressed else Compressor.NONE
         return _Source(info.compressed_offset, info.compressed_size, compressor, info.size)
-    if blob.features & BlobFeatures.ZRAN:
+    if meta.contexts:
         context = meta.contexts[info.context]
         return _Source(
             context.in_offset, context.in_size, Compressor.GZIP, context.out_size, context
