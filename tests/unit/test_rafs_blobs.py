@@ -18,7 +18,7 @@ from lamina.formats.rafs.model import Blob, Bootstrap, MetaPlace
 from lamina.formats.rafs.toc import read_toc, read_toc_entry
 from lamina.formats.rafs.zran import ZranContext, inflate
 from tests.erofs import Bytes
-from tests.rafs import sample
+from tests.rafs import noise, sample
 from tests.rafs_blobs import (
     GZIP,
     LZ4,
@@ -257,6 +257,24 @@ def test_gzip_over_several_members() -> None:
         inflate(context._replace(out_size=context.out_size + 1), stream[10:])
     with pytest.raises(FormatError):
         inflate(context, stream[11:])
+
+
+def test_gzip_from_the_end_of_a_member_on() -> None:
+    first = zlib.compress(TEXT, wbits=31)
+    stream = first + zlib.compress(b"second" * 9000, wbits=31)
+    start = len(first) - 8
+    for bits in range(8):
+        context = context_in(stream, start, bits, TEXT, 54000)
+        assert inflate(context, stream[start:]) == b"second" * 9000
+
+
+def test_data_that_looks_like_a_member() -> None:
+    text = bytes(range(8)) + b"\x1f\x8b\x08" + noise(5000)
+    # A stored block has five bytes before its data.
+    stored = struct.pack("<BHH", 1, len(text) - 5, len(text) - 5 ^ 0xFFFF) + text[5:]
+    assert stored[8:11] == b"\x1f\x8b\x08"
+    context = ZranContext(0, len(stored), 0, len(text) - 5, b"", 0, 0)
+    assert inflate(context, stored) == text[5:]
 
 
 def test_gzip_of_nothing_but_empty_members_ends() -> None:

@@ -218,9 +218,9 @@ class _Parser:
             if bits > 7 or not 0 < in_size <= MAX_INPUT or not 0 < out_size <= MAX_OUTPUT:
                 got = f"{in_size} bytes to {out_size}, {bits} bits"
                 raise damaged(self._at, f"a context of at most {MAX_OUTPUT} bytes", got)
-            if in_offset + in_size > (self._blob.data_size or in_offset + in_size):
+            if self._bound and in_offset + in_size > self._bound:
                 got = f"one up to {in_offset + in_size}"
-                raise damaged(self._at, f"a context within {self._blob.data_size} bytes", got)
+                raise damaged(self._at, f"a context within {self._bound} bytes", got)
             dictionary = memoryview(pool)[dict_offset : dict_offset + dict_size]
             context = ZranContext(in_offset, in_size, out_offset, out_size, dictionary, byte, bits)
             self._contexts.append(context)

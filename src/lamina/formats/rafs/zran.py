@@ -7,8 +7,9 @@ belong to what follows, and the 32 KiB of output before it as dictionary.
 from __future__ import annotations
 
 import zlib
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+from lamina.errors import FormatError
 from lamina.formats.rafs.chunk_data import Buffer
 from lamina.formats.rafs.flags import damaged
 
@@ -20,6 +21,7 @@ MAX_OUTPUT = 1 << 24
 _RAW = -15
 _GZIP = 31
 _TRAILER = 8
+_MAGIC = b"\x1f\x8b\x08"
 _STEP = 1 << 14
 """Bytes given to zlib at a time: at the end of a member it copies what is left of them."""
 _SMALL = 512
@@ -61,10 +63,40 @@ def inflate(context: ZranContext, data: Buffer) -> bytes:
     Raises:
         FormatError: it is damaged, or ends before that; its offset is the blob's.
     """
-    stream = memoryview(_prefix(context.byte, context.bits) + bytes(data))
+    # Where a member ends with what the builder looked for, as each does in an eStargz layer, the
+    # context is behind its last block: a trailer follows, and the next member.
+    if bytes(data[_TRAILER : _TRAILER + len(_MAGIC)]) == _MAGIC:
+        try:
+            return _inflate(context, zlib.decompressobj(_GZIP), bytes(data[_TRAILER:]), 0)
+        except FormatError:
+            pass  # what looks like a member may be data
+    stream = _prefix(context.byte, context.bits) + bytes(data)
     member = zlib.decompressobj(_RAW, bytes(context.dictionary))
     # The header of the first member lies before the context, so that zlib leaves its trailer.
-    trailer = _TRAILER
+    return _inflate(context, member, stream, _TRAILER)
+
+
+class _Member(Protocol):
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: Buffer, max_length: int = 0, /) -> bytes: ...
+
+
+def _inflate(context: ZranContext, member: _Member, data: bytes, trailer: int) -> bytes:
+    """Return the output of a member and those that follow it.
+
+    Args:
+        context: that of the first.
+        member: at the beginning of `data`.
+        data: up to where no more output is needed, at least.
+        trailer: bytes behind the first member that zlib leaves.
+
+    Raises:
+        FormatError: it is damaged, or ends before that.
+    """
+    stream = memoryview(data)
     members = _FEW + context.out_size // _SMALL
     parts: list[bytes] = []
     left = context.out_size
