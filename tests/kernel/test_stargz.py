@@ -452,6 +452,10 @@ def test_configuration() -> None:
     [problem] = StargzConfig(gate="wide").problems()
     assert problem == "gate: 'wide' is none of auto, fanotify, fuse"
     assert StargzConfig(gate="fuse").problems() == []
+    [problem] = StargzConfig(cache_budget="much").problems()
+    assert problem.startswith("cache_budget: ")
+    assert StargzConfig(cache_budget="1GiB").budget() == 1 << 30
+    assert StargzConfig().budget() is None
 
 
 def test_needs_are_met(tmp_path: Path) -> None:

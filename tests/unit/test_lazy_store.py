@@ -1,4 +1,4 @@
-"""The caches of many layers: listing, removing, and keeping them below a budget."""
+"""The caches of many layers: listing, removing, and having one start anew."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from lamina.core.digest import Digest, sha256
 from lamina.errors import AlreadyExists, FailedPrecondition, NotFound, OutOfRange, Unavailable
 from lamina.lazy.cache import LayerCache
+from lamina.lazy.emptying import allocated, empty
 from lamina.lazy.layer import LayerFile, LayerLock, read_layer
 from lamina.lazy.sources.description import FileDescription, RegistryDescription, SourceDescription
 from lamina.lazy.sources.file import FileSource
@@ -50,7 +51,6 @@ def fill(store: CacheStore, number: int, used: int) -> None:
 
 def test_an_empty_store(store: CacheStore) -> None:
     assert store.layers() == []
-    assert store.shrink(0, lambda _: False) == []
     with pytest.raises(NotFound):
         store.remove(digest(1))
 
@@ -66,23 +66,6 @@ def test_layers_are_listed_with_what_they_take(store: CacheStore) -> None:
     assert first.used == 10 * 10**9
     assert first.allocated_bytes >= 70_000 > third.allocated_bytes
     assert [layer.is_open for layer in (first, second, third)] == [False, False, True]
-    cache.close()
-
-
-def test_the_oldest_goes_first_and_what_is_in_use_stays(store: CacheStore) -> None:
-    for number in range(5):
-        fill(store, number, used=number + 1)
-    each = store.layers()[0].allocated_bytes
-    cache = opened(store, 3)
-    os.utime(cache.directory / "lock", (0, 0))
-
-    assert store.shrink(5 * each, lambda _: False) == []
-    removed = store.shrink(3 * each, lambda one: one == digest(0))
-    assert [layer.digest for layer in removed] == [digest(1), digest(2)]
-
-    assert [layer.digest for layer in store.shrink(0, lambda one: one == digest(0))] == [digest(4)]
-    assert {layer.digest for layer in store.layers()} == {digest(0), digest(3)}
-    assert cache.read(0, cache.size) == LAYER.content
     cache.close()
 
 
@@ -102,6 +85,48 @@ def test_a_layer_exists_once(store: CacheStore) -> None:
     create(store, 1)
     with pytest.raises(AlreadyExists):
         create(store, 1)
+
+
+def test_an_emptied_layer_is_fetched_anew(tmp_path: Path) -> None:
+    directory = LAYER.create(tmp_path / "layer")
+    cache = LAYER.open(directory)
+    cache.complete()
+    with pytest.raises(FailedPrecondition, match="has it open"):
+        empty(directory)
+    cache.close()
+    with (directory / "data").open("rb") as mounted:
+        full = allocated(directory)
+        assert empty(directory) == full - allocated(directory) >= 70_000
+        assert mounted.read() == LAYER.content
+    cache = LAYER.open(directory)
+    assert (cache.local_bytes, cache.doubts) == (0, "")
+    assert cache.read(0, cache.size) == LAYER.content
+    assert cache.fetched_bytes > 0
+    cache.close()
+
+
+@pytest.mark.parametrize("step", ["_truncate", "_replace"])
+def test_emptying_that_is_cut_short_leaves_nothing_to_be_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    directory = LAYER.create(tmp_path / "layer")
+    cache = LAYER.open(directory)
+    cache.complete()
+    cache.close()
+
+    def cut(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"lamina.lazy.emptying.{step}", cut)
+    with pytest.raises(KeyboardInterrupt):
+        empty(directory)
+    monkeypatch.undo()
+    cache = LAYER.open(directory)
+    assert (cache.local_bytes > 0) == (step == "_truncate")
+    assert cache.read(0, cache.size) == LAYER.content
+    cache.close()
+    empty(directory)
+    assert (directory / "data").stat().st_blocks == 0
 
 
 def test_what_kills_left_is_swept(store: CacheStore) -> None:

@@ -204,6 +204,46 @@ class Imaging(Protocol):
         ...
 
 
+class Shrunk(NamedTuple):
+    """What `Evicting.shrink` has done.
+
+    Attributes:
+        layers: ids of those that were emptied.
+        freed: bytes of disk.
+        left: bytes of disk that all layers take now.
+    """
+
+    layers: tuple[int, ...]
+    freed: int
+    left: int
+
+
+@runtime_checkable
+class Evicting(Protocol):
+    """What a driver may have besides: it can do without data that it has from elsewhere.
+
+    Attributes:
+        is_used: set by the engine: tells whether an Active snapshot or a View stands on an id, is
+            about to, or is it.
+    """
+
+    is_used: Callable[[int], bool]
+
+    def shrink(self, to: int | None = None) -> Shrunk:
+        """Empty layers, those that were used longest ago first, until the rest fits.
+
+        What is in use stays. What is emptied comes again when it is read.
+
+        Args:
+            to: bytes of disk; None for what the configuration says, which may be no bound.
+        """
+        ...
+
+    def growth(self, id: int) -> int:
+        """Return the bytes of disk that a Committed snapshot takes now beyond what `seal` told."""
+        ...
+
+
 class Claimed(NamedTuple):
     """A driver serves a layer itself.
 

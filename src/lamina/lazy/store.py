@@ -1,11 +1,11 @@
-"""The caches of many layers under one root, and keeping them below a budget."""
+"""The caches of many layers under one root."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,34 +102,6 @@ class CacheStore:
         finally:
             lock.release()
 
-    def shrink(self, budget: int, in_use: Callable[[Digest], bool]) -> list[CachedLayer]:
-        """Remove layers, the one that was used longest ago first, until all fit into a budget.
-
-        A complete layer may be mounted although no process has it open, so the caller tells which
-        layers are in use; those are never removed, nor are those that a process has open.
-
-        Args:
-            budget: bytes of disk.
-            in_use: whether a snapshot stands on the layer, or is about to.
-
-        Returns:
-            Those removed. What is left is above the budget only by layers in use.
-
-        Raises:
-            OSError: a layer cannot be removed.
-        """
-        layers = self.layers()
-        total = sum(layer.allocated_bytes for layer in layers)
-        removed = []
-        for layer in layers:
-            if total <= budget:
-                break
-            if layer.is_open or in_use(layer.digest) or not self._try_remove(layer.digest):
-                continue
-            total -= layer.allocated_bytes
-            removed.append(layer)
-        return removed
-
     def sweep(self) -> None:
         """Remove what killed processes left half made or half removed."""
         for path in [*self._root.glob(f"{NEW_PREFIX}*"), *self._root.glob(f"{_REMOVED_PREFIX}*")]:
@@ -154,13 +126,6 @@ class CacheStore:
             return
         if path.name.startswith(_REMOVED_PREFIX) or age > _NASCENT_SECONDS:
             shutil.rmtree(path, ignore_errors=True)
-
-    def _try_remove(self, digest: Digest) -> bool:
-        try:
-            self.remove(digest)
-        except (FailedPrecondition, NotFound):
-            return False
-        return True
 
     def _destroy(self, directory: Path) -> None:
         """Take a locked layer away: out of its name at once, then its files."""

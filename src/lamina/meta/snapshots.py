@@ -66,6 +66,15 @@ SELECT 'free', id FROM trash
 UNION ALL SELECT 'sync', id FROM snapshots WHERE unsynced IS NOT NULL AND unsynced <> 'failed'"""
 
 
+_USED = """
+WITH RECURSIVE used (id) AS (
+    SELECT id FROM snapshots WHERE kind <> ?
+    UNION SELECT parent FROM snapshots JOIN used USING (id) WHERE parent IS NOT NULL
+)
+SELECT 1 FROM used WHERE id = ?
+"""
+
+
 class SnapshotStore:
     """The store; safe for threads, and for several processes on one file.
 
@@ -143,6 +152,15 @@ class SnapshotStore:
                     "SELECT id, key FROM snapshots WHERE state IN ('ready', 'committing')"
                 ).fetchall()
             )
+
+    def is_used(self, id: int) -> bool:
+        """Tell whether an Active snapshot or a View stands on this one, or is it.
+
+        One that is being made counts from `begin_create` on.
+        """
+        with self._database.read() as connection:
+            row = connection.execute(_USED, (Kind.COMMITTED, id)).fetchone()
+        return row is not None
 
     def totals(self) -> Totals:
         """Add up what is recorded; reads the whole table."""

@@ -20,11 +20,13 @@ from lamina.core.cancel import shielded
 from lamina.core.driver import (
     Ability,
     Driver,
+    Evicting,
     Forkable,
     Imaging,
     Prompt,
     Remote,
     Settling,
+    Shrunk,
     Snapshot,
 )
 from lamina.core.labels import FORK_OF
@@ -97,6 +99,8 @@ class Engine(Snapshotter):
                 root / DATABASE, boot=boot or boot_id(), owners=self._owners
             )
             undo.callback(self._store.close)
+            if isinstance(driver, Evicting):
+                driver.is_used = self._store.is_used
             self._reaper = Reaper(driver, self._store.trash)
             self._recover()
             undo.pop_all()
@@ -118,8 +122,13 @@ class Engine(Snapshotter):
         return self._shown(self._store.record(key))
 
     def usage(self, key: str) -> Usage:
-        """Measure an Active snapshot now; nothing for a View; else what was measured at commit."""
+        """Measure an Active snapshot now; nothing for a View; else what was measured at commit,
+        and what it has grown by since where its driver fetches it bit by bit.
+        """
         record = self._store.record(key)
+        if record.info.kind == Kind.COMMITTED and isinstance(self._driver, Evicting):
+            growth = self._driver.growth(record.id)
+            return Usage(record.usage.inodes, record.usage.size + growth)
         if record.info.kind != Kind.ACTIVE:
             return record.usage
         with _translated("measure snapshot", key):
@@ -260,6 +269,24 @@ class Engine(Snapshotter):
             rest: seconds of pause for each second of work.
         """
         return self._reaper.reap(stop=stop, rest=rest)
+
+    def shrink(self, to: int | None = None) -> Shrunk:
+        """Empty layers that can be had again, until the others fit; see `Evicting.shrink`.
+
+        Raises:
+            NotImplementedHere: this snapshotter has all of a layer, or nothing.
+            LaminaError: a layer cannot be emptied.
+        """
+        if not isinstance(self._driver, Evicting):
+            hint = "only stargz fetches layers that it can let go of"
+            raise NotImplementedHere("shrink the caches of", self.name, hint=hint)
+        with _translated("shrink the caches of", self.name):
+            return self._driver.shrink(to)
+
+    @property
+    def evicts(self) -> bool:
+        """Whether there is something to `shrink`."""
+        return isinstance(self._driver, Evicting)
 
     def sync(self) -> None:
         """Make every commit so far survive power loss: one sync for all of them.

@@ -66,6 +66,8 @@ class SnapshotterChore:
             self._engine.sync()
         finally:  # a full disk fails a sync until something is freed
             self._engine.reap(rest=REST)
+        if self._engine.evicts:  # what was in use before the removal can go now
+            self._engine.shrink()
 
 
 class ContentChore:

@@ -32,6 +32,17 @@ def mount_once(point: Path, mount: Callable[[], None]) -> None:
             mount()
 
 
+def mount_in_turn(point: Path, mount: Callable[[], None]) -> None:
+    """As `mount_once`, but wait for whoever holds `locked`, even where something is mounted.
+
+    Raises:
+        FileNotFoundError: there is no such directory.
+    """
+    with locked(point):
+        if not is_mounted(point):
+            mount()
+
+
 def unmount_all(point: Path) -> None:
     """Take off whatever is mounted on a directory; one that is gone is no error.
 

@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lamina.core.driver import Ability, Claimed, Refused, Snapshot
+from lamina.core.driver import Ability, Claimed, Refused, Shrunk, Snapshot
 from lamina.core.mount import Mount
 from lamina.core.snapshot import EMPTY_LABELS, Usage
 from lamina.errors import DataLoss, FormatError, LaminaError
-from lamina.snapshotters.lower_mounts import is_mounted, mount_once, unmount_all
+from lamina.snapshotters.lower_mounts import is_mounted, mount_in_turn, mount_once, unmount_all
 from lamina.snapshotters.overlay_stack import OverlayStackDriver
 from lamina.snapshotters.stargz.access import ACCESS, Access
 from lamina.snapshotters.stargz.origin import Origin, Verification, origin_of
@@ -31,6 +31,7 @@ from lamina.snapshotters.tree import remove_tree
 if TYPE_CHECKING:
     from lamina.lazy.launch import LazyWorker
     from lamina.lazy.served import GateName
+    from lamina.snapshotters.stargz.eviction import LazyLayer
 
 IMAGE = "layer.erofs"
 CACHE = "cache"
@@ -55,8 +56,12 @@ class StargzDriver(OverlayStackDriver):
         access: how to reach registries.
         verification: what has to be verified.
         completes: fetch the rest of a layer in the background.
+        budget: bytes of disk for the data of all lazy layers; None for no bound.
         abilities: what kernel and configuration allow; never REBASE.
         mount_options: for every overlay mount.
+
+    Attributes:
+        is_used: as `Evicting` has it; until the engine sets it, everything is.
     """
 
     mounts_at_once = False
@@ -69,6 +74,7 @@ class StargzDriver(OverlayStackDriver):
         access: Access = _NO_ACCESS,
         verification: Verification = _ALL,
         completes: bool = True,
+        budget: int | None = None,
         abilities: frozenset[Ability] = frozenset(),
         mount_options: tuple[str, ...] = (),
     ) -> None:
@@ -77,11 +83,18 @@ class StargzDriver(OverlayStackDriver):
         self._access = access
         self._verification = verification
         self._completes = completes
+        self._budget = budget
+        self.is_used: Callable[[int], bool] = lambda _: True
         self._root = root
 
     def create(self, snapshot: Snapshot) -> None:
-        """Make the directories; see `OverlayStackDriver`."""
-        self._mount_layers(snapshot.parents)
+        """Make the directories, after mounting the lazy layers below; see `OverlayStackDriver`."""
+        from lamina.snapshotters.stargz import eviction
+
+        layers = [self._layer(id) for id in snapshot.parents if self.is_lazy(id)]
+        for layer in layers:
+            mount_in_turn(layer.point, functools.partial(self._mount, layer.id))
+        eviction.touch(layers)
         super().create(snapshot)
 
     def mounts(self, snapshot: Snapshot) -> list[Mount]:
@@ -127,6 +140,20 @@ class StargzDriver(OverlayStackDriver):
             self._worker.remove(self.of(id) / CACHE)
         super().destroy(id)
 
+    def shrink(self, to: int | None = None) -> Shrunk:
+        """Empty the caches of layers that nobody uses, until the others fit."""
+        from lamina.snapshotters.stargz import eviction
+
+        bound = self._budget if to is None else to
+        layers = self._lazy_layers() if bound is not None else []
+        return eviction.shrink(layers, bound or 0, self._evict)
+
+    def growth(self, id: int) -> int:
+        """Return the bytes of disk that a lazy layer's cache takes now; 0 for another."""
+        from lamina.lazy.emptying import allocated
+
+        return allocated(self.of(id) / CACHE)
+
     def info_labels(self, id: int) -> Mapping[str, str]:
         """Return why a layer is not lazy."""
         try:
@@ -156,7 +183,7 @@ class StargzDriver(OverlayStackDriver):
         return self.image(id).exists()
 
     def _make_lazy(self, id: int, origin: Origin) -> None:
-        from lamina.snapshotters.stargz import layer  # only those who claim need the formats
+        from lamina.snapshotters.stargz import eviction, layer  # only those who claim need them
 
         access = self._access._replace(plain_http=origin.plain_http)
         contents = layer.read_contents(access, origin, self._verification)
@@ -165,8 +192,33 @@ class StargzDriver(OverlayStackDriver):
         layer.make_cache(contents, directory / CACHE, self._gate)
         layer.write_metadata(contents, self.image(id))
         mount_once(self.fs(id), functools.partial(self._mount, id))
-        if self._completes and contents.tree.cache_size:
+        size = contents.tree.cache_size
+        if self._has_room(id, size) and self._completes and size:
+            (directory / CACHE / eviction.COMPLETES).touch()
             self._worker.prefetch(directory / CACHE)
+
+    def _has_room(self, id: int, size: int) -> bool:
+        """Make room for a cache of so many bytes; tell if it may be filled in the background."""
+        from lamina.snapshotters.stargz import eviction
+
+        if self._budget is None:
+            return True
+        self.shrink(max(0, self._budget - size))
+        others = [layer for layer in self._lazy_layers() if layer.id != id]
+        return sum(map(eviction.expected, others)) + size <= self._budget
+
+    def _evict(self, layer: LazyLayer) -> int | None:
+        from lamina.snapshotters.stargz import eviction
+
+        return eviction.evict(layer, self.is_used, self._worker.remove)
+
+    def _layer(self, id: int) -> LazyLayer:
+        from lamina.snapshotters.stargz.eviction import LazyLayer
+
+        return LazyLayer(id, self.fs(id), self.image(id), self.of(id) / CACHE)
+
+    def _lazy_layers(self) -> list[LazyLayer]:
+        return [self._layer(id) for id in self.ids() if self.is_lazy(id)]
 
     def _mount_layers(self, ids: Iterable[int]) -> None:
         for id in ids:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lamina.core.units import parse_size
+from lamina.errors import InvalidArgument
 from lamina.snapshotters.erofs_support import EROFS_MOUNTS, OVERLAY_MOUNTS, loaded, require
 from lamina.snapshotters.plugin import Need, SnapshotterConfig, SnapshotterPlugin
 
@@ -28,6 +30,8 @@ class StargzConfig(SnapshotterConfig):
         docker_config: a docker `config.json` with credentials (Lamina's own key).
         allow_no_verification: believe layers that whoever pulls says need no verification.
         disable_verification: verify nothing.
+        cache_budget: bytes of disk for the data of all lazy layers, such as `20GiB`; "" for no
+            bound (Lamina's own key).
         no_background_fetch: fetch what is read, and nothing else.
         mount_options: further options of every overlay mount (Lamina's own key).
     """
@@ -35,6 +39,7 @@ class StargzConfig(SnapshotterConfig):
     gate: str = "auto"
     config_path: str = ""
     docker_config: str = ""
+    cache_budget: str = ""
     allow_no_verification: bool = False
     disable_verification: bool = False
     no_background_fetch: bool = False
@@ -42,9 +47,22 @@ class StargzConfig(SnapshotterConfig):
 
     def problems(self) -> list[str]:
         """Return what the types do not show."""
+        found = []
         if self.gate not in _GATES:
-            return [f"gate: {self.gate!r} is none of {', '.join(_GATES)}"]
-        return []
+            found.append(f"gate: {self.gate!r} is none of {', '.join(_GATES)}")
+        try:
+            self.budget()
+        except InvalidArgument as error:
+            found.append(f"cache_budget: {error}")
+        return found
+
+    def budget(self) -> int | None:
+        """Return `cache_budget` in bytes.
+
+        Raises:
+            InvalidArgument: it is no size.
+        """
+        return parse_size(self.cache_budget) if self.cache_budget else None
 
 
 def _load(config: StargzConfig, root: Path) -> Driver:
@@ -63,6 +81,7 @@ def _driver(config: StargzConfig, root: Path) -> StargzDriver:
         access=Access(config.config_path, config.docker_config),
         verification=Verification(config.disable_verification, config.allow_no_verification),
         completes=not config.no_background_fetch,
+        budget=config.budget(),
         abilities=overlay_support.abilities(slow_chown=False),
         mount_options=overlay_support.overlay_options(root, config.mount_options),
     )

@@ -1,0 +1,135 @@
+"""Keeping the data of lazy layers within a budget, by emptying the caches of those nobody uses.
+
+A layer is emptied as a whole, and with it all that were last used in the same instant: those of an
+image are. Its names and attributes stay, so that it is as it was after the pull.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+from lamina.core.driver import Shrunk
+from lamina.errors import FailedPrecondition
+from lamina.lazy.emptying import allocated, empty
+from lamina.lazy.layer import DATA, LOCK
+from lamina.linux.file_lease import is_open_elsewhere
+from lamina.snapshotters.lower_mounts import locked, unmount_all
+
+log = logging.getLogger(__name__)
+
+COMPLETES = "completes"
+"""A mark beside a cache that is filled in the background, so that all of it counts."""
+
+
+class LazyLayer(NamedTuple):
+    """Where a layer is.
+
+    Attributes:
+        id: of its snapshot.
+        point: where it is mounted.
+        image: its metadata.
+        cache: its data.
+    """
+
+    id: int
+    point: Path
+    image: Path
+    cache: Path
+
+
+def touch(layers: Iterable[LazyLayer]) -> None:
+    """Note that layers are used now, all in one instant."""
+    now = time.time_ns()
+    for layer in layers:
+        with suppress(FileNotFoundError):  # whoever mounts it says so
+            os.utime(layer.cache / LOCK, ns=(now, now))
+
+
+def expected(layer: LazyLayer) -> int:
+    """Return the bytes of disk that a layer takes, or will when its background work is done."""
+    taken = allocated(layer.cache)
+    if not (layer.cache / COMPLETES).exists():
+        return taken
+    return max(taken, (layer.cache / DATA).stat().st_size)
+
+
+def evict(
+    layer: LazyLayer, is_used: Callable[[int], bool], let_go: Callable[[Path], None]
+) -> int | None:
+    """Empty a layer that nobody uses; return how many bytes of disk that has freed, else None.
+
+    Whoever makes a snapshot on it has a row in the store before it waits for the lock, so that
+    either it is seen here, or it mounts the layer anew afterwards.
+
+    Args:
+        layer: the layer.
+        is_used: whether a snapshot stands on it.
+        let_go: has the worker serve a cache no more.
+
+    Raises:
+        LaminaError, OSError: it cannot be emptied; it can still be read.
+    """
+    with locked(layer.point):
+        if is_used(layer.id):
+            return None
+        try:
+            unmount_all(layer.point)
+        except FailedPrecondition:
+            return None  # somebody is in it
+        # In another namespace, or below an overlay whose snapshot is gone.
+        if is_open_elsewhere(layer.image):
+            return None
+        let_go(layer.cache)
+        (layer.cache / COMPLETES).unlink(missing_ok=True)
+        try:
+            return empty(layer.cache)
+        except FailedPrecondition as error:
+            log.warning("cannot empty a layer now: %s", error, extra={"path": str(layer.cache)})
+            return None
+
+
+def shrink(
+    layers: Iterable[LazyLayer], to: int, evict_one: Callable[[LazyLayer], int | None]
+) -> Shrunk:
+    """Empty layers, those that were used longest ago first, until the rest fits.
+
+    Args:
+        layers: all that there are.
+        to: bytes of disk.
+        evict_one: empties one, or returns None.
+    """
+    found = sorted((_used(layer), layer) for layer in layers)
+    left = sum(allocated(layer.cache) for _, layer in found)
+    freed = 0
+    emptied: list[int] = []
+    for _, group in groupby(found, key=lambda one: one[0]):
+        if left <= to:
+            break
+        for _, layer in group:
+            gone = evict_one(layer) if _has_data(layer) else None
+            if gone is not None:
+                left, freed = left - gone, freed + gone
+                emptied.append(layer.id)
+                log.info("emptied a layer's cache", extra={"path": str(layer.cache)})
+    return Shrunk(tuple(emptied), freed, left)
+
+
+def _has_data(layer: LazyLayer) -> bool:
+    try:
+        return (layer.cache / DATA).stat().st_blocks > 0
+    except FileNotFoundError:
+        return False
+
+
+def _used(layer: LazyLayer) -> int:
+    try:
+        return (layer.cache / LOCK).stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0

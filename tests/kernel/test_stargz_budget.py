@@ -1,0 +1,196 @@
+"""Lazy layers whose data is taken away again, to keep within a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lamina.config import load
+from lamina.core.snapshot import Kind
+from lamina.mount import mount_all, temp_mount, unmount, unmount_recursive
+from lamina.snapshotters.engine import Engine
+from lamina.snapshotters.janitor import SnapshotterChore
+from lamina.snapshotters.stargz.driver import CACHE
+from lamina.snapshotters.stargz.eviction import COMPLETES
+from lamina.store import Store
+from tests.fixtures_registry import LocalRegistry
+from tests.images import ImageFiles, image
+from tests.kernel.test_stargz import (
+    ALL,
+    CONFIG,
+    FILES,
+    GATES,
+    annotated,
+    end_worker,
+    fetched,
+    noise,
+    push,
+    read_all,
+    stargz_layer,
+    top,
+    worker,
+)
+
+pytest_plugins = ["tests.fixtures_registry"]
+pytestmark = [pytest.mark.root, pytest.mark.overlay, pytest.mark.erofs, pytest.mark.registry]
+
+LARGE = 1_000_000
+"""More than the data of one image here, and less than that of two."""
+
+
+@pytest.fixture
+def files() -> ImageFiles:
+    return image(*map(stargz_layer, FILES))
+
+
+@pytest.fixture
+def open_store(root_dir: Path, tmp_path: Path) -> Iterator[Callable[..., Store]]:
+    """Open a store whose lazy layers have a budget in bytes, if any."""
+    opened: list[Store] = []
+
+    def make(gate: str = "auto", *, quiet: bool = True, budget: int | str = "") -> Store:
+        config = tmp_path / "config.toml"
+        text = CONFIG.format(gate=gate, quiet=str(quiet).lower())
+        config.write_text(f'{text}cache_budget = "{budget}"\n')
+        opened.append(Store(root_dir, config=load(config)))
+        return opened[-1]
+
+    yield make
+    for store in opened:
+        store.close()
+    unmount_recursive(root_dir)
+    end_worker(root_dir)
+
+
+def other(registry: LocalRegistry) -> str:
+    """Push another image, of one layer."""
+    files = image(stargz_layer({"third": noise(800_000, 9)}))
+    registry.push(annotated(files), files.blobs, "other", "1")
+    return f"{registry.host}/other:1"
+
+
+def caches(store: Store) -> dict[str, Path]:
+    """Return the caches of all layers, by the keys of their snapshots."""
+    engine = store.snapshotter("stargz")
+    assert isinstance(engine, Engine)
+    ids = {key: id for id, key in engine._store.ids().items()}
+    found = {key: engine.root / "snapshots" / str(id) / CACHE for key, id in ids.items()}
+    return {key: path for key, path in found.items() if path.exists()}
+
+
+def engine_of(store: Store) -> Engine:
+    engine = store.snapshotter("stargz")
+    assert isinstance(engine, Engine)
+    return engine
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_emptied_layers_are_fetched_again_when_they_are_read(
+    open_store: Callable[..., Store],
+    registry: LocalRegistry,
+    files: ImageFiles,
+    tmp_path: Path,
+    gate: str,
+) -> None:
+    store = open_store(gate)
+    ref = push(registry, files)
+    store.pull(ref, snapshotter="stargz", plain_http=True)
+    engine = engine_of(store)
+    before = engine.usage(top(store, ref)).size
+    for _ in range(2):
+        assert read_all(store, ref, tmp_path) == ALL
+        assert engine.usage(top(store, ref)).size >= before + 300_000
+        done = engine.shrink(0)
+        assert len(done.layers) == 2
+        assert done.freed >= sum(map(len, ALL.values()))
+        assert engine.usage(top(store, ref)).size <= before + 4096
+        assert worker(store).status().layers == []
+    assert engine.shrink(0).layers == ()
+    assert read_all(store, ref, tmp_path) == ALL
+    assert fetched(store) >= sum(map(len, ALL.values()))
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_what_somebody_uses_stays(
+    open_store: Callable[..., Store],
+    registry: LocalRegistry,
+    files: ImageFiles,
+    tmp_path: Path,
+    gate: str,
+) -> None:
+    store = open_store(gate)
+    ref = push(registry, files)
+    store.pull(ref, snapshotter="stargz", plain_http=True)
+    engine = engine_of(store)
+    point = tmp_path / "point"
+    point.mkdir()
+    mounts = engine.prepare("container", top(store, ref))
+    assert engine.shrink(0).layers == ()
+    mount_all(mounts, point)
+    try:
+        assert (point / "big").read_bytes() == ALL["big"]
+        # The snapshot is gone and its mount is not: the kernel still has the layers.
+        engine.remove("container")
+        assert engine.shrink(0).layers == ()
+        assert {name: (point / name).read_bytes() for name in ALL} == ALL
+    finally:
+        unmount(point)
+    assert len(engine.shrink(0).layers) == 2
+
+
+def test_least_recently_used_image_is_emptied_for_the_next(
+    open_store: Callable[..., Store], registry: LocalRegistry, files: ImageFiles, tmp_path: Path
+) -> None:
+    store = open_store(budget=LARGE * 2)
+    first, second = push(registry, files), other(registry)
+    for ref in (first, second):
+        store.pull(ref, snapshotter="stargz", plain_http=True)
+    assert read_all(store, second, tmp_path).keys() == {"third"}
+    assert read_all(store, first, tmp_path) == ALL
+    engine = engine_of(store)
+    assert engine.shrink().layers == ()
+    used = engine.shrink(LARGE * 3 // 2)
+    assert len(used.layers) == 1
+    assert caches(store)[top(store, second)].joinpath("data").stat().st_blocks == 0
+    assert fetched(store) >= sum(map(len, ALL.values()))
+    for key, cache in caches(store).items():
+        assert engine.stat(key).kind is Kind.COMMITTED
+        assert cache.joinpath("data").stat().st_size > 0
+
+
+@pytest.mark.parametrize(("budget", "completes"), [(LARGE // 2, False), (LARGE * 4, True)])
+def test_nothing_is_fetched_in_the_background_that_does_not_fit(
+    open_store: Callable[..., Store],
+    registry: LocalRegistry,
+    tmp_path: Path,
+    budget: int,
+    completes: bool,
+) -> None:
+    store = open_store(quiet=False, budget=budget)
+    ref = other(registry)
+    store.pull(ref, snapshotter="stargz", plain_http=True)
+    [cache] = caches(store).values()
+    assert (cache / COMPLETES).exists() == completes
+    with temp_mount(engine_of(store).view("look", top(store, ref)), dir=tmp_path, read_only=True):
+        pass
+    if completes:
+        worker(store).wait(cache, 30.0)
+    assert (fetched(store) > 0) == completes
+
+
+def test_budget_is_kept_once_a_container_is_gone(
+    open_store: Callable[..., Store], registry: LocalRegistry, files: ImageFiles, tmp_path: Path
+) -> None:
+    store = open_store(budget=LARGE // 2)
+    ref = push(registry, files)
+    store.pull(ref, snapshotter="stargz", plain_http=True)
+    engine = engine_of(store)
+    with temp_mount(engine.prepare("container", top(store, ref)), dir=tmp_path) as root:
+        assert (root / "big").read_bytes() == ALL["big"]
+        assert (root / "other").read_bytes() == ALL["other"]
+        assert engine.shrink().layers == ()
+    engine.remove("container")
+    SnapshotterChore(engine).work()
+    assert [(path / "data").stat().st_blocks for path in caches(store).values()] == [0, 0]
