@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from lamina.images.archive.exporting import ExportOptions
     from lamina.images.archive.importing import ImportOptions
     from lamina.images.catalogue import Image
+    from lamina.images.conversion import Converted, ConvertOptions
     from lamina.images.extraction import Destination
     from lamina.images.gc import Collected
     from lamina.images.migration import Migrated
@@ -371,6 +372,32 @@ class Store:
         forget(image, store=self.images, snapshotter=source)
         self.collect()
         return Migrated(image, copies, left_in(origin, copies))
+
+    def convert(
+        self,
+        ref: str,
+        target: str,
+        *,
+        options: ConvertOptions | None = None,
+        progress: Progress | None = None,
+    ) -> Converted:
+        """Make a lazy image of an image whose blobs are here; see `lamina.images.conversion`.
+
+        Args:
+            ref: the image.
+            target: name of the new one; an image that has it loses it.
+            options: format, platforms, what comes first.
+            progress: told what happens.
+
+        Raises:
+            NotFound: there is no such image, or some of its content is not here.
+            LaminaError: as `conversion.convert` raises.
+        """
+        from lamina.images.conversion import convert
+        from lamina.images.reference import parse
+
+        name = str(parse(target))
+        return convert(self.image(ref), name, store=self.images, options=options, progress=progress)
 
     def image(self, ref: str) -> Image:
         """Return the record of an image by its reference, full or short, or by its plain name.

@@ -22,6 +22,7 @@ from lamina.core.digest import Digest, parse_digest
 from lamina.core.labels import REMOTE
 from lamina.errors import NotFound
 from lamina.formats.compression import decompress
+from lamina.formats.estargz.annotations import CHUNKED_DIGESTS, TOC_DIGEST
 from lamina.formats.estargz.footer import find_toc
 from lamina.formats.estargz.toc import read_toc
 from lamina.images.platform import default_platform
@@ -29,10 +30,9 @@ from lamina.lazy.launch import LazyWorker
 from lamina.mount import temp_mount, unmount_recursive
 from lamina.snapshotters.stargz.access import Access
 from lamina.snapshotters.stargz.driver import REASON_LABEL
-from lamina.snapshotters.stargz.origin import TOC_DIGEST
 from lamina.snapshotters.stargz.plugin import NEEDS, StargzConfig
 from lamina.snapshotters.stargz.serving import size_in_manifest
-from lamina.snapshotters.stargz.toc import LAYER_OF_TOC, PACKED_DIGESTS
+from lamina.snapshotters.stargz.toc import LAYER_OF_TOC
 from lamina.store import Store
 from tests.erofs import Bytes
 from tests.estargz import make_blob, make_chunked_blob, outsource
@@ -325,7 +325,7 @@ def test_layers_of_podman_are_verified_by_what_podman_says(
     files = image(Layer(blob, digest(tar), "application/vnd.oci.image.layer.v1.tar+zstd"))
     manifest = json.loads(files.manifest)
     said = digest(packed if right else b"another")
-    manifest["layers"][0]["annotations"] = {PACKED_DIGESTS[0]: said}
+    manifest["layers"][0]["annotations"] = {CHUNKED_DIGESTS[0]: said}
     ref = push(registry, files, json.dumps(manifest).encode())
     store.pull(ref, snapshotter="stargz", plain_http=True)
     [info] = store.snapshotter("stargz").walk()

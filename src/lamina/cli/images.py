@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import click
 
-from lamina.cli import image_migration, image_mounts, image_push, image_records, image_transfer
+from lamina.cli import (
+    image_conversion,
+    image_migration,
+    image_mounts,
+    image_push,
+    image_records,
+    image_transfer,
+)
 from lamina.cli.app import Group
 
 _ALIASES = {"list": "ls", "delete": "rm", "del": "rm", "remove": "rm"}
@@ -12,7 +19,7 @@ _ALIASES = {"list": "ls", "delete": "rm", "del": "rm", "remove": "rm"}
 
 @click.group(cls=Group, aliases=_ALIASES)
 def images() -> None:
-    """Pull, push, import, export, migrate, list, check, name, mount and remove images."""
+    """Pull, push, import, export, migrate, convert, list, check, name, mount and remove images."""
 
 
 for _verb in (
@@ -21,6 +28,7 @@ for _verb in (
     image_transfer.import_,
     image_transfer.export,
     image_migration.migrate,
+    image_conversion.convert,
     image_records.list_,
     image_records.check,
     image_records.usage,

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from lamina.core.digest import Digest
 from lamina.errors import NotFound, OutOfRange
 from lamina.formats.erofs.tree import Inode
+from lamina.formats.estargz.annotations import CHUNKED_DIGESTS, TOC_DIGEST
 from lamina.formats.estargz.footer import Kind, find_toc
 from lamina.formats.estargz.toc import read_toc
 from lamina.formats.estargz.tree import LayerTree, to_tree
@@ -25,12 +26,7 @@ from lamina.images.recording_layers import Attributed
 from lamina.images.store import ImageStore
 from lamina.images.tree import PlatformImage
 
-LAZY_ANNOTATIONS = frozenset(
-    [
-        "containerd.io/snapshot/stargz/toc.digest",
-        "io.containers.zstd-chunked.manifest-checksum",
-    ]
-)
+LAZY_ANNOTATIONS = frozenset([TOC_DIGEST, *CHUNKED_DIGESTS])
 """One of these says that a layer can be read lazily: it names the digest of its TOC."""
 _OPAQUE = b"trusted.overlay.opaque"
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from lamina.core.digest import Digest, parse_digest
 from lamina.core.labels import IMAGE_REF, LAYER_DIGEST, LAYER_SIZE, MANIFEST_DIGEST, PLAIN_HTTP
 from lamina.errors import InvalidArgument
+from lamina.formats.estargz.annotations import TOC_DIGEST
 
-TOC_DIGEST = "containerd.io/snapshot/stargz/toc.digest"
 SKIP_VERIFY = "containerd.io/snapshot/remote/stargz.skipverify"
 _REFERENCES = (IMAGE_REF, "containerd.io/snapshot/remote/stargz.reference")
 _DIGESTS = (LAYER_DIGEST, "containerd.io/snapshot/remote/stargz.digest")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lamina.core.digest import Digest, parse_digest, sha256
 from lamina.core.source import RangeSource
 from lamina.errors import DigestMismatch, FailedPrecondition, NotFound
+from lamina.formats.estargz.annotations import CHUNKED_DIGESTS
 from lamina.formats.estargz.footer import Kind, TocLocation, find_toc
 from lamina.formats.estargz.toc import MAX_COMPRESSED, Toc, read_external_toc, read_toc
 from lamina.images.manifest import Descriptor, Manifest, parse_manifest
@@ -24,12 +25,6 @@ EXTERNAL_SUFFIX = "-esgztoc"
 """Of the tag of the image that has the tables of contents of another's layers."""
 LAYER_OF_TOC = "containerd.io/snapshot/stargz/layer.digest"
 """Annotation of a layer in such an image: the blob that the table in it is of."""
-PACKED_DIGESTS = (
-    "io.github.containers.zstd-chunked.manifest-checksum",
-    "io.containers.zstd-chunked.manifest-checksum",
-)
-"""Annotations of a layer in zstd:chunked, of Podman and of earlier ones: the SHA-256 of its table
-of contents as it is compressed."""
 
 
 def read_layer_toc(
@@ -96,7 +91,7 @@ def _packed_digest(access: Access, origin: Origin, toc: Toc) -> Digest | None:
     ref = parse(origin.reference).with_digest(parse_digest(origin.manifest))
     layer = _find(access, ref, lambda layer: layer.digest == origin.digest)
     said = layer.annotations if layer else {}
-    return next((parse_digest(said[name]) for name in PACKED_DIGESTS if name in said), None)
+    return next((parse_digest(said[name]) for name in CHUNKED_DIGESTS if name in said), None)
 
 
 def _find(
