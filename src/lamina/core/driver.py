@@ -264,6 +264,39 @@ class Refused(NamedTuple):
     reason: str
 
 
+class LazyFiles(NamedTuple):
+    """Where a lazy layer is.
+
+    Attributes:
+        image: its metadata, an EROFS image whose device 1 is the cache file.
+        cache: directory of its cache, which `lamina.lazy` knows.
+    """
+
+    image: Path
+    cache: Path
+
+
+@runtime_checkable
+class Lazy(Protocol):
+    """What a driver may have besides: layers whose data comes when it is read.
+
+    The worker that serves them keeps its files in the snapshotter's own directory.
+    """
+
+    def lazy_layer(self, id: int) -> LazyFiles | None:
+        """Return where a layer's files are; None for one that is not lazy."""
+        ...
+
+    def serve(self, id: int) -> None:
+        """Have the worker serve a lazy layer, unless it is complete.
+
+        Raises:
+            DataLoss: something of it is gone.
+            Unavailable: no worker can be started.
+        """
+        ...
+
+
 @runtime_checkable
 class Remote(Protocol):
     """What a driver may have besides: it serves layers from elsewhere, such as a registry.

@@ -184,6 +184,10 @@ class UnitTable:
         start = self._source_offset[number]
         return start, start + self._source_length[number]
 
+    def cache_start(self, number: int) -> int:
+        """Return where a unit's bytes start in the cache."""
+        return self._block[number] * BLOCK
+
     def cache_length(self, number: int) -> int:
         """Return how many bytes of the cache a unit fills, without what pads them."""
         return self._cache_length[number]

@@ -23,6 +23,7 @@ VERSION = 1
 _HEADER = struct.Struct("<8sIIQQ32s36s24xI")
 assert _HEADER.size == 128
 """Magic, version, 0, units, inode of the data file, digest of the table, boot id, CRC-32."""
+HEADER_BYTES = _HEADER.size
 _RUNS = re.compile(rb"\x01+")
 _WANTED = re.compile(rb"[\x00\x03]")
 

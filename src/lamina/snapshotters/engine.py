@@ -115,6 +115,15 @@ class Engine(Snapshotter):
         """Whether the driver may serve a layer from the layer's registry."""
         return isinstance(self._driver, Remote)
 
+    @property
+    def driver(self) -> Driver:
+        """What keeps the storage, for what only some drivers can do."""
+        return self._driver
+
+    def ids(self) -> dict[str, int]:
+        """Return the number of every snapshot that has all of its storage, by key."""
+        return {key: id for id, key in self._store.complete_ids().items()}
+
     # Looking
 
     def stat(self, key: str) -> Info:

@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lamina.core.driver import Ability, Claimed, Refused, Shrunk, Snapshot
+from lamina.core.driver import Ability, Claimed, LazyFiles, Refused, Shrunk, Snapshot
 from lamina.core.mount import Mount
 from lamina.core.snapshot import EMPTY_LABELS, Usage
-from lamina.errors import DataLoss, FormatError, LaminaError
+from lamina.errors import DataLoss, FormatError, LaminaError, NotFound
 from lamina.snapshotters.lower_mounts import is_mounted, mount_in_turn, mount_once, unmount_all
 from lamina.snapshotters.overlay_stack import OverlayStackDriver
 from lamina.snapshotters.stargz.access import ACCESS, Access
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from lamina.lazy.launch import LazyWorker
     from lamina.lazy.served import GateName
     from lamina.snapshotters.stargz.eviction import LazyLayer
+    from lamina.snapshotters.stargz.prefetch import Prefetching
+
+log = logging.getLogger(__name__)
 
 IMAGE = "layer.erofs"
 CACHE = "cache"
@@ -57,6 +61,7 @@ class StargzDriver(OverlayStackDriver):
         verification: what has to be verified.
         completes: fetch the rest of a layer in the background.
         budget: bytes of disk for the data of all lazy layers; None for no bound.
+        prefetching: what is fetched at once.
         abilities: what kernel and configuration allow; never REBASE.
         mount_options: for every overlay mount.
 
@@ -75,6 +80,7 @@ class StargzDriver(OverlayStackDriver):
         verification: Verification = _ALL,
         completes: bool = True,
         budget: int | None = None,
+        prefetching: Prefetching | None = None,
         abilities: frozenset[Ability] = frozenset(),
         mount_options: tuple[str, ...] = (),
     ) -> None:
@@ -85,6 +91,7 @@ class StargzDriver(OverlayStackDriver):
         self._completes = completes
         self._budget = budget
         self.is_used: Callable[[int], bool] = lambda _: True
+        self._prefetching = prefetching
         self._root = root
 
     def create(self, snapshot: Snapshot) -> None:
@@ -117,7 +124,7 @@ class StargzDriver(OverlayStackDriver):
             origin = origin_of(snapshot.labels)
             if origin is None:
                 return self._refuse(snapshot.id, "its labels do not say which image it is of")
-            self._make_lazy(snapshot.id, origin)
+            self._make_lazy(snapshot.id, origin, snapshot.labels)
         except BaseException as error:
             self._undo(snapshot.id)
             if isinstance(error, FormatError):
@@ -182,20 +189,35 @@ class StargzDriver(OverlayStackDriver):
         """Tell whether a layer is served, rather than unpacked."""
         return self.image(id).exists()
 
-    def _make_lazy(self, id: int, origin: Origin) -> None:
-        from lamina.snapshotters.stargz import eviction, layer  # only those who claim need them
+    def lazy_layer(self, id: int) -> LazyFiles | None:
+        """Return where a lazy layer's files are; None for one that is unpacked."""
+        return LazyFiles(self.image(id), self.of(id) / CACHE) if self.is_lazy(id) else None
+
+    def serve(self, id: int) -> None:
+        """Mount a lazy layer, unless it is; then it is served, unless it was complete.
+
+        Raises:
+            DataLoss, Unavailable: as `mounts`.
+        """
+        self._mount_layers([id])
+
+    def _make_lazy(self, id: int, origin: Origin, labels: Mapping[str, str]) -> None:
+        # Only those who claim need the formats.
+        from lamina.snapshotters.stargz import eviction, layer, prefetch
 
         access = self._access._replace(plain_http=origin.plain_http)
         contents = layer.read_contents(access, origin, self._verification)
         directory = self.of(id)
         access.write(directory)
         layer.make_cache(contents, directory / CACHE, self._gate)
+        prefetching = self._prefetching or prefetch.Prefetching()
+        first = prefetch.first_bytes(prefetching, contents.tree.prefetch, labels)
+        prefetch.want_first(contents.tree, directory / CACHE, first)
         layer.write_metadata(contents, self.image(id))
-        mount_once(self.fs(id), functools.partial(self._mount, id))
         size = contents.tree.cache_size
         if self._has_room(id, size) and self._completes and size:
             (directory / CACHE / eviction.COMPLETES).touch()
-            self._worker.prefetch(directory / CACHE)
+        mount_once(self.fs(id), functools.partial(self._mount, id))
 
     def _has_room(self, id: int, size: int) -> bool:
         """Make room for a cache of so many bytes; tell if it may be filled in the background."""
@@ -233,9 +255,27 @@ class StargzDriver(OverlayStackDriver):
             hint = "`lamina fsck --repair` tells how to have the layer again"
             raise DataLoss("mount lazy layer", cache, hint=hint)
         options = ["ro"]
-        if (cache / "data").stat().st_size:
+        has_data = bool((cache / "data").stat().st_size)
+        if has_data:
             options.append(f"device={self._worker.add(cache, FACTORY, self._gate)}")
         mount_all([Mount("erofs", str(self.image(id)), options=tuple(options))], self.fs(id))
+        if has_data:
+            self._fetch(cache)
+
+    def _fetch(self, cache: Path) -> None:
+        """Have fetched in the background what the configuration says; nobody waits for it."""
+        from lamina.lazy.unit_list import WANTED
+        from lamina.snapshotters.stargz.eviction import COMPLETES
+
+        everything = self._completes and (cache / COMPLETES).exists()
+        if not everything and not (cache / WANTED).exists():
+            return
+        try:
+            self._worker.prefetch(cache, everything=everything)
+        except NotFound:
+            pass  # it is complete, and not served
+        except LaminaError as error:
+            log.warning("cannot fetch in the background: %s", error, extra={"path": str(cache)})
 
     def _undo(self, id: int) -> None:
         """Make the storage what `create` has made it."""

@@ -32,7 +32,9 @@ class StargzConfig(SnapshotterConfig):
         disable_verification: verify nothing.
         cache_budget: bytes of disk for the data of all lazy layers, such as `20GiB`; "" for no
             bound (Lamina's own key).
-        no_background_fetch: fetch what is read, and nothing else.
+        noprefetch: fetch nothing at once, whatever a layer's landmark says.
+        prefetch_size: bytes of the start of a layer without landmark that are fetched at once.
+        no_background_fetch: do not fetch the rest of layers in the background.
         mount_options: further options of every overlay mount (Lamina's own key).
     """
 
@@ -42,6 +44,8 @@ class StargzConfig(SnapshotterConfig):
     cache_budget: str = ""
     allow_no_verification: bool = False
     disable_verification: bool = False
+    noprefetch: bool = False
+    prefetch_size: int = 0
     no_background_fetch: bool = False
     mount_options: tuple[str, ...] = ()
 
@@ -50,6 +54,8 @@ class StargzConfig(SnapshotterConfig):
         found = []
         if self.gate not in _GATES:
             found.append(f"gate: {self.gate!r} is none of {', '.join(_GATES)}")
+        if self.prefetch_size < 0:
+            found.append(f"prefetch_size: {self.prefetch_size} is no number of bytes")
         try:
             self.budget()
         except InvalidArgument as error:
@@ -74,6 +80,7 @@ def _driver(config: StargzConfig, root: Path) -> StargzDriver:
     from lamina.snapshotters.stargz.access import Access
     from lamina.snapshotters.stargz.driver import StargzDriver
     from lamina.snapshotters.stargz.origin import Verification
+    from lamina.snapshotters.stargz.prefetch import Prefetching
 
     return StargzDriver(
         root,
@@ -82,6 +89,7 @@ def _driver(config: StargzConfig, root: Path) -> StargzDriver:
         verification=Verification(config.disable_verification, config.allow_no_verification),
         completes=not config.no_background_fetch,
         budget=config.budget(),
+        prefetching=Prefetching(config.noprefetch, config.prefetch_size),
         abilities=overlay_support.abilities(slow_chown=False),
         mount_options=overlay_support.overlay_options(root, config.mount_options),
     )
