@@ -16,10 +16,12 @@ class Call:
     Attributes:
         metadata: the request's header fields by lower-case name, `-bin` ones still in base64.
         token: cancelled when the client has given up, or is gone.
+        peer: process that has opened the connection; 0 where this process cannot see it.
     """
 
     metadata: Mapping[str, str]
     token: CancelToken
+    peer: int = 0
 
     @property
     def deadline(self) -> float | None:

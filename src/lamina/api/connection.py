@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lamina.api.http2 import ConnectionFault
 from lamina.api.session import GREETING, Session
+from lamina.linux.peer import peer_pid
 
 if TYPE_CHECKING:
     from lamina.api.dispatch import Dispatcher
@@ -40,6 +41,7 @@ class Connection(asyncio.Protocol):
         """Greet the client."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        self._session.peer = peer_pid(transport.get_extra_info("socket"))
         if not self._dispatcher.add(self):
             log.warning("connection refused: too many of them, or the server is stopping")
             transport.abort()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol, Self, TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -11,9 +11,11 @@ from google.protobuf.message import DecodeError, Message
 from lamina.api.call import Call, Inline, Method
 from lamina.api.convert import info_from_wire, info_to_wire, mounts_to_wire, usage_to_wire
 from lamina.api.status import OK, to_status
+from lamina.api.visible import require_visible
 from lamina.api.wire import snapshots_pb2 as pb
+from lamina.core.mount import Mount
 from lamina.core.snapshot import Info, Snapshotter
-from lamina.errors import Cancelled, InvalidArgument, LaminaError
+from lamina.errors import Cancelled, FailedPrecondition, InvalidArgument, LaminaError
 
 SERVICE = "containerd.services.snapshots.v1.Snapshots"
 LIST_BATCH = 100
@@ -69,7 +71,7 @@ class _Service:
         self,
         name: str,
         kind: type[R],
-        handle: Callable[[Snapshotter, R], Message | None],
+        handle: Callable[[Snapshotter, R, Call], Message | None],
         *,
         inline: bool | Inline = False,
     ) -> Method:
@@ -81,7 +83,7 @@ class _Service:
             try:
                 request = _decode(kind, data)
                 snapshotter, key = request.snapshotter, _key(request)
-                response = handle(self._lookup(snapshotter), request)
+                response = handle(self._lookup(snapshotter), request, call)
                 encoded = b"" if response is None else response.SerializeToString()
             except BaseException as error:
                 self._failed(name, snapshotter, key, started, error)
@@ -123,36 +125,54 @@ class _Service:
         self._observe(name, snapshotter, key, code, time.perf_counter() - started, error)
 
 
-def _stat(snapshotter: Snapshotter, request: pb.StatSnapshotRequest) -> Message:
+def _stat(snapshotter: Snapshotter, request: pb.StatSnapshotRequest, _: Call) -> Message:
     return pb.StatSnapshotResponse(info=info_to_wire(snapshotter.stat(request.key)))
 
 
-def _mounts(snapshotter: Snapshotter, request: pb.MountsRequest) -> Message:
-    return pb.MountsResponse(mounts=mounts_to_wire(snapshotter.mounts(request.key)))
+def _mounts(snapshotter: Snapshotter, request: pb.MountsRequest, call: Call) -> Message:
+    mounts = snapshotter.mounts(request.key)
+    if snapshotter.mounts_layers:
+        require_visible(mounts, call.peer)
+    return pb.MountsResponse(mounts=mounts_to_wire(mounts))
 
 
-def _prepare(snapshotter: Snapshotter, request: pb.PrepareSnapshotRequest) -> Message:
+def _prepare(snapshotter: Snapshotter, request: pb.PrepareSnapshotRequest, call: Call) -> Message:
     labels = dict(request.labels) or None
     mounts = snapshotter.prepare(request.key, request.parent, labels=labels)
+    _require_usable(snapshotter, request.key, mounts, call)
     return pb.PrepareSnapshotResponse(mounts=mounts_to_wire(mounts))
 
 
-def _view(snapshotter: Snapshotter, request: pb.ViewSnapshotRequest) -> Message:
+def _view(snapshotter: Snapshotter, request: pb.ViewSnapshotRequest, call: Call) -> Message:
     labels = dict(request.labels) or None
     mounts = snapshotter.view(request.key, request.parent, labels=labels)
+    _require_usable(snapshotter, request.key, mounts, call)
     return pb.ViewSnapshotResponse(mounts=mounts_to_wire(mounts))
 
 
-def _commit(snapshotter: Snapshotter, request: pb.CommitSnapshotRequest) -> None:
+def _require_usable(
+    snapshotter: Snapshotter, key: str, mounts: Sequence[Mount], call: Call
+) -> None:
+    """Take back a snapshot whose layers the caller would not see."""
+    if not snapshotter.mounts_layers:
+        return
+    try:
+        require_visible(mounts, call.peer)
+    except FailedPrecondition:
+        snapshotter.remove(key)
+        raise
+
+
+def _commit(snapshotter: Snapshotter, request: pb.CommitSnapshotRequest, _: Call) -> None:
     labels = dict(request.labels) or None
     snapshotter.commit(request.name, request.key, labels=labels, parent=request.parent)
 
 
-def _remove(snapshotter: Snapshotter, request: pb.RemoveSnapshotRequest) -> None:
+def _remove(snapshotter: Snapshotter, request: pb.RemoveSnapshotRequest, _: Call) -> None:
     snapshotter.remove(request.key)
 
 
-def _update(snapshotter: Snapshotter, request: pb.UpdateSnapshotRequest) -> Message:
+def _update(snapshotter: Snapshotter, request: pb.UpdateSnapshotRequest, _: Call) -> Message:
     if not request.HasField("info"):
         raise InvalidArgument("update snapshot: the request has no info")
     info = info_from_wire(request.info)
@@ -160,11 +180,11 @@ def _update(snapshotter: Snapshotter, request: pb.UpdateSnapshotRequest) -> Mess
     return pb.UpdateSnapshotResponse(info=info_to_wire(stored))
 
 
-def _usage(snapshotter: Snapshotter, request: pb.UsageRequest) -> Message:
+def _usage(snapshotter: Snapshotter, request: pb.UsageRequest, _: Call) -> Message:
     return usage_to_wire(snapshotter.usage(request.key))
 
 
-def _cleanup(snapshotter: Snapshotter, request: pb.CleanupRequest) -> None:
+def _cleanup(snapshotter: Snapshotter, request: pb.CleanupRequest, _: Call) -> None:
     snapshotter.cleanup()
 
 

@@ -81,6 +81,9 @@ class Session:
         dispatcher: has the methods, and runs them.
         write: gets what is to go to the client.
         finished: called when the session is over because the server is stopping.
+
+    Attributes:
+        peer: the client's process; 0 where this process cannot see it.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class Session:
         finished: Callable[[], None],
     ) -> None:
         self.sender = Sender(write)
+        self.peer = 0
         self.is_introduced = False
         self._dispatcher = dispatcher
         self._finished = finished

@@ -66,7 +66,7 @@ class Stream(Outgoing):
         self.request = request
         self.method = method
         self.token = CancelToken(None if request.timeout is None else now + request.timeout)
-        self.call = Call(request.metadata, self.token)
+        self.call = Call(request.metadata, self.token, session.peer)
         self.body: bytearray | None = None
         self.held = 0
         self.receive_window = ReceiveWindow(RECEIVE_WINDOW)

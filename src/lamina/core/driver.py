@@ -120,6 +120,16 @@ class Prompt(Protocol):
 
 
 @runtime_checkable
+class Mounting(Protocol):
+    """What a driver may say besides: that it mounts layers itself, where `mounts` names them.
+
+    Clients in other mount namespaces, which the daemon has, are asked whether they see them.
+    """
+
+    mounts_layers: bool
+
+
+@runtime_checkable
 class Inspectable(Protocol):
     """What a driver may have besides: it keeps more than files, and can tell what is amiss there.
 

@@ -74,9 +74,12 @@ class Snapshotter(ABC):
 
     Attributes:
         mounts_at_once: `mounts` waits for no lock, device or other process.
+        mounts_layers: what `mounts` names is, or stands on, what was mounted in this process's
+            mount namespace.
     """
 
     mounts_at_once = False
+    mounts_layers = False
 
     @abstractmethod
     def stat(self, key: str) -> Info:

@@ -23,6 +23,7 @@ from lamina.core.driver import (
     Evicting,
     Forkable,
     Imaging,
+    Mounting,
     Prompt,
     Remote,
     Settling,
@@ -89,6 +90,7 @@ class Engine(Snapshotter):
         self._sync_remove = sync_remove
         self._wake = wake or _nothing
         self.mounts_at_once = isinstance(driver, Prompt) and driver.mounts_at_once
+        self.mounts_layers = isinstance(driver, Mounting) and driver.mounts_layers
         self._closed = False
         self._undos: deque[Callable[[], object]] = deque()
         with contextlib.ExitStack() as undo:

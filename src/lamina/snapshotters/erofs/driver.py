@@ -54,6 +54,7 @@ class ErofsDriver(OverlayStackDriver):
     """
 
     mounts_at_once = False
+    mounts_layers = True
 
     def __init__(
         self,

@@ -70,6 +70,7 @@ class StargzDriver(OverlayStackDriver):
     """
 
     mounts_at_once = False
+    mounts_layers = True
 
     def __init__(
         self,
