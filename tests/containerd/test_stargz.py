@@ -251,5 +251,12 @@ def test_registry_that_wants_a_login(tmp_path: Path, peer: Peer, container_id: s
         node.docker_config.write_text(json.dumps({"auths": {registry.host: login}}))
         rpull(client, node, "--user", LOGIN)
         node.assert_lazy()
+        node.assert_all_removed(daemon)
+        node.docker_config.unlink()
+        hosts = node.certs / NAME / "hosts.toml"
+        table = f'[host."http://{registry.host}".header]\nauthorization = "Basic {login["auth"]}"\n'
+        hosts.write_text(hosts.read_text() + table)
+        rpull(client, node)
+        node.assert_lazy()
         assert client.run(node.reference, "/box/busybox", "cat", "/links/c") == "LINKED"
         node.assert_all_removed(daemon)
