@@ -232,3 +232,22 @@ def test_version_6_chunks_must_be_in_the_table() -> None:
     hole = with_field(raw, at + 4, "<I", 0xFFFFFFFF)
     chunks = read_bootstrap(Bytes(hole)).root.children[b"f"].chunks
     assert [found.offset for found in chunks] == [0]
+
+
+def test_version_6_entries_are_what_the_kernel_takes_them_for() -> None:
+    root = directory({b"f": regular(noise(CHUNK * 3))})
+    raw, _blob = make_v6(root)
+    entries = [struct.pack("<HBBI", number, 1, 0, number) for number in range(3)]
+    at = raw.index(b"".join(entries))
+    format_at = at - 64 + 16
+    one = with_field(raw, format_at, "<I", 0x20 | 2)
+    chunks = read_bootstrap(Bytes(raw)).root.children[b"f"].chunks
+    assert read_bootstrap(Bytes(one)).root.children[b"f"].chunks == chunks
+    swapped = one[:at] + entries[0] + entries[2] + entries[1] + one[at + 24 :]
+    refused(swapped, "a chunk that follows")
+    refused(with_field(one, at + 4, "<I", 0xFFFFFFFF), "a chunk that follows")
+    refused(with_field(one, at + 12, "<I", 0xFFFFFFFF), "a chunk that follows")
+    refused(with_field(raw, format_at, "<I", 0), "chunks with indexes")
+    tar, _device = make_v6(root, tar=True)
+    at = tar.index(struct.pack("<HBBI", 1, 1, 0, 8)) - 8
+    refused(with_field(tar, at - 64 + 16, "<I", 0x20 | 2), "chunks of 4096 bytes or more")

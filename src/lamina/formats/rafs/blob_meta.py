@@ -15,7 +15,7 @@ from lamina.core.source import RangeSource
 from lamina.errors import InvalidArgument
 from lamina.formats.rafs.chunk_data import Buffer, decompress
 from lamina.formats.rafs.flags import BlobFeatures, damaged
-from lamina.formats.rafs.layout import aligned
+from lamina.formats.rafs.layout import MAX_CHUNK_SIZE, aligned
 from lamina.formats.rafs.metadata import MAX_CHUNKS
 from lamina.formats.rafs.model import Blob, MetaPlace
 from lamina.formats.rafs.zran import MAX_DICTIONARY, MAX_INPUT, MAX_OUTPUT, ZranContext
@@ -35,7 +35,7 @@ _BATCH = struct.Struct("<II32x")
 assert _BATCH.size == 40
 _ZRAN = struct.Struct("<QQQIIIBB2x")
 assert _ZRAN.size == 40
-_MAX_BATCH = 1 << 30
+_MAX_BATCH = 2 * MAX_CHUNK_SIZE
 
 _LONGER = BlobFeatures.BATCH | BlobFeatures.ZRAN | BlobFeatures.IS_CHUNKDICT_GENERATED
 """Blobs that may have more than chunk infos."""

@@ -10,6 +10,8 @@ from lamina.formats.erofs.attributes import Attribute, read_attributes
 from lamina.formats.erofs.hierarchy import Hierarchy, read_target
 from lamina.formats.erofs.inodes import Node
 from lamina.formats.erofs.layout import (
+    EROFS_CHUNK_FORMAT_BLKBITS_MASK,
+    EROFS_CHUNK_FORMAT_INDEXES,
     EROFS_INODE_CHUNK_BASED,
     EROFS_NULL_ADDR,
     EROFS_SUPER_OFFSET,
@@ -43,6 +45,8 @@ from lamina.formats.rafs.model import UNKNOWN, Blob, Bootstrap, Chunk, FileChunk
 from lamina.formats.rafs.v6_blobs import check_slots, read_v6_blobs
 
 _BLOCK_BITS = {9, 12}
+_HOLE = (-1, -1)
+"""As the place of a chunk: none."""
 
 
 def read_v6(source: RangeSource) -> Bootstrap:
@@ -203,19 +207,26 @@ class _Inodes:
         """
         if not node.size:
             return ()
-        if node.layout != EROFS_INODE_CHUNK_BASED:
-            raise damaged(node.at, "a file of chunks", f"data layout {node.layout}")
         step = self._extended.chunk_size
+        group = self._group(node, step)
         count = aligned(node.size, step) // step
         at = aligned(node.tail_at, V6_CHUNK_ADDRESS.size)
         self._data.check(at, count * V6_CHUNK_ADDRESS.size, "chunks")
         self._data.count_chunks(count, at)
         raw = self._data.take(at, count * V6_CHUNK_ADDRESS.size, "chunks")
         found = []
+        first = (0, 0)
+        blocks = step >> self._volume.block_bits
         for number, (low, device, high, block) in enumerate(V6_CHUNK_ADDRESS.iter_unpack(raw)):
-            if block == EROFS_NULL_ADDR:
-                continue
             here = at + number * V6_CHUNK_ADDRESS.size
+            place = _HOLE if block == EROFS_NULL_ADDR else (device, block)
+            inside = number % group
+            if not inside:
+                first = place
+            elif place != (first if first == _HOLE else (first[0], first[1] + inside * blocks)):
+                raise damaged(here, "a chunk that follows the one before it", place)
+            if place == _HOLE:
+                continue
             if not 0 < device <= len(self._blobs):
                 raise damaged(here, f"a chunk of one of {len(self._blobs)} blobs", device)
             offset = number * step
@@ -223,6 +234,17 @@ class _Inodes:
             chunk = self._chunk(address, min(step, node.size - offset), here)
             found.append(FileChunk(offset, chunk))
         return tuple(found)
+
+    def _group(self, node: Node, step: int) -> int:
+        """Return how many entries the kernel takes for one; it would read elsewhere if in part."""
+        if node.layout != EROFS_INODE_CHUNK_BASED or not node.data & EROFS_CHUNK_FORMAT_INDEXES:
+            expected = "a file of chunks with indexes"
+            raise damaged(node.at, expected, f"data layout {node.layout}, {node.data:#x}")
+        bits = self._volume.block_bits + (node.data & EROFS_CHUNK_FORMAT_BLKBITS_MASK)
+        group, rest = divmod(1 << bits, step)
+        if rest:
+            raise damaged(node.at, f"chunks of {step} bytes or more", 1 << bits)
+        return group
 
     def _chunk(self, address: _Address, size: int, at: int) -> Chunk:
         chunk = self._chunks.get(address)
