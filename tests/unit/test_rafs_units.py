@@ -92,6 +92,19 @@ def test_a_batch_is_one_unit() -> None:
     assert unit.cache_length == 9 * BLOCK + unit.pieces[-1].length
 
 
+def test_version_6_can_be_written_anew_without_what_steers_an_overlay() -> None:
+    root = sample()
+    raw, blob = make_v6(root, compressor=ZSTD)
+    bootstrap = read_bootstrap(Bytes(raw))
+    layout = lay_out_v6(bootstrap)
+    out = io.BytesIO()
+    table = [Device(device.size // BLOCK) for device in layout.devices]
+    write_image(to_tree(bootstrap, layout), out, devices=table)
+    root.children[b"!before-dots"].children[b"b"].children[b"c"].xattrs = {}
+    devices = [Bytes(device) for device in filled(layout, bootstrap, {0: blob})]
+    compare(Image(Bytes(out.getvalue()), devices), described(root))
+
+
 def test_a_chunk_between_those_of_a_batch_parts_its_unit() -> None:
     files = {
         b"a": regular(b"a" * 100),

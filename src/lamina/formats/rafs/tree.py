@@ -32,7 +32,8 @@ def to_tree(bootstrap: Bootstrap, layout: Layout) -> ErofsInode:
 def steers_overlay(bootstrap: Bootstrap) -> bool:
     """Tell whether an inode has an attribute that steers an overlay.
 
-    A bootstrap of version 6 is mounted as it is, with such attributes.
+    A bootstrap of version 6 is mounted as it is, with such attributes; `to_tree` leaves them out of
+    it as well, for the same devices.
     """
     return any(_steering(name) for inode in inodes(bootstrap.root) for name in inode.xattrs)
 
