@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from lamina.snapshotters.janitor import SnapshotterChore
 from lamina.snapshotters.stargz.driver import CACHE
 from lamina.snapshotters.stargz.eviction import COMPLETES
 from lamina.store import Store
+from tests.fixtures_command import Command
 from tests.fixtures_registry import LocalRegistry
 from tests.images import ImageFiles, image
 from tests.kernel.test_stargz import (
@@ -194,3 +196,27 @@ def test_budget_is_kept_once_a_container_is_gone(
     engine.remove("container")
     SnapshotterChore(engine).work()
     assert [(path / "data").stat().st_blocks for path in caches(store).values()] == [0, 0]
+
+
+def test_command_tells_what_it_has_freed(
+    open_store: Callable[..., Store],
+    registry: LocalRegistry,
+    files: ImageFiles,
+    tmp_path: Path,
+    root_dir: Path,
+) -> None:
+    store = open_store()
+    ref = push(registry, files)
+    store.pull(ref, snapshotter="stargz", plain_http=True)
+    assert read_all(store, ref, tmp_path) == ALL
+    command = Command(root_dir)
+    try:
+        kept = command.run("snapshots", "shrink").stdout + command.run("snapshots", "shrink").stderr
+        assert kept.startswith(b"freed 0.0 B of 0 layers; ")
+        done = json.loads(command.run("snapshots", "shrink", "--to", "0", "--json").stdout)
+        assert done["Layers"] == 2
+        assert done["Freed"] >= sum(map(len, ALL.values())) > done["Left"] > 0
+        refused = command.run("snapshots", "shrink", "--snapshotter", "overlayfs", code=None)
+        assert b"only stargz" in refused.stderr
+    finally:
+        command.close()

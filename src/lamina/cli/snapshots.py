@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from lamina.cli.app import App, parse_labels, pass_app
+from lamina.cli.lazy_shrink import shrink
 from lamina.cli.output import (
     always_json_option,
     json_option,
@@ -43,6 +44,7 @@ def snapshots() -> None:
 
 snapshots.add_command(diff)
 snapshots.add_command(unpack)
+snapshots.add_command(shrink)
 
 
 @snapshots.command("ls")

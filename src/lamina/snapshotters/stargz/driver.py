@@ -153,8 +153,7 @@ class StargzDriver(OverlayStackDriver):
         from lamina.snapshotters.stargz import eviction
 
         bound = self._budget if to is None else to
-        layers = self._lazy_layers() if bound is not None else []
-        return eviction.shrink(layers, bound or 0, self._evict)
+        return eviction.shrink(self._lazy_layers(), bound, self._evict)
 
     def growth(self, id: int) -> int:
         """Return the bytes of disk that a lazy layer's cache takes now; 0 for another."""

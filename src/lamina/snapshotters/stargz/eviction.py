@@ -96,13 +96,13 @@ def evict(
 
 
 def shrink(
-    layers: Iterable[LazyLayer], to: int, evict_one: Callable[[LazyLayer], int | None]
+    layers: Iterable[LazyLayer], to: int | None, evict_one: Callable[[LazyLayer], int | None]
 ) -> Shrunk:
     """Empty layers, those that were used longest ago first, until the rest fits.
 
     Args:
         layers: all that there are.
-        to: bytes of disk.
+        to: bytes of disk; None for no bound.
         evict_one: empties one, or returns None.
     """
     found = sorted((_used(layer), layer) for layer in layers)
@@ -110,7 +110,7 @@ def shrink(
     freed = 0
     emptied: list[int] = []
     for _, group in groupby(found, key=lambda one: one[0]):
-        if left <= to:
+        if to is None or left <= to:
             break
         for _, layer in group:
             gone = evict_one(layer) if _has_data(layer) else None
