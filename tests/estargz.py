@@ -25,6 +25,10 @@ def member(data: bytes) -> bytes:
     return packer.compress(data) + packer.flush()
 
 
+def zstd_frame(data: bytes) -> bytes:
+    return zstd.compress(data)
+
+
 def sha256(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
@@ -82,10 +86,10 @@ def make_chunked_blob(files: dict[str, bytes], chunk: int) -> bytes:
         entry: dict[str, Any] = {"type": "reg", "name": name, "mode": 0o644, "size": len(body)}
         places: list[dict[str, Any]] = []
         for at, part, kind in _cut(body, chunk):
-            blob, pending = blob + zstd.compress(pending), b""
+            blob, pending = blob + zstd_frame(pending), b""
             places.append({"offset": len(blob), "chunkSize": len(part), "chunkOffset": at})
             places[-1] |= {"chunkDigest": sha256(part)} | ({"chunkType": kind} if kind else {})
-            blob += zstd.compress(part)
+            blob += zstd_frame(part)
         if body:
             entry["digest"] = sha256(body)
         if len(places) == 1:
@@ -93,11 +97,11 @@ def make_chunked_blob(files: dict[str, bytes], chunk: int) -> bytes:
         parts = [entry, *({"type": "chunk", "name": name} for _ in places[1:])]
         entries += [part | place for part, place in zip(parts, places or [{}], strict=True)]
         pending += bytes(-len(body) % 512)
-    blob += zstd.compress(pending + bytes(1024))
-    split = zstd.compress(b'{"type":2,"payload":"","position":0}\n')
+    blob += zstd_frame(pending + bytes(1024))
+    split = zstd_frame(b'{"type":2,"payload":"","position":0}\n')
     toc = {"version": 1, "entries": entries, "tarSplitDigest": sha256(split)}
     raw = json.dumps(toc).encode()
-    packed = zstd.compress(raw)
+    packed = zstd_frame(raw)
     numbers = (
         len(blob) + 8,
         len(packed),

@@ -24,6 +24,7 @@ from lamina.formats.erofs.tree import BLOCK, Inode
 from lamina.formats.erofs.writer import Device, write_image
 from lamina.formats.estargz.footer import (
     Kind,
+    TocLocation,
     chunked_footer,
     estargz_footer,
     external_footer,
@@ -36,7 +37,7 @@ from lamina.formats.estargz.tree import LayerTree, to_tree
 from lamina.lazy.codecs import decode
 from lamina.lazy.table import Header, UnitTable
 from lamina.lazy.unit import Check, Codec, Piece, Unit
-from tests.estargz import make_blob, make_chunked_blob, member, sha256, tar_member
+from tests.estargz import make_blob, make_chunked_blob, member, sha256, tar_member, zstd_frame
 
 OPAQUE = b"trusted.overlay.opaque"
 HEAD = "1f8b08040000000000ff"
@@ -372,6 +373,55 @@ def test_a_small_toc_cannot_ask_for_much_memory(monkeypatch: pytest.MonkeyPatch)
     assert len(tree_of(*fifos[:3]).root.children) == 3
     with pytest.raises(FormatError, match="at most 3 entries"):
         tree_of(*fifos)
+
+
+def test_an_entry_cannot_be_larger_than_an_inode() -> None:
+    xattrs = {f"user.{number}": "" for number in range(80_000)}
+    with pytest.raises(FormatError, match="bytes as entry 1"):
+        tree_of({"name": "a", "type": "fifo"}, {"name": "b", "type": "fifo", "xattrs": xattrs})
+
+
+@pytest.mark.parametrize("kind", [Kind.ESTARGZ, Kind.CHUNKED])
+def test_a_toc_cannot_unpack_to_more_than_is_held(
+    monkeypatch: pytest.MonkeyPatch, kind: Kind
+) -> None:
+    monkeypatch.setattr("lamina.formats.estargz.toc.MAX_TOC", 1 << 20)
+    json = b'{"version":1,"entries":[]}' + b" " * (2 << 20)
+    if kind is Kind.ESTARGZ:
+        packed = member(tar_member("stargz.index.json", json) + json)
+    else:
+        packed = zstd_frame(json)
+    assert len(packed) < 10_000
+    location = TocLocation(kind, 0, len(packed), len(json), 0)
+    with pytest.raises(FormatError, match="at most 1048576 bytes of TOC"):
+        read_toc(Bytes(packed), location)
+    with pytest.raises(FormatError, match="at most 268435456 bytes of TOC"):
+        read_toc(Bytes(packed), location._replace(length=(256 << 20) + 1))
+
+
+def test_links_that_lead_through_each_other_take_no_long_time() -> None:
+    count = 20_000
+    links = [
+        {"name": f"l{number}", "type": "hardlink", "linkName": f"l{number + 1}"}
+        for number in range(count)
+    ]
+    tree = tree_of(*links, {"name": f"l{count}", "type": "fifo"})
+    assert len({id(inode) for inode in tree.root.children.values()}) == 1
+    assert len(tree.root.children) == count + 1
+    with pytest.raises(FormatError, match="linkName"):
+        tree_of(*links, {"name": f"l{count}", "type": "hardlink", "linkName": "l0"})
+
+
+def test_small_files_of_one_stream_cannot_take_a_unit_of_any_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lamina.formats.estargz.units.MAX_UNIT", 1 << 20)
+    entries = [
+        reg(f"f{number}", 1, 10, innerOffset=number + 1, digest=sha256(b"x"))
+        for number in range((1 << 20) // BLOCK + 2)
+    ]
+    with pytest.raises(FormatError, match="units of at most"):
+        tree_of(*entries)
 
 
 def test_names_cannot_ask_for_directories_without_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ def encoded(digest: Digest) -> str:
     return digest.partition(":")[2]
 
 
-def sha256(data: bytes) -> Digest:
+def sha256(data: bytes | bytearray) -> Digest:
     """Return the digest of bytes that are in memory anyway."""
     import hashlib  # loads OpenSSL; to check a reference, nothing is hashed
 

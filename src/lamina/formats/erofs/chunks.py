@@ -110,6 +110,9 @@ def chunk_indexes(merged: Sequence[Extent], bits: int) -> Iterator[bytes]:
         if extent.device == HOLE:
             yield _HOLE_INDEX * count
             continue
+        if count == 1:
+            yield CHUNK_INDEX.pack(0, extent.device, extent.offset // BLOCK)
+            continue
         block, device = extent.offset // BLOCK, extent.device << 16
         for first in range(0, count, _BATCH):
             here = min(_BATCH, count - first)

@@ -23,6 +23,9 @@ MAX_TOC = 512 << 20
 """Bytes: an entry takes about 300, so that more than a million fit; what is read is held whole."""
 MAX_ENTRIES = 1 << 21
 """An entry takes some 200 bytes of memory however short it is written."""
+MAX_ENTRY = 1 << 20
+"""Bytes of JSON: names, target and attributes that one inode can have take less. What is decoded
+at a time is no more than that."""
 _VERSION = 1
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
@@ -96,8 +99,12 @@ class Entries(Sequence[TocEntry]):
     def __getitem__(self, index: int | slice) -> TocEntry | Entries:
         if isinstance(index, slice):
             return Entries(self._raw[index])
+        raw = self._raw[index]
+        size = memoryview(raw).nbytes
+        if size > MAX_ENTRY:
+            raise _error(0, f"at most {MAX_ENTRY} bytes as entry {index}", str(size))
         try:
-            return _decode_entry(self._raw[index])
+            return _decode_entry(raw)
         except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
             got = f"{error}, in entry {index}"
             raise _error(0, "fields of the format's types and ranges", got) from error
@@ -159,7 +166,7 @@ def read_external_toc(read: Read, location: TocLocation) -> Toc:
     return parse_toc(_member(decompress(read), 0), location.data_end, is_zstd=False)
 
 
-def parse_toc(data: bytes, data_end: int, *, is_zstd: bool) -> Toc:
+def parse_toc(data: bytes | bytearray, data_end: int, *, is_zstd: bool) -> Toc:
     """Decode the JSON of a TOC, and its entries when they are asked for.
 
     Raises:
@@ -199,16 +206,16 @@ def _buffered(data: bytes) -> Read:
     return read
 
 
-def _join(chunks: Iterable[bytes], offset: int) -> bytes:
+def _join(chunks: Iterable[bytes], offset: int) -> bytearray:
     data = bytearray()
     for chunk in chunks:
         data += chunk
         if len(data) > MAX_TOC:
             raise _error(offset, f"at most {MAX_TOC} bytes of TOC", "more")
-    return bytes(data)
+    return data
 
 
-def _member(chunks: Iterable[bytes], offset: int) -> bytes:
+def _member(chunks: Iterable[bytes], offset: int) -> bytearray:
     """Return the body of the one file that the tar with the TOC has."""
     tar = TarReader(ChunkStream(chunks))
     entry = tar.next()
