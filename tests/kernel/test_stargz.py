@@ -372,6 +372,36 @@ def test_complete_layers_need_nobody(
     assert read_all(again, ref, tmp_path) == ALL
 
 
+@pytest.mark.fuse
+def test_containers_that_are_made_later_need_no_worker(
+    open_store: Callable[..., Store],
+    registry: LocalRegistry,
+    files: ImageFiles,
+    tmp_path: Path,
+    root_dir: Path,
+) -> None:
+    store = open_store("fuse", quiet=True)
+    ref = push(registry, files)
+    store.pull(ref, snapshotter="stargz", plain_http=True)
+    engine = store.snapshotter("stargz")
+    before = engine.view("before", top(store, ref))
+    with temp_mount(before, dir=tmp_path) as root:
+        assert (root / "a").read_bytes() == b"first"
+        for layer in worker(store).status().layers:
+            worker(store).wait(Path(layer.directory), 30)
+        later = engine.view("later", top(store, ref))
+        Path("/proc/sys/vm/drop_caches").write_text("1")
+        end_worker(root_dir)
+        with temp_mount(later, dir=tmp_path) as other:
+            found = {path: (other / path).read_bytes() for path in ALL}
+        with pytest.raises(OSError, match=r"Input/output error|not connected"):
+            (root / "big").read_bytes()
+    assert found == ALL
+    for name in ("before", "later"):
+        engine.remove(name)
+    assert store.fsck() == []
+
+
 @pytest.mark.parametrize("gate", GATES)
 def test_worker_is_killed_while_everything_is_read(
     open_store: Callable[..., Store],

@@ -77,6 +77,22 @@ class LayerView:
         self.table.close()
 
 
+def is_durable(directory: Path) -> bool:
+    """Tell whether all of a layer is in its cache file and was synced, which no power loss undoes.
+
+    The map is believed for its data file, as when a layer is opened; the table is not looked at.
+    """
+    try:
+        raw = (directory / MAP).read_bytes()
+        found = unpack_header(raw[:HEADER_BYTES])
+        inode = (directory / DATA).stat().st_ino
+    except (FileNotFoundError, FormatError):
+        return False
+    states = raw[HEADER_BYTES:]
+    whole = len(states) == found.units and found.inode == inode
+    return whole and states.count(State.DURABLE) == found.units
+
+
 def _local(directory: Path, table: UnitTable) -> bytes:
     """Read the map as the next process to open it would believe it, and change nothing."""
     nothing = bytes(len(table))

@@ -59,12 +59,13 @@ def unmount_recursive(path: str | os.PathLike[str]) -> None:
     """
     top = Path(path).resolve()
     while mounts := mounts_at_or_below(top):
-        # A pass takes one mount off each point; what that covered is the next one's.
+        # A pass takes one mount off each point; what that covered is the next one's, and may be
+        # what keeps another mount busy until then.
         points = dict.fromkeys(info.point for info in innermost_first(mounts))
         errors = [error for point in points if (error := _tried(point))]
-        if errors:
-            raise errors[0]
         if len(mounts_at_or_below(top)) >= len(mounts):
+            if errors:
+                raise errors[0]
             busy = OSError(errno.EBUSY, "as many mounts come as go")
             raise failure(busy, f"unmount everything below {top}")
 

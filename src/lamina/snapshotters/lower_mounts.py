@@ -19,6 +19,14 @@ def is_mounted(point: Path) -> bool:
     return os.lstat(point).st_dev != os.lstat(point.parent).st_dev
 
 
+def mount_count(point: Path) -> int:
+    """Return how many mounts lie over each other on a directory, in this mount namespace."""
+    from lamina.linux.mountinfo import mounts_at_or_below
+
+    path = point.resolve()
+    return sum(info.point == str(path) for info in mounts_at_or_below(path))
+
+
 def mount_once(point: Path, mount: Callable[[], None]) -> None:
     """Call `mount`, which mounts on `point`, unless something is mounted there already.
 

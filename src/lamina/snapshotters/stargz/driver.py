@@ -94,6 +94,8 @@ class StargzDriver(OverlayStackDriver):
         self.is_used: Callable[[int], bool] = lambda _: True
         self._prefetching = prefetching
         self._root = root
+        self._direct: set[int] = set()
+        """Layers known to be mounted from their cache files, in spite of the gate `fuse`."""
 
     def create(self, snapshot: Snapshot) -> None:
         """Make the directories, after mounting the lazy layers below; see `OverlayStackDriver`."""
@@ -244,23 +246,47 @@ class StargzDriver(OverlayStackDriver):
 
     def _mount_layers(self, ids: Iterable[int]) -> None:
         for id in ids:
-            if not is_mounted(self.fs(id)) and self.is_lazy(id):
+            if not self.is_lazy(id):
+                continue
+            if not is_mounted(self.fs(id)):
                 mount_once(self.fs(id), functools.partial(self._mount, id))
+            else:
+                self._let_go(id)
+
+    def _let_go(self, id: int) -> None:
+        """Mount a layer that was read through FUSE, and is complete now, from its cache file.
+
+        It goes over the other mount, so that there is no moment without one; what stands on that
+        stays there. Only a layer that is durable is mounted without a gate.
+        """
+        from lamina.lazy.layer import read_layer
+        from lamina.lazy.view import is_durable
+        from lamina.snapshotters.lower_mounts import locked, mount_count
+
+        cache = self.of(id) / CACHE
+        if id in self._direct or read_layer(cache).gate != "fuse" or not is_durable(cache):
+            return
+        with locked(self.fs(id)):
+            if mount_count(self.fs(id)) == 1:  # two are it and the one that was there before
+                self._mount_erofs(id, f"device={cache / 'data'}")
+        self._direct.add(id)
 
     def _mount(self, id: int) -> None:
-        from lamina.mount import mount_all
-
         cache = self.of(id) / CACHE
         if not cache.is_dir():
             hint = "`lamina fsck --repair` tells how to have the layer again"
             raise DataLoss("mount lazy layer", cache, hint=hint)
-        options = ["ro"]
-        has_data = bool((cache / "data").stat().st_size)
-        if has_data:
-            options.append(f"device={self._worker.add(cache, FACTORY, self._gate)}")
-        mount_all([Mount("erofs", str(self.image(id)), options=tuple(options))], self.fs(id))
-        if has_data:
-            self._fetch(cache)
+        if not (cache / "data").stat().st_size:
+            self._mount_erofs(id)
+            return
+        self._mount_erofs(id, f"device={self._worker.add(cache, FACTORY, self._gate)}")
+        self._fetch(cache)
+
+    def _mount_erofs(self, id: int, *options: str) -> None:
+        from lamina.mount import mount_all
+
+        image = Mount("erofs", str(self.image(id)), options=("ro", *options))
+        mount_all([image], self.fs(id))
 
     def _fetch(self, cache: Path) -> None:
         """Have fetched in the background what the configuration says; nobody waits for it."""
