@@ -498,8 +498,9 @@ class Store:
         What a dead process left half done is undone by opening the store, so it is no problem.
 
         Args:
-            deep: hash every blob as well, which is measured only otherwise: each is hashed when it
-                is used.
+            deep: read the EROFS images of layers whole, of which else the beginning is looked at,
+                and hash every blob as well, which is measured only otherwise: each is hashed
+                when it is used.
         """
         from lamina.fsck import check
 

@@ -37,6 +37,7 @@ from lamina.snapshotters.engine import Engine
 from lamina.snapshotters.erofs.driver import IMAGE, ErofsDriver
 from lamina.snapshotters.erofs.plugin import NEEDS, PLUGIN, ErofsConfig
 from lamina.snapshotters.lower_mounts import is_mounted
+from lamina.snapshotters.stargz.driver import StargzDriver
 from tests.erofs import ACL, CAPABILITY, Bytes, fsck
 from tests.fixtures_containers import Machine
 from tests.isolation import mount_points
@@ -361,6 +362,45 @@ def test_damaged_image_is_told(tmp_path: Path, file_backed: bool) -> None:
         image.rmdir()
         image.write_bytes(good)
         engine.prepare("container", "layer")
+
+
+def test_check_looks_into_images(engine: Engine, driver: ErofsDriver, tmp_path: Path) -> None:
+    with temp_mount(engine.prepare("key"), dir=tmp_path) as place:
+        fill(place)
+    engine.commit("layer", "key")
+    image = driver.image(id_of(engine, "layer"))
+    good = image.read_bytes()
+    image.write_bytes(bytes(len(good)))
+    assert engine.fsck(deep=True) == []  # not settled: it could be in the making
+    engine.sync()
+    for bad in (b"", good[:4000], good[:-4096], good[:1030] + b"x" + good[1031:]):
+        image.write_bytes(bad)
+        [problem] = engine.fsck()
+        assert f"{image} is damaged" in problem.what
+        assert "lamina images rm" in problem.fix
+        assert engine.fsck(deep=True) == [problem]
+    root = Image(Bytes(good)).root
+    image.write_bytes(good)
+    assert engine.fsck(deep=True) == []
+    names = good.index(b"...")
+    assert names > root.at
+    image.write_bytes(good[:names] + b"/" + good[names + 1 :])
+    assert engine.fsck() == []
+    [problem] = engine.fsck(deep=True)
+    assert f"{image} is damaged" in problem.what
+
+
+def test_check_looks_into_metadata_of_lazy_layers(tmp_path: Path) -> None:
+    driver = StargzDriver(tmp_path)
+    driver.create(Snapshot(1, Kind.ACTIVE))
+    assert list(driver.faults(lambda _: True)) == []
+    driver.image(1).write_bytes(bytes(8192))
+    assert list(driver.faults(lambda _: True)) == []  # it is being written
+    os.utime(driver.image(1), (1, 1))
+    assert list(driver.faults(lambda _: False)) == []
+    [problem] = driver.faults(lambda _: True)
+    assert problem.subject == "1"
+    assert "magic number" in problem.what
 
 
 def test_immutable_images(tmp_path: Path) -> None:

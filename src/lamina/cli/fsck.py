@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command)
 @click.option("--repair", is_flag=True, help="Do what each line says that --repair does.")
-@click.option("--deep", is_flag=True, help="Hash every blob, too; they are measured otherwise.")
+@click.option("--deep", is_flag=True, help="Hash every blob, and read images of layers whole.")
 @json_option
 @pass_app
 def fsck(app: App, repair: bool, deep: bool, as_json: bool) -> None:

@@ -150,6 +150,15 @@ class Inspectable(Protocol):
 
 
 @runtime_checkable
+class Thorough(Protocol):
+    """What a driver may have besides: it can look for damage by reading all of its metadata."""
+
+    def damage(self, exists: Callable[[int], bool]) -> Iterable[Problem]:
+        """Return what takes long to find, and `Inspectable.faults` does not tell; see there."""
+        ...
+
+
+@runtime_checkable
 class Settling(Protocol):
     """What a driver may have besides: `seal` leaves an Active snapshot's storage as it was.
 

@@ -62,7 +62,9 @@ def check(store: Store, *, deep: bool = False) -> list[Problem]:
             problems.append(Problem(name, f"it cannot be opened: {error}"))
     for name, engine in engines.items():
         origin = partial(_origin, store, found, name)
-        problems += (p._replace(subject=f"{name}: {p.subject}") for p in engine.fsck(origin))
+        problems += (
+            p._replace(subject=f"{name}: {p.subject}") for p in engine.fsck(origin, deep=deep)
+        )
     problems += _checkouts(store)
     problems += check_containers(store, engines)
     problems += check_mounts(store, engines)

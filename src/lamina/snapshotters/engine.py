@@ -330,18 +330,19 @@ class Engine(Snapshotter):
             self._reaper.drain()
         self._owners.sweep()
 
-    def fsck(self, origin: OriginOf | None = None) -> list[Problem]:
+    def fsck(self, origin: OriginOf | None = None, *, deep: bool = False) -> list[Problem]:
         """Compare the store with the disk, and return what is wrong; changes nothing.
 
         What other processes are doing meanwhile is no problem, nor is work for the background.
 
         Args:
             origin: tells where a layer can be had from again, so that its repair restores it.
+            deep: have the driver read all of its metadata as well.
         """
         from lamina.snapshotters.fsck import check, unknown  # hardly ever called
 
         with _translated("check snapshotter", self.name):
-            return check(self._store, self._driver, self._reaper, origin or unknown)
+            return check(self._store, self._driver, self._reaper, origin or unknown, deep=deep)
 
     def close(self) -> None:
         """Close the store and the driver, then stop being an owner: without one, all is closed."""

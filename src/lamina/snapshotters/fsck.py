@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from lamina.core.driver import Driver, Inspectable
+from lamina.core.driver import Driver, Inspectable, Thorough
 from lamina.core.labels import SNAPSHOT_REF
 from lamina.core.problem import Problem, Repair
 from lamina.core.snapshot import Kind
@@ -37,13 +37,19 @@ def unknown(chain_id: str) -> Origin | None:
 
 
 def check(
-    store: SnapshotStore, driver: Driver, reaper: Reaper, origin: OriginOf = unknown
+    store: SnapshotStore,
+    driver: Driver,
+    reaper: Reaper,
+    origin: OriginOf = unknown,
+    *,
+    deep: bool = False,
 ) -> list[Problem]:
     """Return every problem; see `Engine.fsck`."""
     rows = [_bad_row(store, key) for _, key, _ in store.repair.bad_rows()]
     if rows:
         return rows  # all that follows reads them
-    return _Check(store, driver, reaper, origin).problems()
+    problems = _Check(store, driver, reaper, origin)
+    return [*problems.problems(), *(problems.damage() if deep else ())]
 
 
 def _bad_row(store: SnapshotStore, key: str) -> Problem:
@@ -150,12 +156,19 @@ class _Check:
         what = f"the process that was {state} it has died"
         return Problem(key, what, "", Repair("undoes that", self._store.recover))
 
+    def damage(self) -> Iterator[Problem]:
+        if isinstance(self._driver, Thorough):
+            yield from self._of_whole(self._driver.damage(self._exists))
+
     def _faults(self) -> Iterator[Problem]:
         if isinstance(self._driver, Inspectable):
-            faults = list(self._driver.faults(self._exists))
-            # What is half made, or waits to be freed, need not be whole.
-            whole = {str(id) for id in self._store.complete_ids()}
-            yield from (p for p in faults if p.subject in whole or not p.subject.isdecimal())
+            yield from self._of_whole(self._driver.faults(self._exists))
+
+    def _of_whole(self, problems: Iterable[Problem]) -> Iterator[Problem]:
+        """Leave out what is half made, or waits to be freed: that need not be whole."""
+        found = list(problems)
+        whole = {str(id) for id in self._store.complete_ids()}
+        yield from (p for p in found if p.subject in whole or not p.subject.isdecimal())
 
     def _exists(self, id: int) -> bool:
         return id in self._store.ids() or id in self._store.trash.ids()

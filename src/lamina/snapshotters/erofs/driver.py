@@ -136,10 +136,11 @@ class ErofsDriver(OverlayStackDriver):
         super().destroy(id)
 
     def faults(self, exists: Callable[[int], bool]) -> Iterator[Problem]:
-        """Yield also the layers without an image."""
+        """Yield also the layers without an image, or with one that does not begin as it should."""
         from lamina.core.problem import Problem
 
         yield from super().faults(exists)
+        yield from self._damaged(exists, deep=False)
         for id in self.ids():
             # Looked for again: it may have been in the making.
             if self._lacks_image(id) and exists(id) and self._lacks_image(id):
@@ -147,11 +148,26 @@ class ErofsDriver(OverlayStackDriver):
                 fix = f"{put_back}, remove {self.of(id)} and check again"
                 yield Problem(str(id), f"{self.image(id)} is gone", fix)
 
+    def damage(self, exists: Callable[[int], bool]) -> Iterator[Problem]:
+        """Yield the layers whose images are damaged somewhere else."""
+        return self._damaged(exists, deep=True)
+
+    def _damaged(self, exists: Callable[[int], bool], *, deep: bool) -> Iterator[Problem]:
+        from lamina.snapshotters.erofs_check import problem_of
+
+        for id in self.ids():
+            # Of what is not settled, the image may be in the making.
+            if self._is_settled(id) and exists(id):
+                problem = problem_of(id, self.image(id), deep=deep)
+                if problem is not None:
+                    yield problem
+
     def _lacks_image(self, id: int) -> bool:
-        directory = self.of(id)
         # In this order: the image is made before the work directory goes.
-        settled = (directory / MARK).exists() and not (directory / "work").exists()
-        return settled and not self.image(id).exists()
+        return self._is_settled(id) and not self.image(id).exists()
+
+    def _is_settled(self, id: int) -> bool:
+        return (self.of(id) / MARK).exists() and not (self.of(id) / "work").exists()
 
     def _mount_layers(self, ids: Iterable[int]) -> None:
         for id in ids:

@@ -15,7 +15,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ from lamina.snapshotters.stargz.origin import Origin, Verification, origin_of
 from lamina.snapshotters.tree import remove_tree
 
 if TYPE_CHECKING:
+    from lamina.core.problem import Problem
     from lamina.lazy.launch import LazyWorker
     from lamina.lazy.served import GateName
     from lamina.snapshotters.stargz.eviction import LazyLayer
@@ -46,6 +48,8 @@ REASON_LABEL = "containerd.io/snapshot/lamina.unpacked"
 GATE_LABEL = "containerd.io/snapshot/lamina.gate"
 _NO_ACCESS = Access()
 _ALL = Verification()
+_WRITING_SECONDS = 60.0
+"""Since the last change of metadata: what is claimed now, is being written."""
 _SECTOR = 512
 """Bytes of `st_blocks`."""
 
@@ -162,6 +166,32 @@ class StargzDriver(OverlayStackDriver):
         from lamina.lazy.emptying import allocated
 
         return allocated(self.of(id) / CACHE)
+
+    def faults(self, exists: Callable[[int], bool]) -> Iterator[Problem]:
+        """Yield also the lazy layers whose metadata does not begin as it should."""
+        yield from super().faults(exists)
+        yield from self._damaged(exists, deep=False)
+
+    def damage(self, exists: Callable[[int], bool]) -> Iterator[Problem]:
+        """Yield the lazy layers whose metadata is damaged somewhere else."""
+        return self._damaged(exists, deep=True)
+
+    def _damaged(self, exists: Callable[[int], bool], *, deep: bool) -> Iterator[Problem]:
+        from lamina.snapshotters.erofs_check import problem_of
+
+        for id in self.ids():
+            if exists(id) and self._is_written(id):
+                problem = problem_of(id, self.image(id), deep=deep)
+                if problem is not None:
+                    yield problem
+
+    def _is_written(self, id: int) -> bool:
+        """Tell whether there is metadata, and nobody seems to be at it."""
+        try:
+            age = time.time() - self.image(id).stat().st_mtime
+        except FileNotFoundError:
+            return False
+        return age > _WRITING_SECONDS
 
     def info_labels(self, id: int) -> Mapping[str, str]:
         """Return why a layer is not lazy."""
