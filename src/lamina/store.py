@@ -380,24 +380,33 @@ class Store:
         *,
         options: ConvertOptions | None = None,
         progress: Progress | None = None,
+        sync: bool = False,
     ) -> Converted:
-        """Make a lazy image of an image whose blobs are here; see `lamina.images.conversion`.
+        """Make an image whose layers are eStargz or zstd:chunked of one that was pulled.
 
         Args:
-            ref: the image.
-            target: name of the new one; an image that has it loses it.
-            options: format, platforms, what comes first.
+            ref: the image; its blobs have to be in the store.
+            target: name of the new image.
+            options: for which platforms, and how.
             progress: told what happens.
+            sync: make it survive power loss before returning.
 
         Raises:
             NotFound: there is no such image, or some of its content is not here.
-            LaminaError: as `conversion.convert` raises.
+            FormatError, DigestMismatch: a layer is damaged.
         """
         from lamina.images.conversion import convert
-        from lamina.images.reference import parse
 
-        name = str(parse(target))
-        return convert(self.image(ref), name, store=self.images, options=options, progress=progress)
+        with self._janitor_held():
+            return convert(
+                self.images,
+                self.image(ref),
+                target,
+                options,
+                progress=progress,
+                sync=self.images.content.sync if sync else None,
+                collect=self.collect,
+            )
 
     def image(self, ref: str) -> Image:
         """Return the record of an image by its reference, full or short, or by its plain name.

@@ -1,87 +1,59 @@
-"""`lamina images convert`: images whose layers can be read before they are fetched."""
+"""`lamina images convert`: ctr's verb that makes images lazy."""
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lamina.cli.app import App, Command, Size, pass_app
+from lamina.cli.app import App, Command, Size, parse_labels, pass_app
 from lamina.cli.image_transfer import (
     all_platforms_option,
+    label_option,
     max_layer_size_option,
     parse_platforms,
     platform_option,
 )
-from lamina.cli.output import json_option, print_json
+from lamina.cli.output import json_option, print_json, say
 from lamina.core.units import format_size
+from lamina.errors import InvalidArgument
 from lamina.layer.limits import LayerLimits
 
 if TYPE_CHECKING:
-    from lamina.formats.estargz.writer import BlobOptions
-    from lamina.images.conversion import Converted, ConvertedLayer
-
-_FORMAT_OPTIONS = (
-    click.option("--estargz", is_flag=True, help="Make eStargz layers; the default."),
-    click.option("--zstdchunked", is_flag=True, help="Make zstd:chunked layers."),
-    click.option(
-        "--compression-level",
-        type=click.IntRange(1, 22),
-        metavar="N",
-        help="1 to 9 of zlib for eStargz, 1 to 22 of zstd.  [default: ISA-L's best, or 3]",
-    ),
-    click.option(
-        "--chunk-size",
-        type=Size(),
-        default=4 << 20,
-        metavar="SIZE",
-        help="Most of a file that is fetched at once.  [default: 4MiB]",
-    ),
-    click.option(
-        "--prioritized-chunk-size",
-        type=Size(),
-        default=0,
-        metavar="SIZE",
-        help="The same for files that come first.",
-    ),
-    click.option(
-        "--min-chunk-size",
-        type=Size(),
-        default=0,
-        metavar="SIZE",
-        help="Pack smaller files together up to this.",
-    ),
-)
-
-
-def format_options(function: Any) -> Any:
-    """Add the options that `blob_options` takes."""
-    for option in reversed(_FORMAT_OPTIONS):
-        function = option(function)
-    return function
-
-
-def blob_options(given: dict[str, Any]) -> BlobOptions:
-    """Return what the options say of the layers' format."""
-    from lamina.formats.estargz.writer import BlobFormat, BlobOptions
-
-    if given["estargz"] and given["zstdchunked"]:
-        raise click.UsageError("--estargz and --zstdchunked exclude each other")
-    return BlobOptions(
-        format=BlobFormat.ZSTD_CHUNKED if given["zstdchunked"] else BlobFormat.ESTARGZ,
-        level=given["compression_level"],
-        chunk_size=given["chunk_size"],
-        prioritized_chunk_size=given["prioritized_chunk_size"],
-        min_chunk_size=given["min_chunk_size"],
-    )
+    from lamina.images.conversion import Converted, ConvertOptions
+    from lamina.images.conversion_layers import ConvertedLayer
 
 
 @click.command(cls=Command)
-@format_options
-@click.option("--oci", is_flag=True, hidden=True, help="Accepted for ctr-remote's sake.")
+@click.option("--estargz", is_flag=True, help="Write layers as eStargz.  [default]")
+@click.option("--zstdchunked", is_flag=True, help="Write layers as zstd:chunked.")
+@click.option(
+    "--chunk-size",
+    type=Size(),
+    default=0,
+    metavar="SIZE",
+    help="Split files into chunks of this size.  [default: 4MiB]",
+)
+@click.option(
+    "--min-chunk-size",
+    type=Size(),
+    default=0,
+    metavar="SIZE",
+    help="Let small chunks share a stream up to this size.  [default: none do]",
+)
+@click.option(
+    "--compression-level",
+    type=int,
+    metavar="LEVEL",
+    help="1 to 9 for eStargz, by zlib; 1 to 22 for zstd:chunked.  [default: ISA-L's best; 3]",
+)
+@click.option("--oci", is_flag=True, hidden=True, help="Accepted for ctr's sake: it always is.")
+@label_option
 @platform_option
 @all_platforms_option
 @max_layer_size_option
+@click.option("--sync-fs", is_flag=True, help="Return when the image survives power loss.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 @json_option
 @click.argument("source")
@@ -90,68 +62,77 @@ def blob_options(given: dict[str, Any]) -> BlobOptions:
 def convert(
     app: App, /, source: str, target: str, quiet: bool, as_json: bool, **given: Any
 ) -> None:
-    """Make of the image SOURCE the image TARGET, whose layers can be read file by file.
+    """Make an image TARGET of SOURCE that can be used before it is fetched.
 
-    lamina images convert --estargz debian:12 registry.example/debian:12-lazy
-
-    Any runtime can pull TARGET as an ordinary image; `--snapshotter stargz` runs it before it is
-    fetched. It is an OCI image with new digests; the same input and options give the same bytes.
+    The blobs of SOURCE have to be here; nothing is unpacked.
     """
     from lamina.cli.progress import shown_progress
-    from lamina.images.conversion import ConvertOptions
 
-    options = ConvertOptions(
-        blob=blob_options(given),
-        platforms=parse_platforms(given["platforms"]),
-        all_platforms=given["all_platforms"],
-        limits=LayerLimits(max_bytes=given["max_layer_size"]),
-    )
+    started = time.monotonic()
+    options = _options(given)
     with shown_progress(quiet=quiet) as progress:
-        converted = app.store.convert(source, target, options=options, progress=progress)
-    show_converted(converted, as_json=as_json, quiet=quiet)
-
-
-def show_converted(converted: Converted, *, as_json: bool, quiet: bool) -> None:
-    """Print what has become of an image."""
+        converted = app.store.convert(
+            source, target, options=options, progress=progress, sync=given["sync_fs"]
+        )
+    for layer in converted.layers:
+        if layer.kept:
+            say(f"layer {layer.source.digest} stays as it is: {layer.kept}")
     if as_json:
         print_json(_plain(converted))
     elif not quiet:
-        click.echo(_summary(converted))
+        click.echo(_summary(converted, time.monotonic() - started))
 
 
-def _summary(converted: Converted) -> str:
-    layers = [layer for image in converted.layers.values() for layer in image]
-    before = format_size(sum(layer.source.size for layer in layers))
-    after = format_size(sum(layer.target.size for layer in layers))
-    name, digest = converted.image.name, converted.image.target.digest
-    return f"{name}@{digest}: {len(layers)} layers, {before} before, {after} now"
+def _options(given: dict[str, Any]) -> ConvertOptions:
+    from lamina.formats.estargz.writer import DEFAULT_CHUNK, BlobFormat, BlobOptions
+    from lamina.images.conversion import ConvertOptions
+
+    if given["estargz"] and given["zstdchunked"]:
+        raise InvalidArgument("convert to eStargz and zstd:chunked", hint="choose one of them")
+    return ConvertOptions(
+        blob=BlobOptions(
+            format=BlobFormat.ZSTD_CHUNKED if given["zstdchunked"] else BlobFormat.ESTARGZ,
+            level=given["compression_level"],
+            chunk_size=given["chunk_size"] or DEFAULT_CHUNK,
+            min_chunk_size=given["min_chunk_size"],
+        ),
+        platforms=parse_platforms(given["platforms"]),
+        all_platforms=given["all_platforms"],
+        labels=parse_labels(given["labels"]),
+        limits=LayerLimits(max_bytes=given["max_layer_size"]),
+    )
 
 
 def _plain(converted: Converted) -> dict[str, object]:
+    target = converted.image.target
     return {
         "Name": converted.image.name,
-        "Digest": converted.image.target.digest,
-        "MediaType": converted.image.target.media_type,
-        "Images": [
-            {"Manifest": digest, "Layers": [_plain_layer(layer) for layer in layers]}
-            for digest, layers in converted.layers.items()
-        ],
+        "Digest": target.digest,
+        "MediaType": target.media_type,
+        "Layers": [_plain_layer(layer) for layer in converted.layers],
     }
 
 
 def _plain_layer(layer: ConvertedLayer) -> dict[str, object]:
-    found: dict[str, object] = {
+    said: dict[str, object] = {
         "Source": layer.source.digest,
         "SourceSize": layer.source.size,
         "Digest": layer.target.digest,
         "Size": layer.target.size,
-        "Converted": layer.blob is not None,
+        "DiffID": layer.diff_id,
     }
-    if layer.blob is not None:
-        found |= {
-            "DiffID": layer.blob.diff_id,
-            "TOCDigest": layer.blob.toc_digest,
-            "Files": layer.blob.entries,
-            "Prioritized": layer.blob.prioritized,
-        }
-    return found
+    if layer.blob is None:
+        return {**said, "Kept": layer.kept}
+    return {
+        **said,
+        "TOCDigest": layer.blob.toc_digest,
+        "UncompressedSize": layer.blob.uncompressed_size,
+        "Prioritized": layer.blob.prioritized,
+    }
+
+
+def _summary(converted: Converted, seconds: float) -> str:
+    before = sum(layer.source.size for layer in converted.layers)
+    after = sum(layer.target.size for layer in converted.layers)
+    sizes = f"{format_size(before)} of layers are {format_size(after)}"
+    return f"{converted.image.name}: done in {seconds:.1f}s, {sizes}"

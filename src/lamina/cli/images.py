@@ -19,7 +19,7 @@ _ALIASES = {"list": "ls", "delete": "rm", "del": "rm", "remove": "rm"}
 
 @click.group(cls=Group, aliases=_ALIASES)
 def images() -> None:
-    """Pull, push, import, export, migrate, convert, list, check, name, mount and remove images."""
+    """Pull, push, import, export, convert, migrate, list, check, name, mount and remove images."""
 
 
 for _verb in (
@@ -27,8 +27,8 @@ for _verb in (
     image_push.push,
     image_transfer.import_,
     image_transfer.export,
-    image_migration.migrate,
     image_conversion.convert,
+    image_migration.migrate,
     image_records.list_,
     image_records.check,
     image_records.usage,

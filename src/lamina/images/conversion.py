@@ -1,310 +1,224 @@
-"""Making a lazy image of an image: the same files, in layers that can be read one file at a time.
+"""Making an image lazy: the same files, in layers as eStargz or zstd:chunked.
 
-The whole is under one lease; the record of the new image is made in the transaction that drops it.
-A conversion that fails or is killed leaves nothing that a collection does not take.
+Layers, and with them their diff ids, configuration, manifest and index are others than those of the
+source, which stays as it is. All documents are OCI's, since Docker's cannot have the annotations
+that tell what a table of contents has to be. Nothing is unpacked. The image is recorded when all of
+it is in the store; an operation that fails before leaves no part of it but for the collector.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any
 
 import msgspec
 
-from lamina.core.cancel import check_cancelled
 from lamina.core.digest import Digest, sha256
-from lamina.core.labels import UNCOMPRESSED
-from lamina.errors import DigestMismatch, NotFound
-from lamina.formats.compression import decompress
-from lamina.formats.estargz.annotations import (
-    CHUNKED_DIGESTS,
-    CHUNKED_POSITIONS,
-    PREFIXES,
-    TOC_DIGEST,
-    UNCOMPRESSED_SIZE,
-)
-from lamina.formats.estargz.writer import BlobFormat, BlobOptions, WrittenBlob, write_blob
+from lamina.errors import InvalidArgument
+from lamina.formats.estargz.writer import BlobOptions
 from lamina.images.catalogue import Image
-from lamina.images.download import event
+from lamina.images.conversion_layers import ConvertedLayer, LayerConverter, missing_layer
 from lamina.images.manifest import (
+    INDEX_TYPES,
     OCI_CONFIG,
     OCI_INDEX,
-    OCI_LAYER_GZIP,
-    OCI_LAYER_ZSTD,
     OCI_MANIFEST,
     Descriptor,
     Index,
     Platform,
     encode,
     is_foreign,
-    is_layer,
 )
+from lamina.images.operation import Operation, Options, operation
 from lamina.images.platform import default_platform
-from lamina.images.progress import Progress, Silent, Stage
+from lamina.images.progress import Progress, Silent
+from lamina.images.reference import parse
+from lamina.images.registry.cancel import Cancel
 from lamina.images.store import ImageStore
-from lamina.images.tree import PlatformImage, child_labels, images, read_image, select
-from lamina.layer.blob import is_sniffed
+from lamina.images.tree import PlatformImage, images, read_document, read_image, select
 from lamina.layer.limits import LayerLimits
-from lamina.meta.leases import Resource
 
-Prioritize = Callable[[PlatformImage], Sequence[Sequence[bytes] | None]]
-"""Returns for each layer the paths that are wanted first; see `write_blob`."""
+ALL_LAYERS = "*"
+
+Prioritized = Mapping[str, Sequence[bytes]]
+"""Paths that are wanted first, in order, by the digest of the source's layer or `ALL_LAYERS`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConvertOptions:
-    """How to convert.
+    """How to convert an image.
 
     Attributes:
-        blob: format of the layers.
-        platforms: which images; none means the machine's own platform.
-        all_platforms: all images that there are.
-        prioritize: what is wanted first; None for no landmarks.
+        blob: how layers are written.
+        platforms: which images of an index; none means the machine's own platform.
+        all_platforms: all that an index lists.
+        prioritized: which files come first, and are prefetched; a layer that is not named has none,
+            and says so. None says nothing, and leaves it to the reader what to prefetch.
+        labels: put on the image record.
         limits: bounds of each layer.
+        threads: that compress; 0 for one for each processor.
     """
 
     blob: BlobOptions = field(default_factory=BlobOptions)
     platforms: tuple[Platform, ...] = ()
     all_platforms: bool = False
-    prioritize: Prioritize | None = None
+    prioritized: Prioritized | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
     limits: LayerLimits = field(default_factory=LayerLimits)
+    threads: int = 0
+
+    def prioritized_of(self, layer: Digest) -> Sequence[bytes] | None:
+        """Return the paths for a layer; None for no landmark."""
+        if self.prioritized is None:
+            return None
+        return self.prioritized.get(layer, self.prioritized.get(ALL_LAYERS, ()))
 
 
-class ConvertedLayer(NamedTuple):
-    """One layer.
-
-    Attributes:
-        source: what it was.
-        target: what it has become; the same where it is not ours to convert.
-        blob: what is in it; None where it was not converted.
-    """
-
-    source: Descriptor
-    target: Descriptor
-    blob: WrittenBlob | None
-
-
-class Converted(NamedTuple):
-    """What `convert` returns.
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """The outcome.
 
     Attributes:
         image: the new record.
-        layers: of each image that was converted, by the digest of its new manifest; base first.
+        layers: what was converted, each once.
     """
 
     image: Image
-    layers: Mapping[Digest, Sequence[ConvertedLayer]]
+    layers: tuple[ConvertedLayer, ...]
 
 
 def convert(
-    image: Image,
-    name: str,
-    *,
     store: ImageStore,
+    source: Image,
+    name: str,
     options: ConvertOptions | None = None,
+    *,
     progress: Progress | None = None,
+    cancel: Cancel | None = None,
+    sync: Callable[[], None] | None = None,
+    collect: Callable[[], object] | None = None,
 ) -> Converted:
-    """Convert an image whose blobs are here, and record the result under `name`.
-
-    Nothing is unpacked. Equal images and options give equal bytes; see `formats.estargz.writer`.
+    """Convert an image of the store, and record what it became.
 
     Args:
-        image: from the catalogue.
-        name: full reference of the new image; an older record of that name is replaced.
-        store: has the content, and takes the new.
+        store: has the content.
+        source: the image.
+        name: reference of the new image; an older record of that name is replaced.
         options: how.
-        progress: told how far each layer is.
+        progress: told what happens.
+        cancel: stops it from another thread.
+        sync: makes everything durable; called before the image is recorded.
+        collect: frees what nothing names; called when there may be something.
 
     Raises:
-        NotFound: a blob is not here, or there is no image for a platform.
-        DigestMismatch: a layer is not what the configuration says.
-        FormatError: a layer is damaged.
-        NotImplementedHere: a layer has what the format cannot say.
-        ResourceExhausted: a limit is exceeded, or the disk is full.
-        InvalidArgument: an option is out of range, or the image is no image of file systems.
-        Cancelled: see `core.cancel`.
+        NotFound: content is missing, or the image is not for a platform.
+        InvalidArgument: an option is out of range, or the name has a digest.
+        FormatError, DigestMismatch: a layer is damaged, or not what its configuration says.
+        ResourceExhausted: there is no room.
+        Cancelled: told to stop.
     """
     options = options or ConvertOptions()
-    options.blob.codec()  # what is wrong with them is told before anything is read
-    sources = list(_sources(image, store, options))
-    for source in sources:
-        _require_blobs(source, store, image.name)
-    lease = store.leases.create(owned=True).id
-    try:
-        conversion = _Conversion(store, lease, options, progress or Silent())
-        made = [conversion.image(source) for source in sources]
-        target = conversion.top([manifest for manifest, _ in made])
-        with store.database.write() as connection:
-            record = store.catalogue.put_in(connection, name, target, {})
-            store.leases.drop(connection, lease)
-    except BaseException:
-        store.leases.delete(lease)
-        raise
-    return Converted(record, {manifest.digest: layers for manifest, layers in made})
-
-
-def _sources(image: Image, store: ImageStore, options: ConvertOptions) -> Iterator[PlatformImage]:
-    """Yield the images to convert, each once."""
-    if options.all_platforms:
-        for descriptor in images(image.target, store.read):
-            yield read_image(descriptor, store.read)
-        return
-    seen: set[Digest] = set()
-    for platform in options.platforms or (default_platform(),):
-        found = select(image.target, platform, store.read)
-        if found.descriptor.digest not in seen:
-            seen.add(found.descriptor.digest)
-            yield found
-
-
-def _require_blobs(source: PlatformImage, store: ImageStore, name: str) -> None:
-    missing = [blob for blob in source.manifest.layers if not store.content.has(blob.digest)]
-    if missing:
-        hint = f"fetch it: lamina images pull --no-unpack {name}"
-        what = f"content to convert ({len(missing)} layers are not here), such as"
-        raise NotFound(what, missing[0].digest, hint=hint)
-
-
-class _Conversion:
-    def __init__(
-        self, store: ImageStore, lease: str, options: ConvertOptions, progress: Progress
-    ) -> None:
-        self._store = store
-        self._lease = lease
-        self._options = options
-        self._progress = progress
-        self._done: dict[tuple[Digest, tuple[bytes, ...] | None], ConvertedLayer] = {}
-
-    def image(self, source: PlatformImage) -> tuple[Descriptor, list[ConvertedLayer]]:
-        """Convert one image; return its new manifest, and its layers."""
-        wanted = self._wanted(source)
-        layers = [
-            self._layer(layer, diff_id, paths)
-            for layer, diff_id, paths in zip(
-                source.manifest.layers, source.config.rootfs.diff_ids, wanted, strict=True
-            )
-        ]
-        config = self._config(source, layers)
-        manifest = msgspec.structs.replace(
-            source.manifest,
-            schema_version=2,
-            media_type=OCI_MANIFEST,
-            config=config,
-            layers=tuple(layer.target for layer in layers),
+    options.blob.codec()
+    reference = parse(name)
+    if reference.digest is not None:
+        hint = "its digest is known when it is made: give a tag"
+        raise InvalidArgument("convert an image to", name, hint=hint)
+    wanted = Options(labels=options.labels)
+    with operation(store, str(reference), options=wanted, cancel=cancel) as running:
+        chosen = _choose(store, source.target, options)
+        _hold(store, running, chosen)
+        layers = LayerConverter(
+            store.content,
+            running.fetcher,
+            options.blob,
+            limits=options.limits,
+            threads=options.threads,
+            progress=progress or Silent(),
+            cancel=running.cancel,
         )
-        descriptor = self._put(encode(manifest), OCI_MANIFEST, child_labels(manifest))
-        platform = source.descriptor.platform or source.config.platform
-        return msgspec.structs.replace(descriptor, platform=platform), layers
-
-    def top(self, manifests: Sequence[Descriptor]) -> Descriptor:
-        """Return what the new record points at: the only image, or an index of them."""
-        if len(manifests) == 1:
-            return msgspec.structs.replace(manifests[0], platform=None)
-        index = Index(schema_version=2, media_type=OCI_INDEX, manifests=tuple(manifests))
-        return self._put(encode(index), OCI_INDEX, child_labels(index))
-
-    def _wanted(self, source: PlatformImage) -> Sequence[Sequence[bytes] | None]:
-        if self._options.prioritize is None:
-            return [None] * len(source.manifest.layers)
-        return self._options.prioritize(source)
-
-    def _layer(
-        self, layer: Descriptor, diff_id: Digest, paths: Sequence[bytes] | None
-    ) -> ConvertedLayer:
-        """Convert a layer, once for all places where it is to be the same."""
-        key = layer.digest, None if paths is None else tuple(paths)
-        if key not in self._done:
-            if is_foreign(layer.media_type) or not is_layer(layer.media_type):
-                self._done[key] = ConvertedLayer(layer, layer, None)
-            else:
-                self._done[key] = self._convert(layer, diff_id, paths)
-        return self._done[key]
-
-    def _convert(
-        self, layer: Descriptor, diff_id: Digest, paths: Sequence[bytes] | None
-    ) -> ConvertedLayer:
-        def advance(done: int, total: int) -> None:
-            check_cancelled()
-            offset = layer.size * done // max(total, 1)
-            self._progress.update(event(layer, Stage.CONVERTING, offset))
-
-        self._progress.update(event(layer, Stage.CONVERTING))
-        content, limits = self._store.content, self._options.limits
-        with (
-            content.open(layer.digest) as blob,
-            content.open_writer(f"convert-{secrets.token_hex(8)}") as writer,
-        ):
-            try:
-                chunks = decompress(blob.read, sniff=is_sniffed(layer.media_type))
-                written = write_blob(
-                    _checked(chunks, layer, diff_id),
-                    writer.write,
-                    temporary=content.root,
-                    options=self._options.blob,
-                    prioritized=paths,
-                    max_entries=limits.max_entries,
-                    max_bytes=limits.max_bytes,
-                    advance=advance,
-                )
-                self._hold(written.digest)
-                writer.commit({UNCOMPRESSED: written.diff_id})
-            except BaseException:
-                writer.abort()
-                raise
-        self._progress.update(event(layer, Stage.DONE, layer.size))
-        return ConvertedLayer(layer, self._describe(layer, written), written)
-
-    def _describe(self, layer: Descriptor, written: WrittenBlob) -> Descriptor:
-        annotations = {
-            key: value for key, value in layer.annotations.items() if not key.startswith(PREFIXES)
-        }
-        annotations[TOC_DIGEST] = written.toc_digest
-        annotations[UNCOMPRESSED_SIZE] = str(written.uncompressed_size)
-        media_type = OCI_LAYER_GZIP
-        if self._options.blob.format is BlobFormat.ZSTD_CHUNKED:
-            media_type = OCI_LAYER_ZSTD
-            place = (written.toc_offset, written.toc_packed_size, written.toc_size, 1)
-            annotations |= dict.fromkeys(CHUNKED_DIGESTS, written.toc_packed_digest)
-            annotations |= dict.fromkeys(CHUNKED_POSITIONS, ":".join(map(str, place)))
-        return Descriptor(media_type, written.digest, written.size, annotations)
-
-    def _config(self, source: PlatformImage, layers: Iterable[ConvertedLayer]) -> Descriptor:
-        """Store the configuration with the new diff ids; fields unknown to us are kept."""
-        config = json.loads(self._store.read(source.manifest.config))
-        old = source.config.rootfs.diff_ids
-        config["rootfs"]["diff_ids"] = [
-            layer.blob.diff_id if layer.blob else diff_id
-            for layer, diff_id in zip(layers, old, strict=True)
-        ]
-        return self._put(json.dumps(config, separators=(",", ":")).encode(), OCI_CONFIG, {})
-
-    def _put(self, data: bytes, media_type: str, labels: Mapping[str, str]) -> Descriptor:
-        descriptor = Descriptor(media_type, sha256(data), len(data))
-        self._hold(descriptor.digest)
-        self._store.content.put(data, descriptor)
-        self._store.content.label(descriptor.digest, labels)
-        return descriptor
-
-    def _hold(self, digest: Digest) -> None:
-        self._store.leases.add(self._lease, [Resource.content(digest)])
+        target = _convert(source.target, chosen, options, running, layers)
+        if sync is not None:
+            sync()
+        recorded, garbage = running.record({str(reference): target})
+    if garbage and collect is not None:
+        collect()
+    return Converted(recorded[0], layers.converted)
 
 
-def _checked(chunks: Iterable[bytes], layer: Descriptor, diff_id: Digest) -> Iterator[bytes]:
-    """Pass a layer's tar on; at its end, compare it with the configuration.
+def _choose(store: ImageStore, target: Descriptor, options: ConvertOptions) -> list[PlatformImage]:
+    """Return the images to be converted, in the order of their index."""
+    if target.media_type not in INDEX_TYPES:
+        chosen = [read_image(target, store.read)]
+    else:
+        listed = list(images(target, store.read))
+        if not options.all_platforms:
+            platforms = options.platforms or (default_platform(),)
+            wanted = {select(target, p, store.read).descriptor.digest for p in platforms}
+            listed = [descriptor for descriptor in listed if descriptor.digest in wanted]
+        chosen = [read_image(descriptor, store.read) for descriptor in listed]
+    return chosen
 
-    Raises:
-        DigestMismatch: it is another.
-    """
-    algorithm, _, _ = diff_id.partition(":")
-    hashed = hashlib.new(algorithm)
-    for chunk in chunks:
-        check_cancelled()
-        hashed.update(chunk)
-        yield chunk
-    got = f"{algorithm}:{hashed.hexdigest()}"
-    if got != diff_id:
-        raise DigestMismatch("check diff id of layer", layer.digest, expected=diff_id, got=got)
+
+def _hold(store: ImageStore, running: Operation, chosen: Sequence[PlatformImage]) -> None:
+    """Keep what is read from being collected, and look that all of it is here before the work."""
+    for image in chosen:
+        layers = image.manifest.layers
+        running.fetcher.hold([image.descriptor, image.manifest.config, *layers])
+        for layer in layers:
+            if not is_foreign(layer.media_type) and not store.content.has(layer.digest):
+                raise missing_layer(layer)
+
+
+def _convert(
+    target: Descriptor,
+    chosen: Sequence[PlatformImage],
+    options: ConvertOptions,
+    running: Operation,
+    layers: LayerConverter,
+) -> Descriptor:
+    made = [_convert_image(image, options, running, layers) for image in chosen]
+    if target.media_type not in INDEX_TYPES:
+        return made[0]
+    index = read_document(target, running.fetcher.read)
+    assert isinstance(index, Index), "a document is of the type that its descriptor says"
+    entries = [
+        msgspec.structs.replace(
+            descriptor,
+            annotations=image.descriptor.annotations,
+            platform=image.descriptor.platform or image.config.platform,
+        )
+        for descriptor, image in zip(made, chosen, strict=True)
+    ]
+    document = msgspec.structs.replace(
+        index, schema_version=2, media_type=OCI_INDEX, manifests=tuple(entries)
+    )
+    return _keep(running, encode(document), OCI_INDEX)
+
+
+def _convert_image(
+    image: PlatformImage, options: ConvertOptions, running: Operation, layers: LayerConverter
+) -> Descriptor:
+    made = [
+        layers.convert(layer, diff_id, options.prioritized_of(layer.digest))
+        for layer, diff_id in zip(image.manifest.layers, image.config.rootfs.diff_ids, strict=True)
+    ]
+    # Fields that are not known here stay.
+    config: dict[str, Any] = json.loads(running.fetcher.read(image.manifest.config))
+    config.setdefault("rootfs", {"type": "layers"})["diff_ids"] = [layer.diff_id for layer in made]
+    data = json.dumps(config, separators=(",", ":"), ensure_ascii=False).encode()
+    manifest = msgspec.structs.replace(
+        image.manifest,
+        schema_version=2,
+        media_type=OCI_MANIFEST,
+        config=_keep(running, data, OCI_CONFIG),
+        layers=tuple(layer.target for layer in made),
+    )
+    return _keep(running, encode(manifest), OCI_MANIFEST)
+
+
+def _keep(running: Operation, data: bytes, media_type: str) -> Descriptor:
+    descriptor = Descriptor(media_type, sha256(data), len(data))
+    running.fetcher.keep(descriptor, data)
+    return descriptor

@@ -1,0 +1,122 @@
+"""Images converted to lazy ones: pushed, pulled lazily, and compared with their sources."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lamina.config import load
+from lamina.core.labels import REMOTE
+from lamina.errors import NotFound
+from lamina.formats.estargz.annotations import TOC_DIGEST
+from lamina.formats.estargz.writer import BlobFormat, BlobOptions
+from lamina.images.conversion import ALL_LAYERS, ConvertOptions
+from lamina.images.manifest import Manifest, parse_manifest
+from lamina.mount import temp_mount, unmount_recursive
+from lamina.store import Store
+from tests.fixtures_registry import LocalRegistry
+from tests.images import Layer, image
+from tests.kernel.test_stargz import CONFIG, FILES, end_worker, fetched, top
+
+pytest_plugins = ["tests.fixtures_registry"]
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.overlay,
+    pytest.mark.erofs,
+    pytest.mark.registry,
+    pytest.mark.fuse,
+]
+OWN = {"stargz.index.json", ".prefetch.landmark", ".no.prefetch.landmark"}
+
+
+@pytest.fixture
+def store(root_dir: Path, tmp_path: Path) -> Iterator[Store]:
+    config = tmp_path / "config.toml"
+    config.write_text(CONFIG.format(gate="fuse", quiet="true"))
+    with Store(root_dir, config=load(config)) as opened:
+        yield opened
+    unmount_recursive(root_dir)
+    end_worker(root_dir)
+
+
+@pytest.fixture
+def source(store: Store, registry: LocalRegistry) -> str:
+    """An image of three layers, of which two are the same."""
+    first, second = (Layer.of(files) for files in FILES)
+    files = image(first, second, first)
+    registry.push(files.manifest, files.blobs, "source", "1")
+    ref = f"{registry.host}/source:1"
+    store.pull(ref, snapshotter="overlayfs", plain_http=True)
+    return ref
+
+
+def manifest_of(store: Store, name: str) -> Manifest:
+    target = store.image(name).target
+    found = parse_manifest(store.images.content.read(target.digest), target.media_type)
+    assert isinstance(found, Manifest)
+    return found
+
+
+def upload(store: Store, name: str, registry: LocalRegistry) -> str:
+    manifest = manifest_of(store, name)
+    read = store.images.content
+    blobs = [read.path(d.digest).read_bytes() for d in (manifest.config, *manifest.layers)]
+    registry.push(read.read(store.image(name).target.digest), blobs, "lazy", "1")
+    return f"{registry.host}/lazy:1"
+
+
+def files_in(store: Store, snapshotter: str, ref: str, directory: Path) -> dict[str, bytes]:
+    engine = store.snapshotter(snapshotter)
+    mounts = engine.view("look", top(store, ref))
+    try:
+        with temp_mount(mounts, dir=directory, read_only=True) as root:
+            found = [path for path in root.rglob("*") if path.is_file() and path.name not in OWN]
+            return {str(path.relative_to(root)): path.read_bytes() for path in found}
+    finally:
+        engine.remove("look")
+
+
+@pytest.mark.parametrize("format", BlobFormat)
+def test_a_converted_image_is_lazy_and_the_same(
+    store: Store,
+    source: str,
+    registry: LocalRegistry,
+    tmp_path: Path,
+    format: BlobFormat,
+) -> None:
+    options = ConvertOptions(
+        blob=BlobOptions(format=format, chunk_size=64 << 10), prioritized={ALL_LAYERS: [b"a"]}
+    )
+    converted = store.convert(source, "registry.example/lazy:1", options=options)
+    assert [(layer.blob is not None, layer.kept) for layer in converted.layers] == [(True, "")] * 2
+    manifest = manifest_of(store, "registry.example/lazy:1")
+    assert manifest.layers[0] == manifest.layers[2]
+    assert all(TOC_DIGEST in layer.annotations for layer in manifest.layers)
+    ref = upload(store, "registry.example/lazy:1", registry)
+    expected = files_in(store, "overlayfs", source, tmp_path)
+    store.remove_image("registry.example/lazy:1")
+    store.collect()
+    assert not store.images.content.has(manifest.layers[0].digest)
+    store.pull(ref, snapshotter="stargz", plain_http=True)
+    infos = list(store.snapshotter("stargz").walk())
+    assert [REMOTE in info.labels for info in infos] == [True] * 3
+    assert fetched(store) < sum(layer.size for layer in manifest.layers)
+    assert files_in(store, "stargz", ref, tmp_path) == expected
+    assert store.fsck() == []
+
+
+def test_the_same_image_again_has_the_same_digest(store: Store, source: str) -> None:
+    one = store.convert(source, "registry.example/one:1", options=ConvertOptions(threads=1))
+    two = store.convert(source, "registry.example/two:1", options=ConvertOptions(threads=3))
+    assert one.image.target == two.image.target
+
+
+def test_content_that_is_missing_is_told_before_anything_is_made(store: Store, source: str) -> None:
+    layer = manifest_of(store, source).layers[0]
+    store.images.content.delete(layer.digest)
+    with pytest.raises(NotFound, match="lamina images pull --no-unpack"):
+        store.convert(source, "registry.example/lazy:1")
+    with pytest.raises(NotFound):
+        store.image("registry.example/lazy:1")
