@@ -41,6 +41,10 @@ class FileFiller:
         return self._map.find(b"\0") < 0
 
     @property
+    def is_durable(self) -> bool:
+        return self.is_complete
+
+    @property
     def local_bytes(self) -> int:
         return min(self._map[:].count(1) * UNIT, self.size)
 

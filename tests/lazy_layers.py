@@ -16,7 +16,8 @@ from lamina.lazy.cache import LayerCache
 from lamina.lazy.checks import digest_of
 from lamina.lazy.layer import LayerFile, create_layer
 from lamina.lazy.policy import FillPolicy
-from lamina.lazy.sources.description import FileDescription
+from lamina.lazy.sources.description import FileDescription, SourceDescription
+from lamina.lazy.sources.file import FileSource
 from lamina.lazy.table import Header
 from lamina.lazy.unit import BLOCK, Check, Codec, Piece, Unit
 
@@ -26,6 +27,19 @@ else:
     from backports import zstd
 
 IMPATIENT = FillPolicy(fill_seconds=5.0, silence_seconds=0.0)
+
+
+FACTORY = "tests.lazy_layers:open_from_file"
+
+
+def open_from_file(directory: Path) -> LayerCache:
+    """Open a layer as a worker does, whose blob is a file."""
+
+    def source(description: SourceDescription) -> FileSource:
+        assert isinstance(description, FileDescription)
+        return FileSource(Path(description.path))
+
+    return LayerCache(directory, source, policy=IMPATIENT)
 
 
 def pack(codec: Codec, data: bytes) -> bytes:

@@ -23,6 +23,7 @@ class Filler:
 
     size = 10
     is_complete = False
+    is_durable = False
     data_path = Path("/nowhere/data")
 
     def __init__(self) -> None:

@@ -435,6 +435,150 @@ def test_what_a_sync_may_have_lost_is_written_anew(
         assert cache.counters.written_bytes == 2 * written
 
 
+def test_a_kill_in_a_sync_that_fails_leaves_a_doubt(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever comes next must not take for synced what the kernel has told of once."""
+    with opened(SMALL, directory) as cache:
+        cache.fill(0, cache.size)
+        found = []
+
+        def fail(fd: int) -> None:
+            found.append((directory / "map").read_bytes()[128:])
+            raise OSError(errno.EIO, "Input/output error")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("lamina.lazy.cache.os.fdatasync", fail)
+            with pytest.raises(OSError, match="Input/output"):
+                cache.sync()
+        assert found[0] == b"\3" * len(SMALL.units)
+        assert cache.local_bytes == 0
+    (directory / "map").write_bytes((directory / "map").read_bytes()[:128] + found[0])
+    with opened(SMALL, directory) as cache:
+        assert not cache.is_complete
+        assert cache.read(0, cache.size) == SMALL.content
+        assert cache.counters.kept_units == len(SMALL.units)
+
+
+def test_what_a_sync_has_lost_is_missing_even_if_the_map_cannot_be_written(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(SMALL, directory) as cache:
+        cache.fill(0, cache.size)
+        with monkeypatch.context() as patch:
+
+            def fail(*_: object) -> int:
+                raise OSError(errno.EIO, "Input/output error")
+
+            def lose(fd: int) -> None:
+                patch.setattr("lamina.lazy.unit_map.os.pwrite", fail)
+                fail()
+
+            patch.setattr("lamina.lazy.cache.os.fdatasync", lose)
+            with pytest.raises(OSError, match="Input/output"):
+                cache.sync()
+        assert not cache.is_complete
+        assert cache.local_bytes == 0
+        assert cache.read(0, cache.size) == SMALL.content
+        cache.complete()
+        assert cache.is_durable
+
+
+def test_complete_is_not_durable(directory: Path) -> None:
+    with opened(SMALL, directory) as cache:
+        cache.fill(0, cache.size)
+        assert (cache.is_complete, cache.is_durable) == (True, False)
+        cache.sync()
+        assert (cache.is_complete, cache.is_durable) == (True, True)
+        with (directory / "data").open("r+b") as data:
+            data.write(b"damage")
+        assert cache.verify() == 1
+        assert (cache.is_complete, cache.is_durable) == (False, False)
+        cache.complete()
+        assert cache.is_durable
+
+
+def test_closing_waits_for_who_reads_the_file(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A number that is closed may be another file's at once, whose bytes a reader must not get."""
+    cache = SMALL.open(directory)
+    cache.fill(0, cache.size)
+    reading, closing = threading.Event(), threading.Event()
+    pread = os.pread
+
+    def slow(fd: int, length: int, offset: int) -> bytes:
+        reading.set()
+        assert closing.wait(IMPATIENT.fill_seconds)
+        time.sleep(0.05)
+        return pread(fd, length, offset)
+
+    monkeypatch.setattr("lamina.lazy.cache.os.pread", slow)
+    found: list[bytes] = []
+
+    def close() -> None:
+        assert reading.wait(IMPATIENT.fill_seconds)
+        closing.set()
+        cache.close()
+
+    assert run_threads(lambda: found.append(cache.read(0, cache.size)), close) == []
+    assert found == [SMALL.content]
+    for use in (lambda: cache.read(0, 1), cache.verify, lambda: cache.local_bytes, cache.sync):
+        with pytest.raises(FailedPrecondition, match="closed"):
+            use()
+
+
+def test_reads_while_it_is_closed_and_its_numbers_are_used_again(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(b"!" * len(SMALL.content))
+    for attempt in range(40):
+        cache = SMALL.open(SMALL.create(tmp_path / f"{attempt}"))
+        cache.fill(0, cache.size)
+        start = threading.Barrier(3)
+
+        def read(cache: LayerCache = cache, start: threading.Barrier = start) -> None:
+            start.wait()
+            while True:
+                assert cache.read(0, cache.size) == SMALL.content
+
+        def close(cache: LayerCache = cache, start: threading.Barrier = start) -> None:
+            start.wait()
+            cache.close()
+            for fd in [os.open(other, os.O_RDONLY) for _ in range(8)]:
+                os.close(fd)
+
+        errors = run_threads(read, read, close)
+        assert [type(error) for error in errors] == [FailedPrecondition] * 2
+
+
+def test_a_use_that_does_not_end_keeps_the_files(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = replace(NO_AHEAD, fill_seconds=0.05)
+    cache = SMALL.open(directory, policy=policy)
+    cache.fill(0, cache.size)
+    pread = os.pread
+    end = threading.Event()
+
+    def hang(fd: int, length: int, offset: int) -> bytes:
+        end.wait()
+        return pread(fd, length, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lamina.lazy.cache.os.pread", hang)
+        found: list[bytes] = []
+        reader = threading.Thread(target=lambda: found.append(cache.read(0, cache.size)))
+        reader.start()
+        while not cache._users._count:
+            time.sleep(0.001)
+        cache.close()
+        assert not cache._let_go
+        end.set()
+        reader.join()
+    close_at_last(cache)
+    assert found == [SMALL.content]
+
+
 def test_other_data_under_the_map_is_not_believed(directory: Path) -> None:
     with opened(SMALL, directory) as cache:
         cache.complete()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import threading
@@ -18,6 +19,7 @@ from lamina.lazy.cost import COST, CostFile
 from lamina.lazy.fetching import Counters, Fetcher
 from lamina.lazy.fills import Fill, Fills
 from lamina.lazy.layer import DATA, LAYER, MAP, TABLE, LayerFile, LayerLock, read_layer, sync_layer
+from lamina.lazy.losses import Losses
 from lamina.lazy.policy import FillPolicy
 from lamina.lazy.read_ahead import ReadAhead
 from lamina.lazy.sources.description import Opener
@@ -27,6 +29,7 @@ from lamina.lazy.trace import TRACE, Trace
 from lamina.lazy.unit import Check
 from lamina.lazy.unit_list import WANTED, read_units, stretches
 from lamina.lazy.unit_map import Identity, State, UnitMap
+from lamina.lazy.users import Users
 from lamina.lazy.workers import Workers
 from lamina.meta.boot import boot_id
 
@@ -97,7 +100,9 @@ class LayerCache:
         self._quiet = Quiet(self._policy.silence_seconds)
         self._completion = Completion(self._fills, self._submit, self._policy)
         self._syncing = threading.Lock()
-        self._closed = self._let_go = False
+        self._losses = Losses(self._watched_fd, self._map, self.data_path)
+        self._users = Users("use lazy layer", directory)
+        self._let_go = False
 
     def _open_files(self) -> None:
         directory = self.directory
@@ -108,6 +113,7 @@ class LayerCache:
         self._opened.callback(self._table.close)
         self.size = self._table.cache_size
         self.data_fd = self._open(DATA)
+        self._watched_fd = self._open(DATA)
         found = os.fstat(self.data_fd)
         if found.st_size != self.size:
             os.ftruncate(self.data_fd, self.size)
@@ -136,9 +142,19 @@ class LayerCache:
         return self._map.is_complete
 
     @property
+    def is_durable(self) -> bool:
+        """Whether every byte is local and was synced: the file needs no guard any more."""
+        return self._map.is_durable
+
+    @property
     def local_bytes(self) -> int:
-        """Bytes of units in the cache; O(units)."""
-        return sum(compress(self._table.cache_lengths, self._map.selectors))
+        """Bytes of units in the cache; O(units).
+
+        Raises:
+            FailedPrecondition: the cache is closed.
+        """
+        with self._users.one():
+            return sum(compress(self._table.cache_lengths, self._map.selectors))
 
     @property
     def unit_bytes(self) -> int:
@@ -156,8 +172,17 @@ class LayerCache:
         return self._map.reset_reason
 
     def is_local(self, start: int, stop: int) -> bool:
-        """Tell whether the cache bytes [start, stop) can be read from the cache file."""
-        return self._map.is_local(self._table.find(start, stop))
+        """Tell whether the cache bytes [start, stop) can be read from the cache file.
+
+        Bytes that are not durable are told to be there only as long as the disk has lost none.
+        False of a cache that is closed.
+        """
+        try:
+            with self._users.one():
+                units = self._table.find(start, stop)
+                return not self._losses.found() and self._map.is_local(units)
+        except FailedPrecondition:
+            return False
 
     def fill(self, start: int, stop: int) -> None:
         """Return once the cache bytes [start, stop) can be read from the cache file.
@@ -173,16 +198,18 @@ class LayerCache:
         """
         if start < 0 or stop > self.size:
             raise OutOfRange(f"fill bytes {start} to {stop} of {self.directory}")
-        if self._map.is_complete:
+        if self._map.is_durable:
             return
-        self._check_open()
-        units = self._table.find(start, stop)
-        self._trace.note(units)
-        if self._map.is_local(units):
-            self._read_ahead(units)
-            return
-        with self._quiet.disturbed():
-            self._wait_for(units)
+        with self._users.one():
+            if self._losses.found():
+                self._forget_lost()
+            units = self._table.find(start, stop)
+            self._trace.note(units)
+            if self._map.is_local(units):
+                self._read_ahead(units)
+                return
+            with self._quiet.disturbed():
+                self._wait_for(units)
 
     def read(self, start: int, length: int) -> bytes:
         """Return exactly `length` bytes of the cache file from `start` on, filled before.
@@ -193,12 +220,13 @@ class LayerCache:
         """
         if length < 0:
             raise OutOfRange(f"read {length} bytes of {self.directory}")
-        self.fill(start, start + length)
         data = bytearray()
-        while len(data) < length and (
-            part := os.pread(self.data_fd, length - len(data), start + len(data))
-        ):
-            data += part
+        with self._users.one():  # or the number of the descriptor could become another file's
+            self.fill(start, start + length)
+            while len(data) < length and (
+                part := os.pread(self.data_fd, length - len(data), start + len(data))
+            ):
+                data += part
         return bytes(data)
 
     def prefetch(self, ranges: Iterable[tuple[int, int]]) -> None:
@@ -207,7 +235,8 @@ class LayerCache:
         Raises:
             as `fill`, for the first range that does not come; and Cancelled (`core.cancel`).
         """
-        self._completion.run(map(self._units_of, ranges), None)
+        with self._users.one():
+            self._completion.run(map(self._units_of, ranges), None)
 
     def fetch_wanted(self) -> None:
         """Fill what `wanted` names, in its order, without waiting for readers to be quiet.
@@ -215,8 +244,9 @@ class LayerCache:
         Raises:
             as `prefetch`; OSError: the file cannot be read.
         """
-        units = read_units(self.directory / WANTED, len(self._table))
-        self._completion.run(stretches(units), None)
+        with self._users.one():
+            units = read_units(self.directory / WANTED, len(self._table))
+            self._completion.run(stretches(units), None)
 
     def complete(self, order: Iterable[tuple[int, int]] = ()) -> None:
         """Fill everything: first `order`, then the rest; give way to readers; then `sync`.
@@ -225,10 +255,12 @@ class LayerCache:
 
         Raises:
             as `prefetch`; what has come until then stays.
+            OSError: as `sync`.
         """
-        self._completion.run(map(self._units_of, order), self._quiet)
-        self._completion.run([range(len(self._table))], self._quiet)
-        self.sync()
+        with self._users.one():
+            self._completion.run(map(self._units_of, order), self._quiet)
+            self._completion.run([range(len(self._table))], self._quiet)
+            self.sync()
         self._source.close()
 
     def sync(self) -> None:
@@ -238,19 +270,21 @@ class LayerCache:
             OSError: the kernel could not write some of it. What was not durable yet is fetched
                 again.
         """
-        with self._syncing:
-            self._check_open()
+        with self._users.one(), self._syncing:
             sync_layer(self.directory)
             before = self._map.snapshot()
+            # A kill between the sync that fails and the map must leave a doubt: see below.
+            self._map.doubt_on_disk(before)
             try:
                 os.fdatasync(self.data_fd)
             except OSError:
                 # The kernel tells of a lost page once, and has it in memory as if it were on disk.
                 # Its digest would be right and a second sync succeed, so it is to be written anew.
-                self._map.settle(before, State.MISSING)
-                self._note_local()
+                self._losses.note()
+                self._forget_lost()
                 raise
-            self._map.settle(before, State.DURABLE)
+            if not self._map.settle(before):
+                raise OSError(errno.EIO, "the disk has lost what was written", self.data_path)
             os.fdatasync(self._map_fd)
 
     def verify(self) -> int:
@@ -265,23 +299,26 @@ class LayerCache:
         Raises:
             OSError: the cache file cannot be read.
             Cancelled: see `core.cancel`.
+            FailedPrecondition: the cache is closed.
         """
         return sum(self._forget_damaged(number) for number in self._local_units())
 
     def close(self) -> None:
         """Give up what is under way and let go of the directory.
 
-        Readers that wait get FailedPrecondition. A request that is still under way after
+        Readers that wait get FailedPrecondition. A request or a use that is still under way after
         `FillPolicy.fill_seconds` keeps the files open and the directory locked, since what it
-        writes must not go elsewhere; calling this again waits once more.
+        reads and writes must not be another file's; calling this again waits once more.
         """
         if self._let_go:
             return
-        self._closed = True
+        deadline = time.monotonic() + self._policy.fill_seconds
+        self._users.refuse()
         self._quiet.close()
         drained = self._fills.drain(self._policy.fill_seconds)
         if self._own_workers:
             self._workers.close()
+        drained = self._users.gone(deadline - time.monotonic()) and drained
         with self._syncing:
             if drained:
                 self._source.close()
@@ -290,12 +327,16 @@ class LayerCache:
             else:
                 log.warning("a request does not end", extra={"path": str(self.directory)})
 
+    def _forget_lost(self) -> None:
+        self._losses.forget()
+        self._note_local()
+
     def _note_local(self) -> None:
         self.counters.found(self.local_bytes, self.unit_bytes, self.size)
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise FailedPrecondition("use lazy layer", self.directory, hint="it is closed")
+    @property
+    def _closed(self) -> bool:
+        return self._users.are_refused
 
     def _units_of(self, stretch: tuple[int, int]) -> range:
         return self._table.find(*stretch)
@@ -317,7 +358,7 @@ class LayerCache:
 
         All of the requests are under way then.
         """
-        self._check_open()
+        self._users.check()
         requests: list[tuple[Fill, range]] = []
         number, most = units.start, self._policy.request_bytes
         while (found := self._fills.next(number, units.stop, most)) is not None:
@@ -346,23 +387,26 @@ class LayerCache:
             self._begin(ahead, urgent=False)
 
     def _local_units(self) -> Iterator[int]:
-        for number in range(len(self._table)):
+        with self._users.one():
+            count = len(self._table)
+        for number in range(count):
             check_cancelled()
             if self._map.state(number) in {State.LOCAL, State.DURABLE}:
                 yield number
 
     def _forget_damaged(self, number: int) -> bool:
         """Forget a unit that is damaged; one that nothing can verify is taken for whole."""
-        unit = self._table.unit(number)
-        if all(piece.check is Check.NONE for piece in unit.pieces):
-            return False
-        if self._fetcher.is_whole(unit):
-            return False
-        log.warning(
-            "cached bytes are damaged",
-            extra={"path": str(self.data_path), "offset": unit.cache_offset},
-        )
-        with self._syncing:  # or a sync that began before could call what replaces it durable
-            self._map.mark(number, State.MISSING)
-        self.counters.add(local_bytes=-unit.cache_length)
-        return True
+        with self._users.one():
+            unit = self._table.unit(number)
+            if all(piece.check is Check.NONE for piece in unit.pieces):
+                return False
+            if self._fetcher.is_whole(unit):
+                return False
+            log.warning(
+                "cached bytes are damaged",
+                extra={"path": str(self.data_path), "offset": unit.cache_offset},
+            )
+            with self._syncing:  # or a sync that began before could call what replaces it durable
+                self._map.mark(number, State.MISSING)
+            self.counters.add(local_bytes=-unit.cache_length)
+            return True

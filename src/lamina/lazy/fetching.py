@@ -113,11 +113,14 @@ class Fetcher:
             self._give_up(fill, wrapped)
 
     def is_whole(self, unit: Unit) -> bool:
-        """Tell whether the cache has a unit's bytes, by their digests.
+        """Tell whether the disk has a unit's bytes, by their digests.
 
         Raises:
             OSError: they cannot be read; EIO is taken for damage.
         """
+        # A page that could not be written is kept in memory as if it were on disk.
+        length = -(-unit.cache_length // BLOCK) * BLOCK
+        os.posix_fadvise(self._fd, unit.cache_offset, length, os.POSIX_FADV_DONTNEED)
         try:
             return all(map(self._has, unit.pieces))
         except OSError as error:

@@ -67,7 +67,7 @@ class Layers:
     def add(self, directory: Path, factory: str, gate: GateName) -> Path:
         """Serve a layer; return the file to mount: of a complete one, the cache file itself.
 
-        A layer that is complete when it is added is not served: nothing has to be.
+        A layer that is complete and synced when it is added is not served: nothing has to be.
 
         Raises:
             FailedPrecondition: mounts of it may have read zeros: they have to go first, and the
@@ -107,11 +107,20 @@ class Layers:
                 raise Unavailable("complete a lazy layer", directory, hint=layer.error)
             return self._fetch(layer, layer.filler, wish)
 
+    def settle(self) -> None:
+        """Begin to sync layers whose last bytes came with reads: only then are they let go of."""
+        with self._lock:
+            for layer in self._open.values():
+                filler, background = layer.filler, layer.background
+                if filler is None or filler.is_durable or not filler.is_complete:
+                    continue
+                if background is None or not background.is_under_way:
+                    self._fetch(layer, filler, "all")
+
     def status(self) -> list[LayerStatus]:
         """Describe every layer."""
-        with self._lock:
-            layers = list(self._open.values())
-        return [_describe(layer) for layer in layers]
+        with self._lock:  # so that none is closed meanwhile
+            return [_describe(layer) for layer in self._open.values()]
 
     @property
     def is_needed(self) -> bool:
@@ -135,7 +144,7 @@ class Layers:
 
     def _add(self, directory: Path, factory: str, gate: GateName) -> Path:
         filler = _factory(factory)(directory)
-        if filler.is_complete:
+        if filler.is_durable:
             filler.close()
             return filler.data_path
         layer = _Open(self._served.add(directory, factory, gate))
@@ -158,7 +167,7 @@ class Layers:
             )
         path = self._begin(layer)
         # Older mounts go on being served; a new one has no need of it.
-        if layer.filler is not None and layer.filler.is_complete:
+        if layer.filler is not None and layer.filler.is_durable:
             return layer.filler.data_path
         return path
 

@@ -66,6 +66,7 @@ class Server:
                     return False
                 if ready:
                     self._accept()
+                self._layers.settle()
                 if ready or self._busy or self._layers.is_needed:
                     idle_since = time.monotonic()
                 elif time.monotonic() - idle_since > self._linger and self._may_end():

@@ -13,6 +13,7 @@ import re
 import struct
 import threading
 import zlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from lamina.errors import FormatError
@@ -54,6 +55,13 @@ class Identity(NamedTuple):
     boot: str
 
 
+class Snapshot(NamedTuple):
+    """All states at one time, and how often some had been lost by then."""
+
+    states: bytes
+    losses: int
+
+
 class UnitMap:
     """The map of one layer. Changes are for one process at a time; its threads are told apart here.
 
@@ -69,12 +77,19 @@ class UnitMap:
         self.reset_reason = ""
         """Why the map on disk was not believed as it is; "" if it was."""
         self._states = self._load(identity, data_whole)
-        self._left = len(self._states) - self.count(State.LOCAL) - self.count(State.DURABLE)
+        self._losses = 0
+        self._not_durable = len(self._states) - self.count(State.DURABLE)
+        self._left = self._not_durable - self.count(State.LOCAL)
 
     @property
     def is_complete(self) -> bool:
         """Whether every unit is in the cache."""
         return not self._left
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether every unit is in the cache and was synced."""
+        return not self._not_durable
 
     @property
     def selectors(self) -> bytes:
@@ -111,31 +126,68 @@ class UnitMap:
             if self._states[number] == State.DURABLE:
                 # Or a power loss could bring it back beside data that is being written anew.
                 os.fdatasync(self._fd)
-            self._left += _is_local(self._states[number]) - _is_local(state)
-            self._states[number] = state
+            self._set(number, number + 1, state)
 
-    def snapshot(self) -> bytes:
+    def snapshot(self) -> Snapshot:
         """Return all states as they are, for `settle` after a sync."""
-        return bytes(self._states)
+        with self._lock:
+            return Snapshot(bytes(self._states), self._losses)
 
-    def settle(self, before: bytes, state: State) -> None:
-        """Make `state` of every unit that was local in the snapshot and still is.
+    def doubt_on_disk(self, before: Snapshot) -> None:
+        """Have the file say that what was local in the snapshot and still is, is doubtful.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        with self._lock:
+            for start, stop in self._still_local(before.states):
+                self._write(start, stop, State.DOUBTFUL)
+
+    def forget(self) -> None:
+        """Make every unit missing that is local, but not durable.
+
+        Raises:
+            OSError: the map's file cannot be written; they are missing to this process then.
+        """
+        with self._lock:
+            self._losses += 1
+            stretches = list(self._still_local(bytes(self._states)))
+            for start, stop in stretches:
+                self._set(start, stop, State.MISSING)
+            for start, stop in stretches:
+                self._write(start, stop, State.MISSING)
+
+    def settle(self, before: Snapshot) -> bool:
+        """Make every unit durable that was local in the snapshot, and still is.
+
+        Returns:
+            False if there was a `forget` since, so that nothing was done.
 
         Raises:
             OSError: the map's file cannot be written.
         """
-        for match in _RUNS.finditer(before):
-            with self._lock:
-                for still in list(_RUNS.finditer(self._states, *match.span())):
-                    self._replace(*still.span(), state)
+        with self._lock:
+            if self._losses != before.losses:
+                return False
+            for start, stop in self._still_local(before.states):
+                self._write(start, stop, State.DURABLE)
+                self._set(start, stop, State.DURABLE)
+            return True
 
-    def _replace(self, start: int, stop: int, state: State) -> None:
-        """Set the state of a stretch of local units."""
-        states = bytes((state,)) * (stop - start)
-        os.pwrite(self._fd, states, _HEADER.size + start)
-        if not _is_local(state):
-            self._left += stop - start
-        self._states[start:stop] = states
+    def _still_local(self, states: bytes) -> Iterator[tuple[int, int]]:
+        """Yield the stretches of units that are local in `states` and now; with the lock."""
+        for match in _RUNS.finditer(states):
+            yield from [still.span() for still in _RUNS.finditer(self._states, *match.span())]
+
+    def _write(self, start: int, stop: int, state: State) -> None:
+        os.pwrite(self._fd, bytes((state,)) * (stop - start), _HEADER.size + start)
+
+    def _set(self, start: int, stop: int, state: State) -> None:
+        """Set the state of units that have all the same, in memory; the lock is the caller's."""
+        was, count = self._states[start], stop - start
+        self._left += count * (_is_local(was) - _is_local(state))
+        self._not_durable += count * ((was == State.DURABLE) - (state == State.DURABLE))
+        self._states[start:stop] = bytes((state,)) * count
 
     def _load(self, identity: Identity, data_whole: bool) -> bytearray:
         """Return the states that can be relied on, and have the file say the same."""

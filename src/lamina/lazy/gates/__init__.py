@@ -1,7 +1,7 @@
 """Gates: they make readers of a file wait until a filler has put the bytes there.
 
-`fanotify` lets readers at the cache file itself and goes when it is complete; `fuse` shows the
-file in a filesystem of its own, which fails rather than showing bytes that are not there.
+`fanotify` lets readers at the cache file itself and goes when that is complete and synced; `fuse`
+shows the file in a filesystem of its own, which fails rather than showing bytes that are not there.
 """
 
 from __future__ import annotations
@@ -25,7 +25,12 @@ class Filler(Protocol):
 
     @property
     def is_complete(self) -> bool:
-        """Whether every byte is local; never false again after it was true."""
+        """Whether every byte is local; false again when they turn out not to reach the disk."""
+        ...
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether every byte is local and synced; never false again after it was true."""
         ...
 
     def is_local(self, start: int, stop: int) -> bool:
@@ -66,7 +71,7 @@ class Filler(Protocol):
         ...
 
     def complete(self) -> None:
-        """Return when every byte is local; gives way to `fill`.
+        """Return when every byte is local and synced; gives way to `fill`.
 
         Raises:
             LaminaError, OSError: as `fill`.

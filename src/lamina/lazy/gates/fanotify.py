@@ -1,8 +1,9 @@
 """The gate `fanotify`: readers wait at the cache file itself until their bytes are in it.
 
-The mark is set before anything mounts the file, and taken off when the file is complete; from then
-on nothing of Lamina has a part in reading it. Should every process that holds the group end at
-one time, the kernel lets readers through to bytes that are not there: see the holder.
+The mark is set before anything mounts the file, and taken off when the file is complete and synced:
+a sync that fails takes bytes back. From then on nothing of Lamina has a part in reading it. Should
+every process that holds the group end at one time, the kernel lets readers through to bytes that
+are not there: see the holder.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class FanotifyGate:
         self._intake = Intake(group, self._slots, self._handle, "fanotify")
 
     def add(self, file: GatedFile) -> Path:
-        """Mark the file unless it is complete; whoever mounts it has to open it after this.
+        """Mark the file unless it is durable; whoever mounts it has to open it after this.
 
         Raises:
             OSError: EOPNOTSUPP, EINVAL, ... of `fanotify.add_mark`.
@@ -168,8 +169,8 @@ class FanotifyGate:
             os.close(event.fd)
 
     def _settle(self, file: GatedFile) -> bool:
-        """Take the mark off a complete file; tell whether it is one."""
-        if not file.filler.is_complete:
+        """Take the mark off a durable file; tell whether it is one."""
+        if not file.filler.is_durable:
             return False
         self._unmark(file)
         return True
