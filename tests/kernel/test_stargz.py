@@ -422,6 +422,29 @@ def test_worker_is_killed_while_everything_is_read(
     engine.remove("look")
 
 
+@pytest.mark.parametrize("gate", GATES)
+def test_worker_is_upgraded_while_everything_is_read(
+    open_store: Callable[..., Store],
+    registry: LocalRegistry,
+    tmp_path: Path,
+    gate: str,
+) -> None:
+    store = open_store(gate)
+    parts = {f"part-{number}": noise(400_000, number) for number in range(6)}
+    ref = push(registry, image(stargz_layer(parts)))
+    store.pull(ref, snapshotter="stargz", plain_http=True)
+    engine = store.snapshotter("stargz")
+    workers = set()
+    with temp_mount(engine.view("look", top(store, ref)), dir=tmp_path, read_only=True) as root:
+        for number, (name, content) in enumerate(parts.items()):
+            if number % 2 == 0:
+                workers.add(worker(store).status().pid)
+                worker(store).upgrade()
+            assert (root / name).read_bytes() == content
+    assert len(workers) > 1
+    engine.remove("look")
+
+
 def test_restart_of_the_machine_with_layers_that_are_not_complete(
     open_store: Callable[..., Store],
     registry: LocalRegistry,
