@@ -21,6 +21,7 @@ from tests.faulty_registry import (
     html,
     ignore_range,
     status,
+    tokens,
 )
 from tests.images import ImageFiles, image
 from tests.kernel.test_stargz import (
@@ -112,3 +113,19 @@ def test_what_does_not_pass_is_eio_and_a_line_in_the_log(
         assert all(said in line for line in lines)
         registry.faults.clear()
         assert (root / "file").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_a_token_that_has_expired_is_asked_for_anew(
+    open_store: Callable[..., Store], tmp_path: Path, gate: str
+) -> None:
+    with faulty_registry() as registry:
+        registry.challenge = f'Bearer realm="http://{registry.host}/token",service="test"'
+        registry.token = tokens(registry)
+        with mounted(open_store, registry, tmp_path, gate) as (root, _):
+            with (root / "file").open("rb", buffering=0) as file:
+                assert file.read(1) == CONTENT[:1]
+            registry.accepted.clear()
+            registry.seen.clear()
+            assert (root / "file").read_bytes() == CONTENT
+            assert "GET /token" in registry.paths()
