@@ -64,12 +64,20 @@ def _number(*names: str, type: type, help: str) -> Callable[[Any], Any]:
     return click.option(*names, type=type, default=0, help=help)
 
 
-_OPTIONS = (
+_LIFE = (
     _flag("--rm", help="Remove the container once it has ended."),
     _flag("-d", "--detach", help="Return when the container is started."),
+    _text("--log-uri", metavar="file://PATH", help="Append a detached container's output to PATH."),
+    _text("--pid-file", metavar="FILE", default=None, help="Write the process id to FILE."),
+    _list("--label", metavar="KEY=VALUE", help="Set a label of the container."),
+    _list("--snapshotter-label", metavar="KEY=VALUE", help="Set a label of its snapshot."),
+    _text("--platform", metavar="OS/ARCH", default=None, help="Run the image of that platform."),
+    _flag("--rootfs", help="The argument is a directory to use as root, not an image."),
+    click.option("-c", "--spec", type=_FILE, help="Use this OCI config.json; give only the id."),
+)
+_CONTAINER = (
     _flag("-t", "--tty", help="Give it a terminal."),
     _flag("--null-io", help="Connect its standard streams to /dev/null."),
-    _text("--log-uri", metavar="file://PATH", help="Append a detached container's output to PATH."),
     _list("--env", metavar="NAME=VALUE", help="Set an environment variable; NAME unsets it."),
     click.option("--env-file", type=_FILE, help="Read environment variables, one on a line."),
     _list("--mount", metavar="type=,src=,dst=,options=", help="Add a mount; options apart by `:`."),
@@ -94,30 +102,32 @@ _OPTIONS = (
     _number("--cpu-quota", type=int, help="Microseconds of CPU time in each period."),
     _number("--cpu-period", type=int, help="Length of the period in microseconds."),
     _text("--cgroup", metavar="PATH", help="Path of its cgroup."),
-    _text("--pid-file", metavar="FILE", default=None, help="Write the process id to FILE."),
-    _list("--label", metavar="KEY=VALUE", help="Set a label of the container."),
     _list("--annotation", metavar="KEY=VALUE", help="Set an annotation in its specification."),
-    _list("--snapshotter-label", metavar="KEY=VALUE", help="Set a label of its snapshot."),
-    _text("--platform", metavar="OS/ARCH", default=None, help="Run the image of that platform."),
-    _flag("--rootfs", help="The argument is a directory to use as root, not an image."),
     _text("--runtime", metavar="PATH", help="OCI runtime.  [default: runc, else crun]"),
     click.option("--runc-binary", "runtime", hidden=True),
     _flag("--no-pivot", help="Do not use pivot_root, for a root on a ramdisk."),
     _text("--rootfs-propagation", metavar="MODE", help="Propagation of mounts of the root."),
     click.option("--seccomp-profile", type=_FILE, help="Apply the seccomp profile in this file."),
     _text("--apparmor-profile", metavar="NAME", help="Apply a loaded AppArmor profile."),
-    click.option("-c", "--spec", type=_FILE, help="Use this OCI config.json; give only the id."),
 )
 
 
-def _options(function: Callable[..., Any]) -> Callable[..., Any]:
-    for option in reversed(_OPTIONS):
+def container_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say what a container is like, for `spec_options`."""
+    for option in reversed(_CONTAINER):
+        function = option(function)
+    return function
+
+
+def _life_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(_LIFE):
         function = option(function)
     return function
 
 
 @click.command(cls=Command, context_settings={"allow_interspersed_args": False})
-@_options
+@_life_options
+@container_options
 @snapshotter_option
 @click.argument("words", nargs=-1, required=True, metavar="IMAGE|DIR ID [COMMAND [ARG]...]")
 @pass_app
@@ -159,7 +169,7 @@ def _request(app: App, words: tuple[str, ...], given: dict[str, Any]) -> RunRequ
     if len(words) < 2:
         raise click.UsageError("give an image (or with --rootfs a directory) and a container id")
     source, id, *args = words
-    common["options"] = _spec_options(given, args)
+    common["options"] = spec_options(given, args)
     if given["rootfs"]:
         return RunRequest(id=id, rootfs=Path(source).absolute(), **common)
     name, launch = _launch(app, source, given["platform"])
@@ -195,14 +205,15 @@ def _unpack_options(platform: str | None) -> Options | None:
     return Options(platforms=(parse_platform(platform),))
 
 
-def _spec_options(given: dict[str, Any], args: list[str]) -> SpecOptions:
+def spec_options(given: dict[str, Any], args: list[str]) -> SpecOptions:
+    """Return what the options, with the container's command, ask for."""
     from lamina.core.idmap import parse_idmap
     from lamina.runtime import cgroup
     from lamina.runtime.mounts import parse_mount
     from lamina.runtime.namespaces import parse_namespace
     from lamina.runtime.spec import Resources, SpecOptions
 
-    labels = parse_labels(given["label"])
+    labels = parse_labels(given.get("label", ()))
     return SpecOptions(
         args=args,
         entrypoint=None if given["entrypoint"] is None else [given["entrypoint"]],

@@ -63,6 +63,17 @@ def attribute(image: PlatformImage, store: ImageStore, paths: Iterable[bytes]) -
     return Attributed(files, others)
 
 
+def require_blobs(image: PlatformImage, store: ImageStore) -> None:
+    """Check that the blobs of all layers are in the store.
+
+    Raises:
+        NotFound: one is not; a lazy snapshotter may have left it in its registry.
+    """
+    for layer in image.manifest.layers:
+        if not store.content.has(layer.digest):
+            raise _missing(layer)
+
+
 def find_layers(
     paths: Sequence[bytes], archives: Iterable[Iterable[tuple[bytes, bytes]]]
 ) -> dict[bytes, int]:
@@ -136,10 +147,14 @@ def _archive(store: ImageStore, layer: Descriptor) -> Iterator[tuple[bytes, byte
     try:
         blob = store.content.open(layer.digest)
     except NotFound as error:
-        hint = "pull the image into another snapshotter than one that leaves blobs in the registry"
-        raise NotFound("blob of a layer", layer.digest, hint=hint) from error
+        raise _missing(layer) from error
     with blob:
         chunks = decompress(blob.read, sniff=is_sniffed(layer.media_type))
         reader = TarReader(ChunkStream(chunks))
         while (entry := reader.next()) is not None:
             yield entry.name, entry.type
+
+
+def _missing(layer: Descriptor) -> NotFound:
+    hint = "fetch it: lamina images pull --no-unpack"
+    return NotFound("blob of a layer", layer.digest, hint=hint)

@@ -149,7 +149,7 @@ class _Run:
     def _output(self) -> Iterator[int | None]:
         """Give a standard output whose lines are looked at, where one is waited for."""
         if not self._until.line:
-            yield None
+            yield self._request.stdout
             return
         reading, writing = os.pipe2(os.O_CLOEXEC)
         thread = threading.Thread(target=self._copy, args=(reading,), name="recorded-output")
@@ -162,7 +162,8 @@ class _Run:
             os.close(reading)
 
     def _copy(self, reading: int) -> None:
-        """Copy the container's output to this process's, and look for the line."""
+        """Copy the container's output to where it was to go, and look for the line."""
+        target = 1 if self._request.stdout is None else self._request.stdout
         wanted = os.fsencode(self._until.line)
         line = b""
         while data := os.read(reading, 65536):
@@ -170,7 +171,7 @@ class _Run:
             if wanted in line:
                 self._wake(Ended.LINE)
             line = line[line.rfind(b"\n") + 1 :]
-            _write(data)
+            _write(target, data)
 
 
 def _kill(process: int) -> None:
@@ -184,9 +185,9 @@ def _kill(process: int) -> None:
         pass
 
 
-def _write(data: bytes) -> None:
+def _write(target: int, data: bytes) -> None:
     while data:
         try:
-            data = data[os.write(1, data) :]
+            data = data[os.write(target, data) :]
         except BrokenPipeError:  # nobody reads it any more; the container goes on
             return
