@@ -138,7 +138,7 @@ class _Builder:
             raise entry_error(index, entry, "type", "a known type", kind)
         path = clean(entry.name.encode())
         self._links.pop(path, None)
-        if path in _HIDDEN or _base(path).startswith(PREFIX):
+        if path in _HIDDEN or (PREFIX in path and _base(path).startswith(PREFIX)):
             self._note(index, entry, path)
             return
         if kind == "hardlink":
