@@ -75,6 +75,7 @@ class LayerCache:
         """
         self.directory = directory
         self._policy = policy or FillPolicy()
+        self._users = Users("use lazy layer", directory)
         with ExitStack() as opened:
             self._opened = opened
             opened.callback(LayerLock(directory).release)
@@ -101,7 +102,6 @@ class LayerCache:
         self._completion = Completion(self._fills, self._submit, self._policy)
         self._syncing = threading.Lock()
         self._losses = Losses(self._watched_fd, self._map, self.data_path)
-        self._users = Users("use lazy layer", directory)
         self._let_go = False
 
     def _open_files(self) -> None:
