@@ -94,16 +94,13 @@ def _start(directory: Path, reference: str, host: str, gates: list[str]) -> list
 
 
 def _our_start(directory: Path, reference: str, link: SlowLink, gate: str) -> tuple[float, float]:
-    root = Root(directory, "stargz", gate)
-    drop_caches()
-    link.bytes_sent()
-    began = time.perf_counter()
-    root.pull(reference)
-    run = root.argv("run", "--rm", "--snapshotter", "stargz", reference, _id(), *COMMAND)
-    seconds = _first_line(run, began)
-    came = link.bytes_sent()
-    root.remove()
-    return seconds, came
+    with Root(directory, "stargz", gate) as root:
+        drop_caches()
+        link.bytes_sent()
+        began = time.perf_counter()
+        root.pull(reference)
+        run = root.argv("run", "--rm", "--snapshotter", "stargz", reference, _id(), *COMMAND)
+        return _first_line(run, began), link.bytes_sent()
 
 
 def _peer_start(directory: Path, reference: str, link: SlowLink) -> tuple[float, float]:
@@ -147,13 +144,11 @@ def _sequential(directory: Path, reference: str, host: str, gates: list[str]) ->
 
 
 def _cold(directory: Path, reference: str, gate: str) -> float:
-    root = Root(directory, "stargz", gate, quiet=True)
-    root.pull(reference)
-    file = root.mount(reference) / ONE_FILE
-    drop_caches()
-    seconds = _read(file)
-    root.remove()
-    return seconds
+    with Root(directory, "stargz", gate, quiet=True) as root:
+        root.pull(reference)
+        file = root.mount(reference) / ONE_FILE
+        drop_caches()
+        return _read(file)
 
 
 def _ranges(reference: str) -> float:
@@ -172,40 +167,40 @@ def _ranges(reference: str) -> float:
 
 def _local(directory: Path, reference: str, gate: str) -> Figure:
     """Measure a read of the whole file, which is on the disk, by a mount made after it came."""
-    lazy, plain = Root(directory, "stargz", gate), Root(directory, "erofs")
-    for root in (lazy, plain):
-        root.pull(reference)
-    lazy("lazy", "wait", reference)
-    ours, theirs = (root.mount(reference) / ONE_FILE for root in (lazy, plain))
 
     def cold(file: Path) -> float:
         drop_caches()
         return _read(file)
 
-    samples = paired(lambda: cold(ours), lambda: cold(theirs))
-    for root in (lazy, plain):
-        root.remove()
+    with Root(directory, "stargz", gate) as lazy, Root(directory, "erofs") as plain:
+        for root in (lazy, plain):
+            root.pull(reference)
+        lazy("lazy", "wait", reference)
+        ours, theirs = (root.mount(reference) / ONE_FILE for root in (lazy, plain))
+        samples = paired(lambda: cold(ours), lambda: cold(theirs))
     return Figure(f"lazy-local-{gate}", *samples, 1 / 0.95, "the erofs snapshotter")
 
 
 def _find(directory: Path, reference: str, gate: str) -> Figure:
     """Measure `stat` of every file, which the stopped worker could not answer."""
-    lazy, plain = Root(directory, "stargz", gate, quiet=True), Root(directory, "erofs")
-    for root in (lazy, plain):
-        root.pull(reference)
-    ours, theirs = (root.mount(reference) for root in (lazy, plain))
-    worker = lazy.worker.status().pid
-    os.kill(worker, signal.SIGSTOP)
 
     def walk(place: Path) -> float:
         drop_caches()
-        command = f"find {place} -type f -print0 | xargs -0 stat"
-        return timed(["sh", "-c", command])
+        return timed(["sh", "-c", f"find {place} -type f -print0 | xargs -0 stat"])
 
-    samples = paired(lambda: walk(ours), lambda: walk(theirs))
-    os.kill(worker, signal.SIGCONT)
-    for root in (lazy, plain):
-        root.remove()
+    with (
+        Root(directory, "stargz", gate, quiet=True) as lazy,
+        Root(directory, "erofs") as plain,
+    ):
+        for root in (lazy, plain):
+            root.pull(reference)
+        ours, theirs = (root.mount(reference) for root in (lazy, plain))
+        worker = lazy.worker.status().pid
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            samples = paired(lambda: walk(ours), lambda: walk(theirs))
+        finally:
+            os.kill(worker, signal.SIGCONT)
     return Figure(f"lazy-find-{gate}", *samples, 1.0, "the erofs snapshotter")
 
 

@@ -28,8 +28,8 @@ class Images:
         """Convert the only image of a layout as the options say, push it, return its reference."""
         source, target = f"{self._registry}/{name}:plain", f"{self._registry}/{name}:latest"
         self._lamina("images", "import", "--no-unpack", "--index-name", source, str(layout))
-        self._lamina("images", "convert", *options, source, target)
-        self._lamina("images", "push", "--plain-http", target)
+        self._lamina("images", "convert", "--quiet", *options, source, target)
+        self._lamina("images", "push", "--quiet", "--plain-http", target)
         return target
 
     def _lamina(self, *arguments: str) -> None:

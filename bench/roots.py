@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
+from typing import Self
 
 from bench.process import wait_for_janitor
 from bench.startup import LAMINA
@@ -22,7 +23,7 @@ _numbers = itertools.count()
 
 
 class Root:
-    """A root of its own whose images are pulled with one snapshotter.
+    """A root of its own whose images are pulled with one snapshotter; a context manager.
 
     Args:
         directory: that it is made in.
@@ -70,7 +71,10 @@ class Root:
     def _with(self) -> tuple[str, str]:
         return ("--snapshotter", self.snapshotter)
 
-    def remove(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
         """Unmount and delete it, once nothing of it runs."""
         wait_for_janitor(self.path)
         unmount_recursive(self.path)
