@@ -5,21 +5,28 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
+import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from lamina.errors import DeadlineExceeded
+from lamina.lazy.picture import files_read
 from lamina.lazy.unit_list import WANTED
 from lamina.lazy.view import LayerView
+from lamina.lazy_images import LazyImages
 from lamina.mount import temp_mount
 from lamina.store import Store
-from tests.fixtures_registry import LocalRegistry
-from tests.images import image
+from tests.fixtures_registry import LocalRegistry, running_registry
+from tests.images import ImageFiles, Layer, image
 from tests.kernel.test_stargz import (
     GATES,
     end_worker,
+    files,
     noise,
     open_store,
     push,
@@ -28,7 +35,7 @@ from tests.kernel.test_stargz import (
     worker,
 )
 
-__all__ = ["open_store"]
+__all__ = ["files", "open_store"]
 
 pytest_plugins = ["tests.fixtures_registry"]
 pytestmark = [pytest.mark.root, pytest.mark.overlay, pytest.mark.erofs, pytest.mark.registry]
@@ -103,3 +110,87 @@ def test_the_next_worker_goes_on_with_the_rest(
         )
     )
     end_worker(store.root)
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_what_was_read_is_shown_drawn_and_fetched_again(
+    open_store: Callable[..., Store], registry: LocalRegistry, tmp_path: Path, gate: str
+) -> None:
+    store = open_store(gate)
+    plain = Layer.of({"plain": b"plain"})
+    ref = push(registry, image(stargz_layer(FIRST), plain, stargz_layer(REST)))
+    store.pull(ref, snapshotter="stargz", plain_http=True)
+    images = LazyImages(store)
+    assert [layer.state for layer in images.layers(ref)] == ["lazy", "unpacked", "lazy"]
+    with temp_mount(store.snapshotter("stargz").view("look", top(store, ref)), dir=tmp_path) as at:
+        (at / "etc/tool").read_bytes()
+    end_worker(store.root)  # what it has cost is still known
+    base, unpacked, last = images.layers(ref)
+    assert base.images == (ref,)
+    assert (base.gate, base.cost.fills, last.cost.fills) == (gate, 1, 0)
+    assert base.local_bytes == base.asked_bytes == 6
+    assert base.cost.fetched_bytes > 0
+    assert base.cost.wait_seconds > 0
+    assert unpacked.reason.startswith("it is no eStargz")
+    with images.views(ref) as views:
+        assert [use.path for use in files_read(views[0][1], views[0][2])] == ["etc/tool"]
+    [traced, _] = trace = images.trace(ref)
+    assert traced["layer"] == base.digest
+    registry_ref = open_store(gate)
+    again = LazyImages(registry_ref)
+    assert json.loads(json.dumps(trace)) == again.trace(ref)
+
+
+@pytest.mark.fuse
+def test_command_line(
+    open_store: Callable[..., Store], registry: LocalRegistry, tmp_path: Path
+) -> None:
+    store = open_store("fuse")
+    ref = pulled(store, registry, FIRST, REST)
+    first, second = caches(store)
+
+    def lamina(*argv: str, code: int = 0) -> str:
+        words = (sys.executable, "-m", "lamina", "--root", str(store.root), "lazy", *argv)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS)
+        assert done.returncode == code, done.stderr
+        return done.stderr if code else done.stdout
+
+    paths = tmp_path / "list"
+    paths.write_text("# what the tool needs\n**/tool\nusr/lib/*\n")
+    lamina("prefetch", "--list", str(paths), ref)
+    until(lambda: 0 not in local(first) and 1 in local(second))
+    until(lambda: not any(layer.stage for layer in worker(store).status().layers))
+    assert 0 in local(second)
+    listed = lamina("ls")
+    assert "complete" in listed and "lazy" in listed and ref in listed
+    [one, two] = json.loads(lamina("ls", "--json"))
+    assert {one["state"], two["state"]} == {"complete", "lazy"}
+    shown = lamina("show", ref)
+    assert "in 1 requests" in shown and "0 reads waited" in shown
+    drawn = lamina("map", ref)
+    assert "+" in drawn and "." in drawn and "not fetched" in drawn
+    lamina("map", "--svg", str(tmp_path / "map.svg"), ref)
+    titles = [e.text or "" for e in ET.parse(tmp_path / "map.svg").iter() if "title" in e.tag]
+    assert any('/usr/share/<big> & "more"' in title for title in titles)
+    with temp_mount(store.snapshotter("stargz").view("look", top(store, ref)), dir=tmp_path) as at:
+        (at / "usr/share" / '<big> & "more"').read_bytes()
+    assert "usr/share/<big>" in lamina("map", ref)
+    (tmp_path / "trace").write_text(lamina("trace", ref))
+    lamina("prefetch", "--trace", str(tmp_path / "trace"), ref)
+    lamina("wait", "--timeout", "30", ref)
+    assert 0 not in local(second)
+    lamina("wait", ref)
+    assert "not found" in lamina("show", "docker.io/library/none:1", code=3)
+
+
+def test_a_wait_that_cannot_end_says_why(
+    open_store: Callable[..., Store], files: ImageFiles, tmp_path: Path
+) -> None:
+    store = open_store("fuse")
+    with running_registry(tmp_path / "registry") as registry:
+        ref = push(registry, files)
+        store.pull(ref, snapshotter="stargz", plain_http=True)
+    images = LazyImages(store)
+    with pytest.raises(DeadlineExceeded):
+        images.wait(ref, 0.5)
+    assert {layer.state for layer in images.layers(ref)} <= {"prefetching", "completing", "stopped"}

@@ -33,6 +33,7 @@ _VERBS = {
     "doctor": ("lamina.cli.doctor", "doctor", "Tell what works here, what does not, and why."),
     "fsck": ("lamina.cli.fsck", "fsck", "Check that the store and the disk agree; repair it."),
     "images": ("lamina.cli.images", "images", "Pull, list, check, name, mount and remove images."),
+    "lazy": ("lamina.cli.lazy", "lazy", "Look at lazy layers, and have more of them fetched."),
     "leases": ("lamina.cli.leases", "leases", "List, make and remove leases."),
     "plugins": ("lamina.cli.plugins", "plugins", "List snapshotters and whether they work here."),
     "run": ("lamina.cli.run", "run", "Run a container."),

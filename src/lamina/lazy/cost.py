@@ -51,6 +51,9 @@ class Cost(NamedTuple):
     cache_bytes: int = 0
 
 
+NOTHING = Cost()
+
+
 class CostFile:
     """The file, for one process that writes it; for one thread at a time.
 
