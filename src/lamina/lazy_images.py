@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -14,16 +13,17 @@ from typing import TYPE_CHECKING
 from lamina.core.driver import Lazy, LazyFiles
 from lamina.core.labels import IMAGE_REF, LAYER_DIGEST
 from lamina.core.snapshot import Info, Kind
+from lamina.core.units import format_size
 from lamina.errors import (
     DeadlineExceeded,
     FailedPrecondition,
-    FormatError,
     LaminaError,
     NotFound,
     Unavailable,
 )
 from lamina.formats.erofs.reader import Image
-from lamina.images.platform import Platform, default_platform
+from lamina.images.platform import default_platform
+from lamina.lazy.blob_ranges import ranges_of_layer, source_ranges, units_in
 from lamina.lazy.control import LayerStatus
 from lamina.lazy.cost import NOTHING, Cost
 from lamina.lazy.launch import LazyWorker
@@ -31,8 +31,8 @@ from lamina.lazy.path_patterns import Pattern, in_order
 from lamina.lazy.picture import PlacedFile
 from lamina.lazy.sources.description import RegistryDescription
 from lamina.lazy.sources.file import FileSource
-from lamina.lazy.unit_list import WANTED, stretches, write_units
-from lamina.lazy.view import LayerView
+from lamina.lazy.unit_list import WANTED, write_units
+from lamina.lazy.view import LayerView, is_durable
 
 if TYPE_CHECKING:
     from lamina.snapshotters.engine import Engine
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 UNPACKED = "containerd.io/snapshot/lamina.unpacked"
 GATE = "containerd.io/snapshot/lamina.gate"
+_WAIT_SECONDS = 600.0
+"""That the worker is asked to wait at once, where there is no limit."""
 _DEVICE = 1
 """Of the EROFS image: the cache file."""
 
@@ -90,6 +92,7 @@ class LazyImages:
 
     def __init__(self, store: Store, snapshotter: str = "stargz") -> None:
         self._store = store
+        self._name = snapshotter
         self._engine: Engine = store.snapshotter(snapshotter)
         if not isinstance(self._engine.driver, Lazy):
             hint = "name one that has, such as --snapshotter stargz"
@@ -101,28 +104,33 @@ class LazyImages:
         """Return all layers of the snapshotter, or those of one image from its base on.
 
         Raises:
-            NotFound: there is no such image, or it is not unpacked here.
+            NotFound: there is no such image.
+            FailedPrecondition: none of its layers is in this snapshotter.
         """
         infos = {info.name: info for info in self._engine.walk() if info.kind is Kind.COMMITTED}
         ids, names, served = self._engine.ids(), self._names(), self._served()
         chain = list(infos) if ref is None else self._chain(ref)
-        return [
+        found = [
             self._layer(infos[key], ids[key], names.get(key, ()), served)
             for key in chain
             if key in infos and key in ids
         ]
+        if not found and ref is not None:
+            hint = f"pull it with --snapshotter {self._name}"
+            raise FailedPrecondition(f"image is not in {self._name}:", ref, hint=hint)
+        return found
 
     @contextmanager
     def views(self, ref: str) -> Iterator[list[tuple[LazyLayer, LayerView, list[PlacedFile]]]]:
         """Give the lazy layers of an image for the block, each with its cache and its files.
 
         Raises:
-            NotFound: as `layers`.
+            NotFound, FailedPrecondition: as `prefetch`.
             FormatError: something of a layer is damaged.
         """
         found: list[tuple[LazyLayer, LayerView, list[PlacedFile]]] = []
         try:
-            for layer in self.layers(ref):
+            for layer in self._lazy(ref):
                 files = self._files(layer.chain_id)
                 if files is None:
                     continue
@@ -139,7 +147,7 @@ class LazyImages:
         """
         with self.views(ref) as views:
             return [
-                {"layer": layer.digest, "ranges": list(_source_ranges(view))}
+                {"layer": layer.digest, "ranges": [[*pair] for pair in source_ranges(view)]}
                 for layer, view, _ in views
             ]
 
@@ -147,8 +155,8 @@ class LazyImages:
         """Begin to fetch an image: what its layers want first, and then everything.
 
         Raises:
-            NotFound: as `layers`.
-            FailedPrecondition: the image has no lazy layer.
+            NotFound: there is no such image.
+            FailedPrecondition: it has no lazy layer.
             LaminaError: a layer cannot be served.
         """
         for layer in self._lazy(ref):
@@ -173,7 +181,6 @@ class LazyImages:
         Raises:
             as `prefetch`.
         """
-        self._lazy(ref)
         matched: set[int] = set()
         wanted: dict[str, list[int]] = {}
         with self.views(ref) as views:
@@ -203,17 +210,16 @@ class LazyImages:
             everything: then fetch the rest.
 
         Raises:
-            FormatError: it is no trace.
+            InvalidArgument: it is no trace.
             NotFound: it is of none of the image's lazy layers.
             as `prefetch`.
         """
-        self._lazy(ref)
-        ranges = dict(map(_traced, trace))
+        ranges = dict(map(ranges_of_layer, trace))
         wanted: dict[str, list[int]] = {}
         with self.views(ref) as views:
             for layer, view, _ in views:
                 if layer.digest in ranges:
-                    wanted[layer.chain_id] = _units_of(view, ranges[layer.digest])
+                    wanted[layer.chain_id] = units_in(view, ranges[layer.digest])
         if not wanted:
             hint = "it was recorded with other layers: record it anew"
             raise NotFound("find the layers of the trace in image", ref, hint=hint)
@@ -231,36 +237,42 @@ class LazyImages:
             LaminaError: it cannot be had now; it is tried again in the background.
         """
         deadline = None if timeout is None else monotonic() + timeout
-        layers = [layer for layer in self._lazy(ref) if layer.state != "complete"]
-        for layer in layers:
-            self._begin(layer.chain_id, everything=True)
-        for layer in layers:
-            self._wait(layer.chain_id, deadline)
+        keys = [layer.chain_id for layer in self._lazy(ref)]
+        for key in keys:
+            self._begin(key, everything=True)
+        try:
+            for key in keys:
+                self._wait(key, deadline)
+        except DeadlineExceeded as error:
+            raise DeadlineExceeded("fetch all of image", ref, hint=self._missing(ref)) from error
 
     def _wait(self, key: str, deadline: float | None) -> None:
         files = self._files(key)
-        while files is not None:
-            left = 600.0 if deadline is None else max(0.0, deadline - monotonic())
+        while files is not None and not is_durable(files.cache):
+            left = _WAIT_SECONDS if deadline is None else max(0.0, deadline - monotonic())
             try:
                 self._worker.wait(files.cache, left)
-            except (NotFound, Unavailable):
-                if not self._is_complete(files):  # or it was let go of meanwhile
+            except (NotFound, Unavailable) as error:
+                if not is_durable(files.cache):  # or it was let go of meanwhile
+                    error.hint = error.hint or "`lamina lazy show` tells when it is tried again"
                     raise
             except DeadlineExceeded:
-                if deadline is None or monotonic() < deadline:
-                    continue
-                raise
-            return
+                if deadline is not None and monotonic() >= deadline:
+                    raise
 
-    def _is_complete(self, files: LazyFiles) -> bool:
-        with closing(LayerView(files.cache)) as view:
-            return view.is_complete
+    def _missing(self, ref: str) -> str:
+        """Say how much of an image is local, and what keeps the rest from coming."""
+        layers = self._lazy(ref)
+        local = sum(layer.local_bytes for layer in layers)
+        total = sum(layer.total_bytes for layer in layers)
+        reasons = dict.fromkeys(layer.reason for layer in layers if layer.reason)
+        return "; ".join((f"{format_size(local)} of {format_size(total)} are local", *reasons))
 
     def _lazy(self, ref: str) -> list[LazyLayer]:
         found = [layer for layer in self.layers(ref) if layer.state != "unpacked"]
         if not found:
             hint = "`lamina lazy show` says why its layers were unpacked"
-            raise FailedPrecondition("fetch lazy image", ref, hint=hint)
+            raise FailedPrecondition("image has no lazy layer:", ref, hint=hint)
         return found
 
     def _want(self, wanted: Mapping[str, Sequence[int]], *, everything: bool) -> None:
@@ -273,16 +285,16 @@ class LazyImages:
             self._begin(key, everything=everything)
 
     def _begin(self, key: str, *, everything: bool) -> None:
-        """Have a layer served, and fetched in the background."""
+        """Have a layer served, and fetched in the background; nothing for one that is durable."""
         files = self._files(key)
-        if files is None:
+        if files is None or is_durable(files.cache):
             return
         self._driver.serve(self._engine.ids()[key])
-        with suppress(NotFound, Unavailable):
+        try:
             self._worker.prefetch(files.cache, everything=everything)
-            return
-        if not self._is_complete(files):
-            self._worker.prefetch(files.cache, everything=everything)  # to say what is wrong
+        except (NotFound, Unavailable):
+            if not is_durable(files.cache):  # or its last bytes have come meanwhile
+                raise
 
     def _files(self, key: str) -> LazyFiles | None:
         id = self._engine.ids().get(key)
@@ -329,7 +341,7 @@ class LazyImages:
                     names.setdefault(key, []).append(image.name)
         return {key: tuple(found) for key, found in names.items()}
 
-    def _chain(self, ref: str, platform: Platform | None = None) -> list[str]:
+    def _chain(self, ref: str) -> list[str]:
         """Return the keys of an image's layers from its base on."""
         try:
             image = self._store.image(ref)
@@ -342,7 +354,7 @@ class LazyImages:
             if not found:
                 raise
             return _by_parent(found)
-        return list(self._store.images.select(image, platform or default_platform()).chain)
+        return list(self._store.images.select(image, default_platform()).chain)
 
 
 def placed_files(image: Path) -> list[PlacedFile]:
@@ -363,68 +375,6 @@ def placed_files(image: Path) -> list[PlacedFile]:
                 stop = max(extent.offset + extent.length for extent in extents)
                 found[node.nid] = PlacedFile(os.fsdecode(path).lstrip("/"), start, stop)
     return sorted(found.values(), key=lambda file: file.start)
-
-
-def read_trace(lines: Iterable[str], name: str) -> list[dict[str, object]]:
-    """Return the lines of a trace: each a JSON object, as `lamina lazy trace` prints them.
-
-    Raises:
-        FormatError: a line is no JSON object.
-    """
-    found = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise _no_trace(f"line {number}: {error}", name) from error
-        if not isinstance(value, dict):
-            raise _no_trace(f"line {number}: {type(value).__name__}", name)
-        found.append(value)
-    return found
-
-
-def _traced(value: Mapping[str, object]) -> tuple[str, list[tuple[int, int]]]:
-    digest, ranges = value.get("layer"), value.get("ranges")
-    if not isinstance(digest, str) or not isinstance(ranges, list):
-        raise _no_trace("a line without layer or ranges", digest)
-    for pair in ranges:
-        if not (
-            isinstance(pair, list | tuple) and len(pair) == 2 and all(type(n) is int for n in pair)
-        ):
-            raise _no_trace(f"the range {pair!r:.60}", digest)
-    return digest, [(start, stop) for start, stop in ranges]
-
-
-def _no_trace(got: str, source: object) -> FormatError:
-    expected = "a line of JSON for each layer, with the ranges that were read"
-    return FormatError("trace", 0, expected=expected, got=got, source=source)
-
-
-def _source_ranges(view: LayerView) -> Iterator[tuple[int, int]]:
-    for stretch in stretches(view.trace):
-        yield (
-            view.table.source_range(stretch.start)[0],
-            view.table.source_range(stretch.stop - 1)[1],
-        )
-
-
-def _units_of(view: LayerView, ranges: Iterable[tuple[int, int]]) -> list[int]:
-    """Return the units that have bytes of the blob in these ranges, in their order."""
-    from bisect import bisect_right
-
-    count = len(view.table)
-    order = sorted(range(count), key=lambda number: view.table.source_range(number)[0])
-    starts = [view.table.source_range(number)[0] for number in order]
-    found: dict[int, None] = {}
-    for start, stop in ranges:
-        index = max(0, bisect_right(starts, start) - 1)
-        while index < count and starts[index] < stop:
-            if view.table.source_range(order[index])[1] > start:
-                found[order[index]] = None
-            index += 1
-    return list(found)
 
 
 def _state(view: LayerView, status: LayerStatus | None) -> tuple[str, str, float]:

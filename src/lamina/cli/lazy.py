@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 import click
 
-from lamina.cli.app import App, Group, pass_app, snapshotter_option
-from lamina.cli.output import json_option, print_fields, print_json, print_table, printable, say
+from lamina.cli.app import App, Group, pass_app
+from lamina.cli.lazy_shrink import SNAPSHOTTER, shrink
+from lamina.cli.output import (
+    always_json_option,
+    binary_input,
+    json_option,
+    print_fields,
+    print_json,
+    print_table,
+    printable,
+    say,
+)
 from lamina.core.units import format_size
 
 if TYPE_CHECKING:
@@ -21,38 +31,50 @@ if TYPE_CHECKING:
     from lamina.lazy.view import LayerView
     from lamina.lazy_images import LazyImages, LazyLayer
 
-SNAPSHOTTER = "stargz"
 _ROWS = 4
 """Most lines of a layer's picture."""
 _SVG_CELLS = 400
+_FILE = click.Path(path_type=Path, allow_dash=True)
 _PLAIN = {"missing": ".", "unread": "+", "read": "#"}
 _BLOCKS = {"missing": "\u2591", "unread": "\u2592", "read": "\u2588"}
 _COLOURS = {"missing": "bright_black", "unread": "yellow", "read": "green"}
 _LEGEND = {"missing": "not fetched", "unread": "fetched but unread", "read": "read"}
 
 
-@click.group(cls=Group, aliases={"list": "ls"})
+snapshotter_option = click.option(
+    "--snapshotter",
+    metavar="NAME",
+    default=SNAPSHOTTER,
+    show_default=True,
+    help="Snapshotter that has the layers.",
+)
+
+
+@click.group(cls=Group, aliases={"list": "ls", "info": "show"})
 def lazy() -> None:
     """Look at layers that are fetched when they are read, and have more fetched."""
 
 
-def _images(app: App, snapshotter: str | None) -> LazyImages:
+lazy.add_command(shrink)
+
+
+def _images(app: App, snapshotter: str) -> LazyImages:
     from lamina.lazy_images import LazyImages
 
-    return LazyImages(app.store, snapshotter or SNAPSHOTTER)
+    return LazyImages(app.store, snapshotter)
 
 
 @lazy.command("ls")
 @json_option
 @snapshotter_option
 @pass_app
-def list_(app: App, as_json: bool, snapshotter: str | None) -> None:
-    """List layers: those that are lazy, and why the others are not."""
+def list_(app: App, as_json: bool, snapshotter: str) -> None:
+    """List layers, and say why some are not lazy."""
     layers = _images(app, snapshotter).layers()
     if as_json:
         print_json([_plain(layer) for layer in layers])
         return
-    columns = ("LAYER", "GATE", "LOCAL", "TOTAL", "STATE", "IMAGES")
+    columns = ("LAYER", "GATE", "LOCAL", "TOTAL", "IMAGES", "STATE")
     print_table(columns, map(_row, layers))
 
 
@@ -63,8 +85,8 @@ def _row(layer: LazyLayer) -> tuple[str, ...]:
         _short(layer),
         layer.gate or "-",
         *(sizes if lazily else ("-", "-")),
-        _state(layer),
         ",".join(layer.images) or "-",
+        _state(layer) if lazily else f"unpacked: {layer.reason.partition(' (')[0]}",
     )
 
 
@@ -84,7 +106,7 @@ def _state(layer: LazyLayer) -> str:
 @snapshotter_option
 @click.argument("ref")
 @pass_app
-def show(app: App, as_json: bool, snapshotter: str | None, ref: str) -> None:
+def show(app: App, as_json: bool, snapshotter: str, ref: str) -> None:
     """Show what each layer of an image has, and what it has cost."""
     layers = _images(app, snapshotter).layers(ref)
     if as_json:
@@ -101,20 +123,65 @@ def _fields(layer: LazyLayer) -> list[tuple[str, str]]:
     if layer.state == "unpacked":
         return head
     cost = layer.cost
-    waits = f"{cost.fills} reads waited {cost.wait_seconds:.2f} s in all"
+    waited = f"{_count(cost.fills, 'read')} waited {cost.wait_seconds:.2f} s in all"
     return [
         *head,
         ("gate", layer.gate or "-"),
         ("local", f"{format_size(layer.local_bytes)} of {format_size(layer.total_bytes)}"),
-        ("fetched", f"{format_size(cost.fetched_bytes)} in {cost.requests} requests"),
+        ("fetched", f"{format_size(cost.fetched_bytes)} in {_count(cost.requests, 'request')}"),
         ("asked for", format_size(layer.asked_bytes)),
-        ("waits", waits),
+        ("waits", waited),
         ("failures", str(cost.failures)),
     ]
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def _plain(layer: LazyLayer) -> dict[str, object]:
-    return {**asdict(layer), "images": list(layer.images), "cost": layer.cost._asdict()}
+    cost = layer.cost
+    return {
+        "ChainID": layer.chain_id,
+        "Digest": layer.digest,
+        "Images": list(layer.images),
+        "Gate": layer.gate,
+        "State": layer.state,
+        "Reason": layer.reason,
+        "ResumeSeconds": layer.resume_seconds,
+        "Local": layer.local_bytes,
+        "Total": layer.total_bytes,
+        "Asked": layer.asked_bytes,
+        "Fetched": cost.fetched_bytes,
+        "Requests": cost.requests,
+        "Failures": cost.failures,
+        "Waits": cost.fills,
+        "WaitSeconds": cost.wait_seconds,
+    }
+
+
+def _plain_map(
+    layer: LazyLayer, view: LayerView, files: Sequence[PlacedFile], count: int
+) -> dict[str, object]:
+    from lamina.lazy.picture import cells, files_read
+
+    return {
+        **_plain(layer),
+        "Cells": [
+            {"Start": c.start, "Stop": c.stop, "Missing": c.missing, "Unread": c.unread,
+             "Read": c.read}
+            for c in cells(view, count)
+        ],
+        "Files": [
+            {"Path": f"/{_utf8(use.path)}", "Size": use.size, "Read": use.read}
+            for use in files_read(view, files)
+        ],
+    }  # fmt: skip
+
+
+def _utf8(path: str) -> str:
+    """Escape bytes that are no UTF-8, which JSON cannot say."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 @lazy.command("map")
@@ -123,27 +190,22 @@ def _plain(layer: LazyLayer) -> dict[str, object]:
 @click.option("--svg", metavar="FILE", type=click.Path(path_type=Path), help="Write a picture.")
 @click.argument("ref")
 @pass_app
-def map_(app: App, as_json: bool, snapshotter: str | None, svg: Path | None, ref: str) -> None:
-    """Draw what of an image is there and what was read, and list the files that were read."""
-    from lamina.lazy.picture import cells, files_read
+def map_(app: App, as_json: bool, snapshotter: str, svg: Path | None, ref: str) -> None:
+    """Draw what is there and what was read.
 
+    And list the files that were read: how much of each, in the order of their first use.
+    """
     is_terminal = sys.stdout is not None and sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if is_terminal else 80
     with _images(app, snapshotter).views(ref) as views:
         if svg is not None:
+            from lamina.lazy.picture import cells
             from lamina.lazy.svg import Strip, draw
 
             strips = [Strip(_title(i), cells(v, _SVG_CELLS), files) for i, v, files in views]
             svg.write_text(draw(ref, strips), encoding="utf-8")
         if as_json:
-            print_json([
-                {
-                    **_plain(layer),
-                    "cells": [cell._asdict() for cell in cells(view, width * _ROWS)],
-                    "files": [use._asdict() for use in files_read(view, files)],
-                }
-                for layer, view, files in views
-            ])  # fmt: skip
+            print_json([_plain_map(*found, width * _ROWS) for found in views])
         elif svg is None:
             for layer, view, files in views:
                 _draw(layer, view, files, width, is_terminal)
@@ -182,45 +244,57 @@ def _sign(cell: Cell, is_terminal: bool) -> str:
 
 
 @lazy.command()
+@always_json_option
 @snapshotter_option
 @click.argument("ref")
 @pass_app
-def trace(app: App, snapshotter: str | None, ref: str) -> None:
-    """Print what was read of an image, for `prefetch --trace` here or elsewhere."""
+def trace(app: App, snapshotter: str, ref: str) -> None:
+    """Print what was read, for `prefetch --trace`.
+
+    A line of JSON for each lazy layer: its blob's digest, and the ranges of the blob in the order
+    in which they were first read.
+    """
     for layer in _images(app, snapshotter).trace(ref):
         click.echo(json.dumps(layer))
 
 
 @lazy.command()
 @snapshotter_option
-@click.option("--list", "paths", metavar="FILE", type=click.File(), help="Fetch these files first.")
-@click.option("--trace", "traced", metavar="FILE", type=click.File(),
+@click.option(
+    "--list", "paths", metavar="FILE", type=_FILE, help="Fetch the files first that a list names."
+)
+@click.option("--trace", "traced", metavar="FILE", type=_FILE,
               help="Fetch first what `lamina lazy trace` has printed.")  # fmt: skip
 @click.option("--all", "everything", is_flag=True, help="Then fetch the rest too.")
 @click.argument("ref")
 @pass_app
 def prefetch(
     app: App,
-    snapshotter: str | None,
-    paths: TextIO | None,
-    traced: TextIO | None,
+    snapshotter: str,
+    paths: Path | None,
+    traced: Path | None,
     everything: bool,
     ref: str,
 ) -> None:
-    """Begin to fetch an image in the background: everything, or what --list or --trace say."""
+    """Begin to fetch an image in the background.
+
+    All of it, or what --list or --trace say: in their order, and before everything else. A list
+    has a path on each line, from the root on. In it, * and ? stand for characters other than /,
+    ** for any number of directories, and a directory means all that is below it.
+    """
     images = _images(app, snapshotter)
     if paths is not None and traced is not None:
         raise click.UsageError("--list and --trace exclude each other")
     if paths is not None:
         from lamina.lazy.path_patterns import read_patterns
 
-        patterns = read_patterns(paths)
+        patterns = read_patterns(_lines(paths))
         for pattern in images.prefetch_paths(ref, patterns, everything=everything):
             say(f"nothing in a lazy layer matches {pattern.text}")
     elif traced is not None:
-        from lamina.lazy_images import read_trace
+        from lamina.lazy.blob_ranges import read_trace
 
-        images.prefetch_trace(ref, read_trace(traced, traced.name), everything=everything)
+        images.prefetch_trace(ref, read_trace(_lines(traced), str(traced)), everything=everything)
     else:
         images.prefetch(ref)
 
@@ -230,6 +304,15 @@ def prefetch(
 @click.option("--timeout", type=float, metavar="SECONDS", help="Give up after so long.")
 @click.argument("ref")
 @pass_app
-def wait(app: App, snapshotter: str | None, timeout: float | None, ref: str) -> None:
-    """Fetch all of an image, and return when it is there and survives a power loss."""
+def wait(app: App, snapshotter: str, timeout: float | None, ref: str) -> None:
+    """Fetch all of an image, and return when it is there.
+
+    It survives a power loss then, and needs neither registry nor worker.
+    """
     _images(app, snapshotter).wait(ref, timeout)
+
+
+def _lines(file: Path) -> list[str]:
+    """Return the lines of a file, or of standard input for `-`; a path may be no UTF-8."""
+    raw = binary_input().read() if str(file) == "-" else file.read_bytes()
+    return os.fsdecode(raw).split("\n")

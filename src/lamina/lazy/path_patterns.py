@@ -33,13 +33,13 @@ def read_patterns(lines: Iterable[str]) -> list[Pattern]:
     takes its meaning from what follows.
 
     Raises:
-        InvalidArgument: a line leads out of the root; names it.
+        InvalidArgument: a line leads out of the root, or has a range such as [z-a]; names it.
     """
     found = []
     for number, line in enumerate(lines, 1):
         text = line.rstrip("\r\n")
         if text.strip() and not text.startswith("#"):
-            found.append(Pattern(text, re.compile(_regex(text, number), re.DOTALL)))
+            found.append(Pattern(text, _compiled(text, number)))
     return found
 
 
@@ -52,6 +52,14 @@ def in_order(patterns: Sequence[Pattern], paths: Iterable[str]) -> list[list[str
                 found[number].append(path)
                 break
     return found
+
+
+def _compiled(text: str, number: int) -> re.Pattern[str]:
+    try:
+        return re.compile(_regex(text, number), re.DOTALL)
+    except re.error as error:
+        hint = f"it has a {error.msg}; escape [ with a backslash where it means itself"
+        raise InvalidArgument("read list of paths", f"line {number}: {text}", hint=hint) from error
 
 
 def _regex(text: str, number: int) -> str:

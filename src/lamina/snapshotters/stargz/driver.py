@@ -226,12 +226,18 @@ class StargzDriver(OverlayStackDriver):
         return LazyFiles(self.image(id), self.of(id) / CACHE) if self.is_lazy(id) else None
 
     def serve(self, id: int) -> None:
-        """Mount a lazy layer, unless it is; then it is served, unless it was complete.
+        """Mount a lazy layer, and have it served, unless it is complete.
 
         Raises:
             DataLoss, Unavailable: as `mounts`.
+            FailedPrecondition: everybody who guarded its readers was killed.
         """
+        from lamina.lazy.layer import read_layer
+
         self._mount_layers([id])
+        cache = self.of(id) / CACHE
+        if (cache / "data").stat().st_size:  # it may be mounted, and its worker have been killed
+            self._worker.add(cache, FACTORY, read_layer(cache).gate)
 
     def _make_lazy(self, id: int, origin: Origin, labels: Mapping[str, str]) -> None:
         # Only those who claim need the formats.
