@@ -20,13 +20,19 @@ from lamina.daemon.metrics import CONTENT_TYPE, Metrics
 from lamina.errors import LaminaError, NotFound
 from lamina.meta.totals import Totals
 from lamina.plugins import load
+from lamina.snapshotters.lazy_tally import LazyTotals
 from lamina.version import VERSION
 
+LAZY = LazyTotals({"partial": 3, "doubtful": 0}, 500, 900, 12, 450, 7, 1.5, 1)
 TOTALS = Totals({Kind.VIEW: 1, Kind.ACTIVE: 2, Kind.COMMITTED: 3}, Usage(40, 5000), 6, 7, 8)
 
 
 def broken() -> Totals:
     raise LaminaError("the disk is gone")
+
+
+def unreadable() -> LazyTotals:
+    raise PermissionError("no")
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -76,6 +82,25 @@ def test_exposition() -> None:
     assert found[of("lamina_janitor_failures_total")] == 2
     assert any(("version", VERSION) in labels for name, labels in found if name.endswith("_info"))
     assert found[of("process_resident_memory_bytes")] > 1 << 20
+
+
+def test_lazy_layers(caplog: pytest.LogCaptureFixture) -> None:
+    looks = {"stargz": lambda: LAZY, "other": unreadable}
+    found = samples(Metrics(dict, lambda: (0, 0), lambda: looks))
+    assert found[of("lamina_lazy_layers", snapshotter="stargz", state="partial")] == 3
+    assert found[of("lamina_lazy_layers", snapshotter="stargz", state="doubtful")] == 0
+    for name, value in (
+        ("lamina_lazy_local_bytes", 500),
+        ("lamina_lazy_size_bytes", 900),
+        ("lamina_lazy_requests_total", 12),
+        ("lamina_lazy_fetched_bytes_total", 450),
+        ("lamina_lazy_fills_total", 7),
+        ("lamina_lazy_wait_seconds_total", 1.5),
+        ("lamina_lazy_failures_total", 1),
+    ):
+        assert found[of(name, snapshotter="stargz")] == value
+        assert of(name, snapshotter="other") not in found
+    assert "cannot add up lazy layers" in caplog.text
 
 
 def test_every_metric_is_documented() -> None:

@@ -34,6 +34,8 @@ IMAGE_LAYERS = "containerd.io/snapshot/cri.image-layers"
 """On an extraction snapshot: the blobs of its layer and those above, separated by commas."""
 LAYER_SIZE = "containerd.io/snapshot/lamina.layer-size"
 """On an extraction snapshot: bytes of LAYER_DIGEST, as a decimal string (Lamina's own label)."""
+UNPACKED = "containerd.io/snapshot/lamina.unpacked"
+"""Shown on a layer that could be lazy, and is not: why; never stored."""
 PLAIN_HTTP = "lamina.plain-http"
 """On an extraction snapshot: `true` if its registry is asked without TLS (Lamina's own label).
 

@@ -1,8 +1,8 @@
 """Prometheus metrics: what is counted at each call, and what is looked up at each scrape.
 
 Nothing is measured on a timer. Sizes are those that the store has kept since the commits; no
-directory is walked. Only imported where the configuration asks for metrics: the client library adds
-5 MB to the daemon.
+directory is walked. Of a lazy layer a small file is read, see `lazy_metrics`. Only imported where
+the configuration asks for metrics: the client library adds 5 MB to the daemon.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.process_collector import ProcessCollector
 
+from lamina.daemon.lazy_metrics import LazyCollector, LazyLook
 from lamina.errors import LaminaError
 from lamina.meta.totals import Totals
 from lamina.version import VERSION
@@ -78,12 +79,14 @@ class Metrics:
         snapshotters: returns, for each that is loaded by now, what asks its store; None for those
             that cannot be loaded.
         janitor: returns how many runs of the janitor have ended, and how many of them in vain.
+        lazy: returns, for each snapshotter that has lazy layers, what adds them up.
     """
 
     def __init__(
         self,
         snapshotters: Callable[[], Mapping[str, Look | None]],
         janitor: Callable[[], tuple[int, int]],
+        lazy: Callable[[], Mapping[str, LazyLook]] = dict,
     ) -> None:
         # Of our own: the library's default one brings collectors that cost at each scrape.
         self._registry = CollectorRegistry()
@@ -97,6 +100,7 @@ class Metrics:
         self._children: dict[tuple[str, str, str], Histogram] = {}
         ProcessCollector(registry=self._registry)
         self._registry.register(_Stores(snapshotters))
+        self._registry.register(LazyCollector(lazy))
         self._registry.register(_Daemon(snapshotters, janitor))
 
     def measure(self, method: str, snapshotter: str, code: str, seconds: float) -> None:

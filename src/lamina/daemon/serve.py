@@ -20,6 +20,7 @@ from lamina.api.call import Method
 from lamina.api.server import Server
 from lamina.api.service import snapshots_methods
 from lamina.config.daemon import Daemon, host_and_port
+from lamina.core.driver import Lazy
 from lamina.daemon.activation import Activated, activated
 from lamina.daemon.calls import CallRecorder
 from lamina.daemon.listening import listening, listening_tcp
@@ -33,6 +34,7 @@ from lamina.version import VERSION
 
 if TYPE_CHECKING:
     from lamina.daemon.http import MetricsServer
+    from lamina.daemon.lazy_metrics import LazyLook
     from lamina.daemon.metrics import Look, Metrics
 
 log = logging.getLogger(__name__)
@@ -225,13 +227,22 @@ def _address(listener: socket.socket) -> str:
 
 def _metrics(store: Store, snapshotters: Snapshotters) -> Metrics:
     from lamina.daemon.metrics import Metrics  # with a library that not every daemon needs
+    from lamina.snapshotters.lazy_tally import LazyTally
 
     def looks() -> dict[str, Look | None]:
         loaded = {id: engine.totals for id, engine in list(snapshotters.engines.items())}
         return {**loaded, **dict.fromkeys(list(snapshotters.faults))}
 
+    tallies: dict[str, LazyTally] = {}
+
+    def lazy() -> dict[str, LazyLook]:
+        for id, engine in list(snapshotters.engines.items()):
+            if id not in tallies and isinstance(engine.driver, Lazy):
+                tallies[id] = LazyTally(engine)
+        return {id: tally.totals for id, tally in tallies.items()}
+
     janitor = store.janitor
-    return Metrics(looks, lambda: (janitor.ended, janitor.failed))
+    return Metrics(looks, lambda: (janitor.ended, janitor.failed), lazy)
 
 
 def _http(metrics: Metrics | None) -> MetricsServer | None:

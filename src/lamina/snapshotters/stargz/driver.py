@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamina.core.driver import Ability, Claimed, LazyFiles, Refused, Shrunk, Snapshot
+from lamina.core.labels import UNPACKED
 from lamina.core.mount import Mount
 from lamina.core.snapshot import EMPTY_LABELS, Usage
 from lamina.errors import DataLoss, FormatError, LaminaError, NotFound
@@ -44,7 +45,7 @@ CACHE = "cache"
 FACTORY = "lamina.snapshotters.stargz.serving:open_layer"
 """What the worker opens a cache by."""
 REASON = "unpacked"
-REASON_LABEL = "containerd.io/snapshot/lamina.unpacked"
+REASON_LABEL = UNPACKED
 GATE_LABEL = "containerd.io/snapshot/lamina.gate"
 _NO_ACCESS = Access()
 _ALL = Verification()
