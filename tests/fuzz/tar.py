@@ -1,0 +1,130 @@
+"""Tars of layers: each is refused, or becomes a blob that has the same files."""
+
+from __future__ import annotations
+
+import io
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lamina.errors import FormatError, InvalidArgument, NotImplementedHere, ResourceExhausted
+from lamina.formats.erofs.inodes import Node
+from lamina.formats.erofs.reader import Image
+from lamina.formats.erofs.tar import image_from_tar
+from lamina.formats.estargz.writer import BlobFormat, BlobOptions, write_blob
+from lamina.formats.stream import ChunkStream
+from lamina.formats.tar import BLOCK, END_OF_ARCHIVE, Entry, Type, header, padding
+from lamina.formats.tar.layout import checksum
+from tests.estargz_reading import BytesSource, read_blob
+from tests.fuzz.target import Target
+
+_HIDDEN = (b"stargz.index.json", b".prefetch.landmark", b".no.prefetch.landmark")
+_MAX_BYTES = 1 << 22
+_OPTIONS = (
+    BlobOptions(chunk_size=4096),
+    BlobOptions(format=BlobFormat.ZSTD_CHUNKED, chunk_size=4096, min_chunk_size=3000),
+)
+
+
+def _seeds() -> Iterator[bytes]:
+    """Yield a byte of options, and a tar."""
+    second = 1_000_000_000
+    members = [
+        (Entry(b"d/", Type.DIRECTORY, mode=0o755, mtime=5 * second), b""),
+        (Entry(b"d/f", size=5000, real_size=5000, xattrs={b"user.a": b"1"}), b"x" * 5000),
+        (Entry(b"d/" + b"y" * 150, size=3, real_size=3, mtime=second + 5), b"abc"),
+        (Entry(b"d/l", Type.SYMLINK, linkname=b"f", mode=0o777), b""),
+        (Entry(b"h", Type.HARD_LINK, linkname=b"d/f"), b""),
+        (Entry(b"c", Type.CHAR, devmajor=1, devminor=3), b""),
+        (Entry(b"p", Type.FIFO), b""),
+        (Entry(b"s", size=4, sparse=((0, 2), (9000, 2)), real_size=9002), b"abcd"),
+        (Entry(b"d/.wh.gone"), b""),
+        (Entry(b"e/.wh..wh..opq"), b""),
+    ]
+    parts = [header(entry) + body + bytes(padding(len(body))) for entry, body in members]
+    for first in range(4):
+        yield bytes((first,)) + b"".join([*parts, END_OF_ARCHIVE])
+        yield bytes((first,)) + b"".join([*parts[:2], *parts[4:5], END_OF_ARCHIVE])
+        yield bytes((first,)) + b"".join([*parts[2:4], END_OF_ARCHIVE])
+
+
+def _resealed(data: bytes) -> bytes:
+    """Return a tar whose headers have the sums of what they are now."""
+    tar = bytearray(data)
+    for at in range(0, len(tar) - BLOCK + 1, BLOCK):
+        if tar[at + 257 : at + 262] == b"ustar":
+            total = checksum(bytes(tar[at : at + BLOCK]))
+            tar[at + 148 : at + 156] = b"%06o\0 " % total
+    return bytes(tar)
+
+
+def _run(data: bytes) -> None:
+    if not data:
+        return
+    tar = _resealed(data[1:])
+    try:
+        blob = _blob(tar, data[0])
+    except (FormatError, NotImplementedHere, ResourceExhausted):
+        return
+    found = read_blob(blob)
+    try:
+        before = _extracted(tar)
+    except (FormatError, ResourceExhausted, InvalidArgument):
+        return  # what cannot be extracted may be described all the same
+    after = _extracted(found.tar)
+    lazily = {path: told for path, told in found.files.items() if path}
+    assert _same(before) == _same(after)
+    assert _same(before) == _same(lazily)
+
+
+def _blob(tar: bytes, options: int) -> bytes:
+    out = bytearray()
+    write_blob(
+        [tar],
+        out.extend,
+        temporary=Path(tempfile.gettempdir()),
+        options=_OPTIONS[options % 2],
+        prioritized=[b"h", b"d/f"] if options & 2 else None,
+        threads=1,
+        max_entries=1000,
+        max_bytes=_MAX_BYTES,
+    )
+    return bytes(out)
+
+
+def _extracted(tar: bytes) -> dict[bytes, tuple[Any, ...]]:
+    """Return what the writer of EROFS images makes of a tar, read from the image."""
+    out = io.BytesIO()
+    image_from_tar(ChunkStream([tar]), out, max_entries=2000, max_bytes=2 * _MAX_BYTES)
+    image = Image(BytesSource(out.getvalue()))
+    return {path[1:]: _described(image, node) for path, node in image.walk() if path != b"/"}
+
+
+def _described(image: Image, node: Node) -> tuple[Any, ...]:
+    """Return what `describe` does of an inode."""
+    data = b""
+    if node.is_regular:
+        data = image.read(node, 0, node.size)
+    elif node.is_symlink:
+        data = image.target(node)
+    return (node.mode, node.uid, node.gid, node.mtime, node.rdev, image.xattrs(node), data)
+
+
+def _same(files: dict[bytes, tuple[Any, ...]]) -> dict[bytes, tuple[Any, ...]]:
+    """Return what has to be the same.
+
+    Directories that no member describes have attributes as each reader likes. Times of a TOC are
+    read in microseconds, and those before 1970 not at all.
+    """
+    told = {path: each for path, each in files.items() if path not in _HIDDEN}
+    return {
+        path: (each[0], max(each[3] // 1000, 0), *each[1:3], *each[4:])
+        if not stat.S_ISDIR(each[0])
+        else ()
+        for path, each in told.items()
+    }
+
+
+TARGETS = {"tar": Target(_seeds, _run)}
