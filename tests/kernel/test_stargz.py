@@ -26,6 +26,9 @@ from lamina.formats.estargz.annotations import CHUNKED_DIGESTS, TOC_DIGEST
 from lamina.formats.estargz.footer import find_toc
 from lamina.formats.estargz.toc import read_toc
 from lamina.images.platform import default_platform
+from lamina.images.registry.client import Registry
+from lamina.images.registry.credentials import Credential, CredentialStore
+from lamina.images.registry.hosts import HostsConfig
 from lamina.lazy.launch import LazyWorker
 from lamina.mount import temp_mount, unmount_recursive
 from lamina.snapshotters.stargz.access import Access
@@ -40,6 +43,7 @@ from tests.fixtures_containers import Machine
 from tests.fixtures_registry import LocalRegistry, running_registry
 from tests.images import ImageFiles, Layer, digest, image
 from tests.kernel.test_archive import layout, pack
+from tests.unit.test_registry_real import HTPASSWD
 
 pytest_plugins = ["tests.fixtures_registry"]
 pytestmark = [pytest.mark.root, pytest.mark.overlay, pytest.mark.erofs, pytest.mark.registry]
@@ -348,6 +352,28 @@ def test_imported_images_are_unpacked(
         "its labels do not say which image it is of"
     ] * 2
     assert read_all(store, "docker.io/library/a:1", tmp_path) == ALL
+
+
+def test_a_registry_that_asks_for_a_login_is_not_told_that_of_whoever_pulls(
+    open_store: Callable[..., Store], files: ImageFiles, tmp_path: Path
+) -> None:
+    store = open_store()
+    with running_registry(tmp_path / "registry") as open_to_all:
+        push(open_to_all, files)
+    (tmp_path / "htpasswd").write_text(HTPASSWD)
+    with running_registry(tmp_path / "registry", htpasswd=tmp_path / "htpasswd") as registry:
+        ref = f"{registry.host}/test:1"
+        user = CredentialStore(user=Credential("user", "pass:word"))
+        client = Registry(HostsConfig(plain_http=True), user)
+        store.pull(ref, snapshotter="stargz", registry=client)
+        client.close()
+    infos = list(store.snapshotter("stargz").walk())
+    assert [REMOTE in info.labels for info in infos] == [False, False]
+    for reason in (info.labels[REASON_LABEL] for info in infos):
+        assert "401" in reason or "asks for a user" in reason
+        assert "docker_config of this snapshotter" in reason
+        assert "--user" not in reason
+    assert read_all(store, ref, tmp_path) == ALL
 
 
 @pytest.mark.parametrize("gate", GATES)

@@ -24,7 +24,14 @@ from lamina.core.driver import Ability, Claimed, LazyFiles, Refused, Shrunk, Sna
 from lamina.core.labels import UNPACKED
 from lamina.core.mount import Mount
 from lamina.core.snapshot import EMPTY_LABELS, Usage
-from lamina.errors import DataLoss, FormatError, LaminaError, NotFound
+from lamina.errors import (
+    DataLoss,
+    FormatError,
+    LaminaError,
+    NotFound,
+    PermissionDenied,
+    Unauthenticated,
+)
 from lamina.snapshotters.lower_mounts import is_mounted, mount_in_turn, mount_once, unmount_all
 from lamina.snapshotters.overlay_stack import OverlayStackDriver
 from lamina.snapshotters.stargz.access import ACCESS, Access
@@ -47,6 +54,8 @@ FACTORY = "lamina.snapshotters.stargz.serving:open_layer"
 REASON = "unpacked"
 REASON_LABEL = UNPACKED
 GATE_LABEL = "containerd.io/snapshot/lamina.gate"
+_LOGIN_HINT = "name a docker config.json that has a login as docker_config of this snapshotter"
+"""What whoever pulls logs in with, such as `--user`, is not what layers are fetched with."""
 _NO_ACCESS = Access()
 _ALL = Verification()
 _WRITING_SECONDS = 60.0
@@ -245,7 +254,11 @@ class StargzDriver(OverlayStackDriver):
         from lamina.snapshotters.stargz import eviction, layer, prefetch
 
         access = self._access._replace(plain_http=origin.plain_http)
-        contents = layer.read_contents(access, origin, self._verification)
+        try:
+            contents = layer.read_contents(access, origin, self._verification)
+        except (PermissionDenied, Unauthenticated) as error:
+            error.hint = _LOGIN_HINT
+            raise
         directory = self.of(id)
         access.write(directory)
         layer.make_cache(contents, directory / CACHE, self._gate)
