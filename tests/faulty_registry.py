@@ -21,6 +21,14 @@ from urllib.parse import parse_qs, urlsplit
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 
 Fault = Callable[["Handler"], None]
+_PIECE = 64 << 10
+"""Bytes of a body that are sent at once."""
+
+
+def _set() -> threading.Event:
+    event = threading.Event()
+    event.set()
+    return event
 
 
 @dataclass
@@ -50,7 +58,13 @@ class FaultyRegistry:
     """WWW-Authenticate of the 401 for requests without one of the accepted headers."""
     accepted: set[str] = field(default_factory=set)
     token: Fault | None = None
+    bytes_per_second: float = 0
+    """How fast blobs are sent, over each connection; 0 for as fast as can be."""
     connections: int = 0
+    flows: threading.Event = field(default_factory=_set)
+    """While it is clear, the bytes of blobs are held back."""
+    waited: threading.Event = field(default_factory=threading.Event)
+    """Set once bytes have been held back for somebody."""
     stopping: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -151,7 +165,19 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, status: int, data: bytes, headers: dict[str, str] | None = None) -> None:
         self.head(status, {"Content-Length": str(len(data)), **(headers or {})})
         if self.command != "HEAD":
-            self.wfile.write(data)
+            self.send_body(data)
+
+    def send_body(self, data: bytes) -> None:
+        """Send as fast as the registry is told to."""
+        pace = self.registry.bytes_per_second
+        for start in range(0, len(data), _PIECE):
+            piece = data[start : start + _PIECE]
+            if not self.registry.flows.is_set():
+                self.registry.waited.set()
+                self.registry.flows.wait()
+            if pace and self.registry.stopping.wait(len(piece) / pace):
+                break
+            self.wfile.write(piece)
 
     def log_message(self, format: str, *args: object) -> None:
         """Keep the tests' output free of requests."""
@@ -299,5 +325,6 @@ def faulty_registry(*, tls: ssl.SSLContext | None = None) -> Iterator[FaultyRegi
             yield registry
         finally:
             registry.stopping.set()
+            registry.flows.set()
             server.shutdown()
             thread.join()
