@@ -18,6 +18,7 @@ from typing import Self
 from lamina.errors import FormatError, NotImplementedHere, ResourceExhausted
 from lamina.formats.estargz.toc import TOC_NAME
 from lamina.formats.estargz.tree import NO_PREFETCH, PREFETCH
+from lamina.formats.estargz.writer.limits import check_entry, check_line
 from lamina.formats.estargz.writer.lines import entry_line
 from lamina.formats.stream import ChunkStream
 from lamina.formats.tar import BLOCK, Entry, TarReader, Type, header
@@ -71,7 +72,7 @@ def make_member(entry: Entry, body: int | bytes = 0) -> Member:
     Raises:
         NotImplementedHere: the TOC cannot say it.
     """
-    member = Member(clean(entry.name), entry.type, header(entry), entry_line(entry), body=body)
+    member = Member(clean(entry.name), entry.type, header(entry), _line(entry), body=body)
     if entry.type == Type.REGULAR:
         member.size = entry.size
     elif entry.type == Type.HARD_LINK:
@@ -201,6 +202,8 @@ def _member(entry: Entry, start: int, body: int, spool: Spool) -> Member:
     if entry.type not in _KNOWN:
         expected = "a file, link, directory, device or fifo"
         raise FormatError("tar", start, expected=expected, got=f"type {entry.type!r}")
+    path = clean(entry.name)
+    check_entry(entry, path, start)
     check_owner(entry, start)
     check_device(entry, start)
     if b"\0" in entry.name or not _is_text(entry.name) or not _is_text(entry.linkname):
@@ -216,12 +219,18 @@ def _member(entry: Entry, start: int, body: int, spool: Spool) -> Member:
     place: bytes | tuple[int, int] = (start, body - start)
     if body - start > BLOCK:
         place = _without_globals(spool.read(start, body - start), start) or place
-    member = Member(clean(entry.name), entry.type, place, entry_line(entry), body=body)
+    member = Member(path, entry.type, place, _line(entry), body=body)
     if entry.type == Type.REGULAR:
         member.size = entry.size
     elif entry.type == Type.HARD_LINK:
         member.target = clean(entry.linkname)
     return member
+
+
+def _line(entry: Entry) -> bytes:
+    line = entry_line(entry)
+    check_line(entry, line)
+    return line
 
 
 def _without_globals(blocks: bytes, at: int) -> bytes | None:

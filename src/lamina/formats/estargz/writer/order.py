@@ -10,7 +10,7 @@ from lamina.formats.estargz.tree import NO_PREFETCH, PREFETCH
 from lamina.formats.estargz.writer.members import Member, Spool, make_member
 from lamina.formats.stream import ChunkStream
 from lamina.formats.tar import Entry, TarReader, Type
-from lamina.formats.tar.layer import clean
+from lamina.formats.tar.layer import PREFIX, clean
 
 _LANDMARK = b"\x0f"
 
@@ -37,7 +37,8 @@ def surviving(members: Sequence[Member], spool: Spool) -> list[Member]:
     itself.
 
     Raises:
-        NotImplementedHere: a path leads through a link or a file, which no TOC can say.
+        NotImplementedHere: a path leads through a link or a file, or a hard link to no file of the
+            layer, which no TOC can say.
     """
     last: dict[bytes, int] = {}
     replaced: dict[bytes, int] = {}
@@ -68,6 +69,7 @@ def surviving(members: Sequence[Member], spool: Spool) -> list[Member]:
         if target is not None and not alive[target]:
             member = _inherit(member, _origin(target, targets), members, alive, heirs, spool)
         kept.append(member)
+    _check_links(kept)
     return kept
 
 
@@ -151,3 +153,37 @@ def _inherit(
     heir.pieces = source.pieces
     heirs[origin] = heir
     return heir
+
+
+def _check_links(members: Sequence[Member]) -> None:
+    """Refuse hard links that do not lead to a file of the layer.
+
+    Args:
+        members: all that count.
+
+    Raises:
+        NotImplementedHere: one leads to nothing, to a directory, or in a circle.
+    """
+    if all(member.type != Type.HARD_LINK for member in members):
+        return
+    files = {
+        member.path: member
+        for member in members
+        if member.type != Type.DIRECTORY and not _is_whiteout(member.path)
+    }
+    sound: set[bytes] = set()
+    for member in files.values():
+        passed: set[bytes] = set()
+        here: Member | None = member
+        while here is not None and here.type == Type.HARD_LINK and here.path not in sound:
+            # One that was passed before ends here as one that is missing does.
+            passed.add(here.path)
+            here = None if here.target in passed else files.get(here.target)
+        if here is None:
+            what = "describe a hard link to no file of the layer in a TOC"
+            raise NotImplementedHere(what, member.path.decode()[:200])
+        sound |= passed
+
+
+def _is_whiteout(path: bytes) -> bool:
+    return path.rpartition(b"/")[2].startswith(PREFIX)
