@@ -1,7 +1,8 @@
 """Which snapshotters there are, whether they work on this machine, and how to get one.
 
 The twelve that containerd's world knows are always listed; third parties add theirs through the
-entry point group `lamina.snapshotters`. Whether one works is found out by loading its driver.
+entry point group `lamina.snapshotters`. Whether one works is found out by doing what its driver
+would do when it is loaded, or by loading it.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ PROBE_PREFIX = ".lamina-probe-"
 PROBE_START_SECONDS = 1.0
 """After which such a directory is locked by its process, if that lives."""
 NOTHING: Mapping[str, str] = MappingProxyType({})
+_Attempt = Callable[[AnyPlugin, SnapshotterConfig, Path], tuple[str, ...]]
 # Go's names of what the kernel calls otherwise.
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm/v7", "i686": "386"}
 
@@ -61,7 +63,7 @@ class PluginStatus(NamedTuple):
             something is wrong.
         platforms: `os/arch` for which it makes snapshots.
         exports: what it tells others, such as its `root`.
-        capabilities: containerd's capability strings, sorted.
+        capabilities: containerd's capability strings, sorted; none where nobody has asked for them.
         error: why it is not `ok`.
     """
 
@@ -138,23 +140,29 @@ def load(
     return Engine(name, driver, place, sync_remove=synchronously, wake=wake)
 
 
-def plugins(root: Path, config: Config) -> list[PluginStatus]:
+def plugins(root: Path, config: Config, *, capabilities: bool = True) -> list[PluginStatus]:
     """Return the status of every snapshotter, given where it would keep its data.
 
     Each is tried in a temporary directory on the filesystem where it would keep its data, so that
     nothing is left behind and nothing there is touched. What several of them need is tried once.
+
+    Args:
+        root: Lamina's root directory.
+        config: what their sections may say.
+        capabilities: tell these too, which drivers have to be imported for.
     """
+    attempt = _loaded if capabilities else _checked
     with shared():
-        return [_status(name, root, config) for name in known()]
+        return [_status(name, root, config, attempt) for name in known()]
 
 
-def _status(name: str, root: Path, config: Config) -> PluginStatus:
+def _status(name: str, root: Path, config: Config, attempt: _Attempt) -> PluginStatus:
     exports = NOTHING
     try:
         plugin = find(name)
         section = config.snapshotter(plugin)
         exports = plugin.exports(section, root)
-        capabilities = _try(plugin, section, plugin.directory(section, root))
+        capabilities = _try(plugin, section, plugin.directory(section, root), attempt)
     except SnapshotterSkipped as skipped:
         return PluginStatus(name, "skip", _platforms(), exports, error=skipped)
     except LaminaError as error:
@@ -170,16 +178,30 @@ def _described(name: str, error: OSError) -> LaminaError:
     return LaminaError(what, hint=hint if isinstance(error, PermissionError) else "")
 
 
-def _try(plugin: AnyPlugin, section: SnapshotterConfig, directory: Path) -> tuple[str, ...]:
-    """Load the driver, and return its capabilities."""
+def _try(
+    plugin: AnyPlugin, section: SnapshotterConfig, directory: Path, attempt: _Attempt
+) -> tuple[str, ...]:
     _refuse_containerds(directory)
     with probe_directory(directory) as place:
         plugin.probe(section, place)
-        driver = plugin.load(section, directory if plugin.in_place else place)
-        try:
-            return tuple(sorted(driver.abilities))
-        finally:
-            driver.close()
+        return attempt(plugin, section, directory if plugin.in_place else place)
+
+
+def _loaded(plugin: AnyPlugin, section: SnapshotterConfig, directory: Path) -> tuple[str, ...]:
+    """Load the driver, and return its capabilities."""
+    driver = plugin.load(section, directory)
+    try:
+        return tuple(sorted(driver.abilities))
+    finally:
+        driver.close()
+
+
+def _checked(plugin: AnyPlugin, section: SnapshotterConfig, directory: Path) -> tuple[str, ...]:
+    """Try what loading the driver would, or load it where that is no other thing."""
+    if plugin.check is None:
+        return _loaded(plugin, section, directory)
+    plugin.check(section, directory)
+    return ()
 
 
 def abandoned_probes(root: Path) -> list[Path]:

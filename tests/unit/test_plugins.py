@@ -37,6 +37,15 @@ def refuse(config, directory):
 
 PLUGIN = SnapshotterPlugin(id="good", config=SnapshotterConfig, load=load)
 PICKY = SnapshotterPlugin(id="picky", config=SnapshotterConfig, load=refuse)
+
+def pass_(config, directory):
+    (directory / "tried").mkdir()
+
+def fail(config, directory):
+    raise SnapshotterSkipped("wanting", reason="checked, and found wanting", fix="none")
+
+QUICK = SnapshotterPlugin(id="quick", config=SnapshotterConfig, load=refuse, check=pass_)
+WANTING = SnapshotterPlugin(id="wanting", config=SnapshotterConfig, load=load, check=fail)
 OVERLAYBD = SnapshotterPlugin(id="overlaybd", config=SnapshotterConfig, load=load)
 NATIVE = SnapshotterPlugin(id="native", config=SnapshotterConfig, load=refuse)
 """
@@ -51,11 +60,16 @@ picky=third_good:PICKY
 overlaybd = third_good:OVERLAYBD
 native = third_good:NATIVE
 misnamed = third_good:PLUGIN
+quick = third_good:QUICK
+wanting = third_good:WANTING
 absent = third_absent:PLUGIN
 broken = third_broken:PLUGIN
 [other]
 bad = x:y
 """
+
+CHECKED = ("quick", "wanting")
+"""Those whose `check` says something else than their `load`, as none should."""
 
 
 @pytest.fixture
@@ -106,6 +120,25 @@ def test_native_works_anywhere_and_nothing_is_left_behind(root_dir: Path) -> Non
     assert list(root_dir.parent.iterdir()) == []
 
 
+def test_the_status_is_the_same_without_capabilities(third_party: Path, root_dir: Path) -> None:
+    whole = [status for status in statuses(root_dir).values() if status.id not in CHECKED]
+    brief = plugins.plugins(root_dir, Config(), capabilities=False)
+    assert [
+        (status.id, status.status, str(status.error))
+        for status in brief
+        if status.id not in CHECKED
+    ] == [(status.id, status.status, str(status.error)) for status in whole]
+    assert list(root_dir.parent.iterdir()) == [third_party]
+
+
+def test_a_plugin_that_is_checked_is_not_loaded(root_dir: Path, third_party: Path) -> None:
+    found = {each.id: each for each in plugins.plugins(root_dir, Config(), capabilities=False)}
+    assert (found["quick"].status, found["quick"].capabilities) == ("ok", ())
+    assert "checked, and found wanting" in str(found["wanting"].error)
+    loaded = statuses(root_dir)
+    assert "no such luck" in str(loaded["quick"].error)
+
+
 def test_a_root_that_cannot_be_made_is_an_error_with_a_fix() -> None:
     status = statuses(Path("/proc/nowhere"))["native"]
     assert status.status == "error"
@@ -130,7 +163,7 @@ def test_containerds_own_directory_is_refused(root_dir: Path) -> None:
 
 def test_third_parties_snapshotters(third_party: Path, root_dir: Path) -> None:
     found = statuses(root_dir)
-    assert list(found)[12:] == ["absent", "broken", "good", "misnamed", "picky"]
+    assert list(found)[12:] == ["absent", "broken", "good", "misnamed", "picky", "quick", "wanting"]
     assert (found["good"].status, found["good"].capabilities) == ("ok", ("rebase",))
     assert found["overlaybd"].status == "ok"
     assert found["native"].status == "ok"

@@ -9,6 +9,9 @@ import pytest
 from tests.fixtures_serve import Serve
 from tests.startup import HEAVY, imported
 
+CHECKED = ("blockfile", "erofs", "fuse_overlayfs", "native", "overlayfs", "stargz")
+"""Packages of the snapshotters whose drivers are not needed to find out whether they work."""
+
 
 @pytest.mark.parametrize(
     "arguments",
@@ -32,6 +35,9 @@ def test_plugins_ls_imports_nothing_heavy(tmp_path: Path) -> None:
     assert "lamina.plugins" in modules
     # Whether fuse-overlayfs and aufs work is found out by running programs.
     assert modules & (HEAVY - {"subprocess"} | {"lamina.store", "sqlite3"}) == set()
+    # What these drivers need of the machine is tried without them.
+    drivers = {name for name in modules if name.endswith(".driver")}
+    assert drivers & {f"lamina.snapshotters.{name}.driver" for name in CHECKED} == set()
 
 
 @pytest.mark.root

@@ -51,7 +51,8 @@ def list_(app: App, quiet: bool, detailed: bool, as_json: bool, filters: tuple[s
     """List snapshotters, those that a filter such as `status==ok` matches where any is given."""
     from lamina.plugins import plugins as statuses
 
-    shown = _matching(statuses(app.root, app.config), filters)
+    everything = bool(detailed or as_json or filters)
+    shown = _matching(statuses(app.root, app.config, capabilities=everything), filters)
     if as_json:
         print_json([_plain(plugin) for plugin in shown])
     elif quiet:

@@ -65,12 +65,9 @@ def loaded(id: str, root: Path, make: Callable[[], DriverT]) -> DriverT:
         SnapshotterSkipped: in a user namespace.
         FailedPrecondition: the filesystem does not tell entries' types.
     """
-    from lamina.linux.userns import in_user_namespace
     from lamina.snapshotters.overlay_support import require_d_type
 
-    if in_user_namespace():
-        reason = "a user namespace may not mount EROFS"
-        raise SnapshotterSkipped(id, reason=reason, fix="run as the machine's root")
+    _require_no_user_namespace(id)
     root.mkdir(0o700, parents=True, exist_ok=True)
     driver = make()
     try:
@@ -79,3 +76,24 @@ def loaded(id: str, root: Path, make: Callable[[], DriverT]) -> DriverT:
         driver.close()
         raise
     return driver
+
+
+def check(id: str, directory: Path) -> None:
+    """Find out in an empty directory what `loaded` would, without a driver.
+
+    Raises:
+        SnapshotterSkipped, FailedPrecondition: as `loaded`.
+    """
+    from lamina.snapshotters.overlay_support import require_d_type
+
+    _require_no_user_namespace(id)
+    (directory / "snapshots").mkdir(mode=0o700)  # an entry to look at
+    require_d_type(directory)
+
+
+def _require_no_user_namespace(id: str) -> None:
+    from lamina.linux.userns import in_user_namespace
+
+    if in_user_namespace():
+        reason = "a user namespace may not mount EROFS"
+        raise SnapshotterSkipped(id, reason=reason, fix="run as the machine's root")

@@ -80,6 +80,9 @@ class SnapshotterPlugin(NamedTuple, Generic[ConfigT]):
             OSError where something is wrong.
         probe: tries, in a directory on the same filesystem, what `load` only assumes, such as a
             mount. Raises as `load` does. Asked by `plugins ls`, not before each use.
+        check: tries all that `load` tries, in such a directory after `probe`, and makes no driver:
+            raises wherever `load` would. A list that shows no capabilities then imports no driver.
+            None where only `load` can tell.
         needs: what `doctor` tells of, one by one.
         rank: where several snapshotters work, the highest rank is the best choice.
         merit: why one would choose it.
@@ -95,6 +98,7 @@ class SnapshotterPlugin(NamedTuple, Generic[ConfigT]):
     rank: int = 0
     merit: str = ""
     in_place: bool = False
+    check: Callable[[ConfigT, Path], None] | None = None
 
     @property
     def uri(self) -> str:

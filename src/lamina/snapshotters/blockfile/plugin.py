@@ -13,6 +13,7 @@ from lamina.snapshotters.plugin import Need, SnapshotterConfig, SnapshotterPlugi
 
 if TYPE_CHECKING:
     from lamina.core.driver import Driver
+    from lamina.snapshotters.blockfile.scratch import Scratch
 
 _ONE_PER_UUID = ("bcachefs", "btrfs", "zfs")
 _OWN_OPTIONS = ("ro", "rw", "bind", "rbind", "remount")
@@ -67,21 +68,30 @@ class BlockfileConfig(SnapshotterConfig):
 
 def _load(config: BlockfileConfig, root: Path) -> Driver:
     from lamina.snapshotters.blockfile.driver import BlockfileDriver
-    from lamina.snapshotters.blockfile.scratch import Scratch
 
     root.mkdir(0o700, parents=True, exist_ok=True)
-    scratch = Scratch(
+    scratch = _scratch(config, root)
+    scratch.check()
+    options = config.mount_options
+    if "loop" not in options:
+        options = (*options, "loop")
+    return BlockfileDriver(root, scratch, fs_type=config.fs_type, mount_options=options)
+
+
+def _check(config: BlockfileConfig, directory: Path) -> None:
+    _scratch(config, directory).check()
+
+
+def _scratch(config: BlockfileConfig, root: Path) -> Scratch:
+    from lamina.snapshotters.blockfile.scratch import Scratch
+
+    return Scratch(
         root,
         fs_type=config.fs_type,
         size=config.size(),
         source=Path(config.scratch_file) if config.scratch_file else None,
         follow=config.recreate_scratch,
     )
-    scratch.check()
-    options = config.mount_options
-    if "loop" not in options:
-        options = (*options, "loop")
-    return BlockfileDriver(root, scratch, fs_type=config.fs_type, mount_options=options)
 
 
 def _probe(config: BlockfileConfig, directory: Path) -> None:
@@ -157,6 +167,7 @@ PLUGIN = SnapshotterPlugin(
     config=BlockfileConfig,
     load=_load,
     probe=_probe,
+    check=_check,
     needs=NEEDS,
     rank=20,
     merit="a snapshot is a file with a filesystem of fixed size; cheap where blocks can be shared",

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 
 from lamina.core.units import parse_size
 from lamina.errors import FailedPrecondition, InvalidArgument
-from lamina.snapshotters.erofs_support import EROFS_MOUNTS, OVERLAY_MOUNTS, loaded, require
+from lamina.snapshotters.erofs_support import (
+    EROFS_MOUNTS,
+    OVERLAY_MOUNTS,
+    check,
+    loaded,
+    require,
+)
 from lamina.snapshotters.plugin import SnapshotterConfig, SnapshotterPlugin
 
 if TYPE_CHECKING:
@@ -77,20 +83,32 @@ def _load(config: ErofsConfig, root: Path) -> Driver:
 
 def _driver(config: ErofsConfig, root: Path) -> ErofsDriver:
     from lamina.snapshotters import overlay_support
-    from lamina.snapshotters.erofs import immutable
     from lamina.snapshotters.erofs.driver import ErofsDriver
 
-    if config.set_immutable and (reason := immutable.fault(root)):
-        raise FailedPrecondition(
-            "protect images by set_immutable", f"{root}: {reason}",
-            hint="leave set_immutable false, or move root_path to ext4, xfs or btrfs",
-        )  # fmt: skip
+    _require_immutable(config, root)
     return ErofsDriver(
         root,
         abilities=overlay_support.abilities(slow_chown=False),
         mount_options=overlay_support.overlay_options(root, config.ovl_mount_options),
         immutable=config.set_immutable,
     )
+
+
+def _check(config: ErofsConfig, directory: Path) -> None:
+    check(ID, directory)
+    _require_immutable(config, directory)
+
+
+def _require_immutable(config: ErofsConfig, root: Path) -> None:
+    if not config.set_immutable:
+        return
+    from lamina.snapshotters.erofs import immutable
+
+    if reason := immutable.fault(root):
+        raise FailedPrecondition(
+            "protect images by set_immutable", f"{root}: {reason}",
+            hint="leave set_immutable false, or move root_path to ext4, xfs or btrfs",
+        )  # fmt: skip
 
 
 def _probe(config: ErofsConfig, directory: Path) -> None:
@@ -105,6 +123,7 @@ PLUGIN = SnapshotterPlugin(
     config=ErofsConfig,
     load=_load,
     probe=_probe,
+    check=_check,
     needs=NEEDS,
     rank=50,
     merit="each layer is one file that cannot change, which is quick to mount and to remove",

@@ -66,6 +66,10 @@ def _probe(config: FuseOverlayConfig, directory: Path) -> None:
         raise SnapshotterSkipped(ID, reason=f"{_WRITABLE.what}: {reason}", fix=_WRITABLE.fix)
 
 
+def _check(config: FuseOverlayConfig, directory: Path) -> None:
+    """Find nothing out beyond the trial, which has made directories and mounted them."""
+
+
 _FUSE = "modprobe fuse, and run as root; in a container, pass it /dev/fuse"
 _PROGRAM = Need(
     what="the program fuse-overlayfs, 1.0 or newer",
@@ -91,6 +95,7 @@ PLUGIN = SnapshotterPlugin(
     id=ID,
     config=FuseOverlayConfig,
     load=_load,
+    check=_check,
     probe=_probe,
     needs=NEEDS,
     rank=30,

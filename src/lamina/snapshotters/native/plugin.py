@@ -23,6 +23,11 @@ def _load(config: NativeConfig, root: Path) -> Driver:
     return NativeDriver(root)
 
 
+def _check(config: NativeConfig, directory: Path) -> None:
+    """Make a directory: of the machine it needs nothing else."""
+    (directory / "snapshots").mkdir(mode=0o700)
+
+
 def _reflink(directory: Path) -> str | None:
     from lamina.linux import probes
 
@@ -33,6 +38,7 @@ PLUGIN = SnapshotterPlugin(
     id="native",
     config=NativeConfig,
     load=_load,
+    check=_check,
     needs=(
         Need(
             what="shared blocks",

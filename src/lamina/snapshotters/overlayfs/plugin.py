@@ -63,6 +63,13 @@ def _load(config: OverlayConfig, root: Path) -> Driver:
     return driver
 
 
+def _check(config: OverlayConfig, directory: Path) -> None:
+    from lamina.snapshotters.overlay_support import require_d_type
+
+    (directory / "snapshots").mkdir(mode=0o700)  # an entry to look at
+    require_d_type(directory)
+
+
 def _overlay(directory: Path) -> str | None:
     from lamina.linux import probes
     from lamina.linux.userns import in_user_namespace
@@ -121,6 +128,7 @@ PLUGIN = SnapshotterPlugin(
     id="overlayfs",
     config=OverlayConfig,
     load=_load,
+    check=_check,
     probe=_probe,
     needs=NEEDS,
     rank=100,

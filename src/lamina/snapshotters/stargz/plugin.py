@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 
 from lamina.core.units import parse_size
 from lamina.errors import InvalidArgument
-from lamina.snapshotters.erofs_support import EROFS_MOUNTS, OVERLAY_MOUNTS, loaded, require
+from lamina.snapshotters.erofs_support import (
+    EROFS_MOUNTS,
+    OVERLAY_MOUNTS,
+    check,
+    loaded,
+    require,
+)
 from lamina.snapshotters.plugin import Need, SnapshotterConfig, SnapshotterPlugin
 
 if TYPE_CHECKING:
@@ -95,6 +101,10 @@ def _driver(config: StargzConfig, root: Path) -> StargzDriver:
     )
 
 
+def _check(config: StargzConfig, directory: Path) -> None:
+    check(ID, directory)
+
+
 def _gate(config: StargzConfig) -> GateName | None:
     match config.gate:
         case "fanotify" | "fuse":
@@ -133,6 +143,7 @@ PLUGIN = SnapshotterPlugin(
     config=StargzConfig,
     load=_load,
     probe=_probe,
+    check=_check,
     needs=NEEDS,
     rank=20,
     merit="images in eStargz or zstd:chunked run before they are fetched; others are unpacked",
