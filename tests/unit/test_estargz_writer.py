@@ -334,6 +334,20 @@ def test_options_out_of_range(tmp_path: Path, options: BlobOptions, said: str) -
         write(END_OF_ARCHIVE, tmp_path, options)
 
 
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        ({"max_entries": 1, "max_bytes": 9}, "it has more than 1 entries"),
+        ({"max_entries": 9, "max_bytes": 1}, "its files have more than 1 bytes"),
+    ],
+)
+def test_limits_of_a_layer(tmp_path: Path, limit: dict[str, int], said: str) -> None:
+    tar = tar_of(file("a", b"1"), file("b", b"2"))
+    with pytest.raises(ResourceExhausted) as caught:
+        write_blob([tar], bytearray().extend, temporary=tmp_path, **limit)
+    assert str(caught.value) == f"convert layer: resource exhausted; {said}"
+
+
 def test_what_a_toc_cannot_say(tmp_path: Path) -> None:
     for tar in (
         tar_of(file(b"\xff", b"1")),

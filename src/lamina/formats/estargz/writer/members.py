@@ -189,8 +189,9 @@ def read_members(
         count += 1
         total += entry.real_size
         if count > max_entries or total > max_bytes:
-            what = f"entries, more than {max_entries}" if count > max_entries else "bytes"
-            raise ResourceExhausted(f"convert a layer with too many {what}", entry.name)
+            many = f"it has more than {max_entries} entries"
+            much = f"its files have more than {max_bytes} bytes"
+            raise ResourceExhausted("convert layer", hint=many if count > max_entries else much)
         end += entry.size + padding(entry.size)
         if clean(entry.name) not in RESERVED:
             members.append(_member(entry, start, body, spool))
