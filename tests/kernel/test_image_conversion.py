@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,10 +16,11 @@ from lamina.formats.estargz.annotations import TOC_DIGEST
 from lamina.formats.estargz.writer import BlobFormat, BlobOptions
 from lamina.images.conversion import ALL_LAYERS, ConvertOptions
 from lamina.images.manifest import Manifest, parse_manifest
+from lamina.images.progress import Event
 from lamina.mount import temp_mount, unmount_recursive
 from lamina.store import Store
 from tests.fixtures_registry import LocalRegistry
-from tests.images import Layer, image
+from tests.images import OCI_INDEX, Layer, digest, image, index
 from tests.kernel.test_stargz import CONFIG, FILES, end_worker, fetched, top
 
 pytest_plugins = ["tests.fixtures_registry"]
@@ -120,3 +123,61 @@ def test_content_that_is_missing_is_told_before_anything_is_made(store: Store, s
         store.convert(source, "registry.example/lazy:1")
     with pytest.raises(NotFound):
         store.image("registry.example/lazy:1")
+
+
+class Removing:
+    """Progress; when it is first told something, the image goes, and all that only it has named."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self._store = store
+        self._name = name
+        self.done = False
+
+    def update(self, event: Event) -> None:
+        if not self.done:
+            self.done = True
+            self._store.remove_image(self._name)
+            self._store.collect()
+
+
+def test_an_image_that_is_removed_meanwhile_is_converted_all_the_same(
+    store: Store, registry: LocalRegistry
+) -> None:
+    files = image(*(Layer.of(files) for files in FILES))
+    registry.push(files.manifest, files.blobs, "source", digest(files.manifest))
+    registry.push(index(files), [], "source", "2", media_type=OCI_INDEX)
+    ref = f"{registry.host}/source:2"
+    store.pull(ref, unpack=False, plain_http=True)
+    target = store.image(ref).target
+    removing = Removing(store, ref)
+    converted = store.convert(ref, "registry.example/lazy:2", progress=removing)
+    assert removing.done
+    assert len(converted.layers) == 2
+    assert store.fsck(deep=True) == []
+    store.collect()
+    assert not store.images.content.has(target.digest)
+
+
+_KILLED = """
+import os, sys
+from pathlib import Path
+from lamina.images.progress import Stage
+from lamina.store import Store
+
+class Ending:
+    def update(self, event):
+        if event.stage is Stage.CONVERTING and event.offset:
+            os._exit(9)
+
+Store(Path(sys.argv[1])).convert(sys.argv[2], "registry.example/lazy:1", progress=Ending())
+"""
+
+
+def test_a_killed_conversion_is_no_fault_and_begun_anew(store: Store, source: str) -> None:
+    killed = subprocess.run([sys.executable, "-c", _KILLED, str(store.root), source], check=False)
+    assert killed.returncode == 9
+    assert len(list(store.images.content.ingests())) == 1
+    assert store.fsck() == []
+    store.convert(source, "registry.example/lazy:1")
+    assert list(store.images.content.ingests()) == []
+    assert store.fsck() == []

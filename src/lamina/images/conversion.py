@@ -128,7 +128,7 @@ def convert(
     wanted = Options(labels=options.labels)
     with operation(store, str(reference), options=wanted, cancel=cancel) as running:
         chosen = _choose(store, source.target, options)
-        _hold(store, running, chosen)
+        _hold(store, running, source.target, chosen)
         layers = LayerConverter(
             store.content,
             running.fetcher,
@@ -161,8 +161,11 @@ def _choose(store: ImageStore, target: Descriptor, options: ConvertOptions) -> l
     return chosen
 
 
-def _hold(store: ImageStore, running: Operation, chosen: Sequence[PlatformImage]) -> None:
+def _hold(
+    store: ImageStore, running: Operation, target: Descriptor, chosen: Sequence[PlatformImage]
+) -> None:
     """Keep what is read from being collected, and look that all of it is here before the work."""
+    running.fetcher.hold([target])
     for image in chosen:
         layers = image.manifest.layers
         running.fetcher.hold([image.descriptor, image.manifest.config, *layers])

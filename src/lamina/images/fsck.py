@@ -12,6 +12,7 @@ from typing import TypeVar
 from lamina.core.digest import Digest, algorithm, encoded
 from lamina.core.labels import GC_REF_CONTENT, GC_REF_SNAPSHOT
 from lamina.core.problem import Problem, Repair
+from lamina.formats.estargz.writer import BlobFormat
 from lamina.images.mounts import abandoned_mounts, remove_abandoned
 from lamina.images.remover import blob_files, blob_path
 from lamina.images.store import ImageStore
@@ -28,7 +29,10 @@ JSON_TABLES = {
 }
 PAUSE_SECONDS = 0.1
 """After which a thing that looks abandoned is looked at again: it may have been just begun."""
-_KINDS = ("index", "manifest", "config", "layer", "unknown")
+_KINDS = (
+    *("index", "manifest", "config", "layer", "unknown"),
+    *(f"convert-{format}" for format in BlobFormat),
+)
 
 T = TypeVar("T")
 
