@@ -13,6 +13,7 @@ from lamina.core.snapshot import Kind
 from lamina.mount import mount_all, temp_mount, unmount, unmount_recursive
 from lamina.snapshotters.engine import Engine
 from lamina.snapshotters.janitor import SnapshotterChore
+from lamina.snapshotters.lower_mounts import mount_count
 from lamina.snapshotters.stargz.driver import CACHE
 from lamina.snapshotters.stargz.eviction import COMPLETES
 from lamina.store import Store
@@ -220,3 +221,23 @@ def test_command_tells_what_it_has_freed(
         assert b"only stargz" in refused.stderr
     finally:
         command.close()
+
+
+@pytest.mark.fuse
+def test_emptied_layers_are_mounted_from_their_cache_files_once_more(
+    open_store: Callable[..., Store], registry: LocalRegistry, files: ImageFiles, tmp_path: Path
+) -> None:
+    store = open_store("fuse")
+    ref = push(registry, files)
+    store.pull(ref, snapshotter="stargz", plain_http=True)
+    engine = engine_of(store)
+    points = [cache.with_name("fs") for cache in caches(store).values()]
+    assert read_all(store, ref, tmp_path) == ALL
+    for _ in range(2):
+        for layer in worker(store).status().layers:
+            worker(store).wait(Path(layer.directory), 30)
+        assert [mount_count(point) for point in points] == [1] * len(points)
+        assert read_all(store, ref, tmp_path) == ALL
+        assert [mount_count(point) for point in points] == [2] * len(points)
+        assert len(engine.shrink(0).layers) == len(points)
+        assert read_all(store, ref, tmp_path) == ALL

@@ -317,9 +317,10 @@ class StargzDriver(OverlayStackDriver):
         if id in self._direct or read_layer(cache).gate != "fuse" or not is_durable(cache):
             return
         with locked(self.fs(id)):
-            if mount_count(self.fs(id)) == 1:  # two are it and the one that was there before
+            # Two are it and the one that was there before. It may have been emptied since.
+            if mount_count(self.fs(id)) == 1 and is_durable(cache):
                 self._mount_erofs(id, f"device={cache / 'data'}")
-        self._direct.add(id)
+            self._direct.add(id)
 
     def _mount(self, id: int) -> None:
         cache = self.of(id) / CACHE
@@ -329,7 +330,9 @@ class StargzDriver(OverlayStackDriver):
         if not (cache / "data").stat().st_size:
             self._mount_erofs(id)
             return
-        self._mount_erofs(id, f"device={self._worker.add(cache, FACTORY, self._gate)}")
+        device = self._worker.add(cache, FACTORY, self._gate)
+        self._direct.discard(id)  # of one that was emptied since
+        self._mount_erofs(id, f"device={device}")
         self._fetch(cache)
 
     def _mount_erofs(self, id: int, *options: str) -> None:
