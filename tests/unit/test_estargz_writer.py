@@ -155,13 +155,26 @@ def test_small_chunks_share_streams_when_asked(tmp_path: Path, format: BlobForma
     blob = read_blob(data)
     assert blob.files[b"f7"][-1] == b"\x07" * 1000
     assert blob.files[b"z"][-1] == b"z" * 90_000
-    assert blob.toc.entries[0].offset == 0
-    assert blob.toc.entries[0].inner_offset == 512
+    f1 = next(e for e in blob.toc.entries if e.name == "f1")
     assert len({entry.offset for entry in blob.toc.entries}) < 10
     landmark = next(e for e in blob.toc.entries if e.name == ".prefetch.landmark")
     assert (landmark.inner_offset, blob.tree.prefetch) == (0, landmark.offset)
+    # behind the landmark's block, the whole of f0 and a header
+    assert (f1.offset, f1.inner_offset) == (landmark.offset, (1 + 3 + 1) * 512)
     single, _ = write(tar, tmp_path, BlobOptions(format=format, chunk_size=8192), [b"f3"])
     assert len(data) < len(single)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_no_chunk_shares_the_offset_of_empty_files(tmp_path: Path, format: BlobFormat) -> None:
+    """A reader that looks for the neighbours of a chunk by their offset finds no empty ones."""
+    tar = tar_of(file("a"), file("b", b"2"), file("c"), file("d", b"4" * 99))
+    blob = converted(tar, tmp_path, BlobOptions(format=format, min_chunk_size=1 << 20))
+    empty, first, between, second = blob.toc.entries
+    assert empty.offset == between.offset == 0
+    assert 0 < first.offset == second.offset
+    assert (first.inner_offset, second.inner_offset) == (0, 3 * 512)
+    assert blob.files[b"d"][-1] == b"4" * 99
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -77,6 +77,7 @@ class StreamWriter:
         self._threads = threads or len(os.sched_getaffinity(0))
         self._pool = ThreadPoolExecutor(self._threads, "lamina-compress")
         self._stream = _Stream()
+        self._has_data = False
         self._batch: list[_Stream] = []
         self._batch_size = 0
         self._running: deque[_Batch] = deque()
@@ -123,10 +124,12 @@ class StreamWriter:
             digest: of the whole file, in the first of several chunks; "" else.
             alone: start a stream whatever `min_size` says.
         """
-        if alone or len(self._stream.data) >= self._min_size:
+        # The stream at byte 0 has no data: no TOC can say that offset, and a chunk there would seem
+        # to share its stream with every empty file, whose entries have no offset either.
+        if alone or not self._has_data or len(self._stream.data) >= self._min_size:
             self._cut()
+        self._has_data = True
         stream = self._stream
-        # The first stream starts at byte 0, which no TOC can say: there, the inner offset tells.
         inner = len(stream.data)
         stream.lines.append(Line(line, inner, len(data), offset, is_last, digest))
         stream.data += data
