@@ -371,6 +371,52 @@ def test_what_a_toc_cannot_say(tmp_path: Path) -> None:
             write(tar, tmp_path)
 
 
+def test_links_to_no_file_of_the_layer(tmp_path: Path) -> None:
+    link = Type.HARD_LINK
+    for members in (
+        [node("l", link, linkname=b"lower")],
+        [node("d", Type.DIRECTORY), node("l", link, linkname=b"d")],
+        [file("d/f"), node("l", link, linkname=b"d")],
+        [file(".wh.gone"), node("l", link, linkname=b".wh.gone")],
+        [node("l", link, linkname=b"l")],
+        [node("l", link, linkname=b"k"), node("k", link, linkname=b"l")],
+    ):
+        with pytest.raises(NotImplementedHere, match="hard link to no file of the layer"):
+            write(tar_of(*members), tmp_path)
+    links = (node("l", link, linkname=b"k"), node("k", link, linkname=b"f"))
+    blob = converted(tar_of(*links, file("f", b"1"), file(".wh.l2")), tmp_path)
+    assert blob.files[b"l"] == blob.files[b"f"]
+
+
+def test_what_readers_would_refuse_is_not_written(tmp_path: Path) -> None:
+    long = "n" * 255
+    deep = "/".join(["d" * 200] * 20)
+    blob = converted(tar_of(file(long, b"1"), file(f"{long}x/../.wh.{long}"), file(deep)), tmp_path)
+    assert {long.encode(), deep.encode()} < set(blob.files)
+    for member, said in (
+        (node("./", Type.SYMLINK, linkname=b"x"), "directory as the root"),
+        (file(f"{long}x"), "names of at most 255"),
+        (file(f"{long}x/f"), "names of at most 255"),
+        (file(f".wh.{long}x"), "names of at most 255"),
+        (file(f"{deep}/{long}"), "paths of at most 4095"),
+        (file(".wh."), "a whiteout of a name"),
+        (node("l", Type.SYMLINK), "a target of 1 to 4095"),
+        (node("l", Type.SYMLINK, linkname=b"t" * 4096), "a target of 1 to 4095"),
+        (file("f", xattrs={b"user." + b"x" * 251: b""}), "attributes of less than 64 KiB"),
+        (file("f", xattrs={b"user.x": bytes(1 << 16)}), "attributes of less than 64 KiB"),
+    ):
+        with pytest.raises(FormatError, match=said):
+            write(tar_of(member), tmp_path)
+    many = {b"user.%d" % number: bytes(60_000) for number in range(14)}
+    with pytest.raises(NotImplementedHere, match="so many bytes of attributes"):
+        write(tar_of(file("f", xattrs=many)), tmp_path)
+
+
+def test_links_have_the_mode_of_all(tmp_path: Path) -> None:
+    tar = tar_of(node("l", Type.SYMLINK, linkname=b"t", mode=0o644))
+    assert converted(tar, tmp_path).files[b"l"][0] == stat.S_IFLNK | 0o777
+
+
 def test_what_is_no_layer(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="type"):
         write(tar_of((Entry(b"v", b"V"), b"")), tmp_path)

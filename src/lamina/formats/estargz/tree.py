@@ -257,6 +257,7 @@ def _inode(index: int, entry: TocEntry) -> Inode:
     else:
         inode = Inode(mode, entry.uid, entry.gid, _mtime(entry), children=NO_CHILDREN)
     if entry.type == "symlink":
+        inode.mode = stat.S_IFLNK | 0o777  # whatever an archive says, Linux has no others
         inode.target = entry.link_name.encode()
         if not 0 < len(inode.target) <= MAX_TARGET or b"\0" in inode.target:
             expected = f"a target of 1 to {MAX_TARGET} bytes"
