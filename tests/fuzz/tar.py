@@ -13,6 +13,8 @@ from lamina.errors import FormatError, InvalidArgument, NotImplementedHere, Reso
 from lamina.formats.erofs.inodes import Node
 from lamina.formats.erofs.reader import Image
 from lamina.formats.erofs.tar import image_from_tar
+from lamina.formats.erofs.tree import BLOCK as EROFS_BLOCK
+from lamina.formats.erofs.writer import Device, write_image
 from lamina.formats.estargz.writer import BlobFormat, BlobOptions, write_blob
 from lamina.formats.stream import ChunkStream
 from lamina.formats.tar import BLOCK, END_OF_ARCHIVE, Entry, Type, header, padding
@@ -69,6 +71,8 @@ def _run(data: bytes) -> None:
     except (FormatError, NotImplementedHere, ResourceExhausted):
         return
     found = read_blob(blob)
+    devices = [Device(found.tree.cache_size // EROFS_BLOCK)]
+    write_image(found.tree.root, io.BytesIO(), devices=devices)
     try:
         before = _extracted(tar)
     except (FormatError, ResourceExhausted, InvalidArgument):

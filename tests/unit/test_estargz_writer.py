@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from lamina.errors import FormatError, InvalidArgument, NotImplementedHere, ResourceExhausted
 from lamina.formats.erofs.reader import Image
 from lamina.formats.erofs.tar import image_from_tar
+from lamina.formats.erofs.writer import write_image
 from lamina.formats.estargz.footer import find_toc
 from lamina.formats.estargz.writer import BlobFormat, BlobOptions, WrittenBlob, write_blob
 from lamina.formats.stream import ChunkStream
@@ -407,9 +408,25 @@ def test_what_readers_would_refuse_is_not_written(tmp_path: Path) -> None:
     ):
         with pytest.raises(FormatError, match=said):
             write(tar_of(member), tmp_path)
-    many = {b"user.%d" % number: bytes(60_000) for number in range(14)}
+    many = {b"user.%d" % number: bytes(60_000) for number in range(5)}
+    with pytest.raises(FormatError, match="attributes of at most 26"):
+        write(tar_of(file("f", xattrs=many)), tmp_path)
+    many = {b"com.apple.%d" % number: bytes(60_000) for number in range(14)}
     with pytest.raises(NotImplementedHere, match="so many bytes of attributes"):
         write(tar_of(file("f", xattrs=many)), tmp_path)
+
+
+def test_attributes_that_linux_would_not_set_are_left_out(tmp_path: Path) -> None:
+    xattrs = {b"com.apple.provenance": b"1", b"system.x": b"2", b"user.a": b"3"}
+    tar = tar_of(
+        file("f", xattrs=xattrs),
+        node("p", Type.FIFO, xattrs=xattrs | {b"security.capability": b"4"}),
+    )
+    blob = converted(tar, tmp_path)
+    assert [entry.xattrs is None for entry in blob.toc.entries] == [False, False]
+    assert blob.files[b"f"][5] == {b"user.a": b"3"}
+    assert blob.files[b"p"][5] == {b"security.capability": b"4"}
+    assert write_image(blob.tree.root, io.BytesIO()).inodes == 3
 
 
 def test_links_have_the_mode_of_all(tmp_path: Path) -> None:

@@ -32,6 +32,9 @@ _PREFIXES = tuple(
     if prefix.endswith(b".") and index != EROFS_XATTR_INDEX_LUSTRE
 )
 
+MAX_XATTRS = xattr_body_size(MAX_XATTR_ICOUNT) - XATTR_HEADER.size
+"""Bytes of the entries of one inode."""
+
 
 def split_name(name: bytes) -> tuple[int, bytes] | None:
     """Return the index of an attribute's prefix and the rest of its name; None where it has none.
@@ -62,6 +65,15 @@ def encode_entry(name: bytes, value: bytes) -> bytes:
         raise Unfit(f"attribute {name!r} has {len(value)} bytes, over {MAX_XATTR_VALUE}")
     entry = XATTR_ENTRY.pack(len(rest), index, len(value)) + rest + value
     return entry + bytes(-len(entry) % XATTR_ALIGNMENT)
+
+
+def encoded_size(xattrs: Mapping[bytes, bytes]) -> int:
+    """Return the bytes of the entries of an inode's attributes; without those that have no prefix.
+
+    Raises:
+        Unfit: a name or value is too long.
+    """
+    return sum(len(encode_entry(name, value)) for name, value in xattrs.items() if split_name(name))
 
 
 class XattrSet:
@@ -106,7 +118,7 @@ class XattrTable:
         found = self._sets.get(entries)
         if found is None:
             size = sum(map(len, entries))
-            if size > xattr_body_size(MAX_XATTR_ICOUNT) - XATTR_HEADER.size:
+            if size > MAX_XATTRS:
                 raise Unfit(f"its attributes have {size} bytes, over 256 KiB")
             found = self._sets[entries] = XattrSet(entries)
         found.uses += 1

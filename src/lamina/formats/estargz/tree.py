@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from lamina.formats.erofs.layout import MAX_NAME, MAX_TARGET, MAX_XATTR_VALUE
 from lamina.formats.erofs.tree import BLOCK, Extent, Inode
+from lamina.formats.erofs.xattrs import MAX_XATTRS, encoded_size, split_name
 from lamina.formats.estargz.chunks import Chunks
 from lamina.formats.estargz.directories import MAX_PATH, NO_CHILDREN, Directories
 from lamina.formats.estargz.toc import TOC_NAME, Toc, TocEntry, entry_error
@@ -276,14 +277,22 @@ def _xattrs(index: int, entry: TocEntry, given: dict[str, bytes]) -> dict[bytes,
     kept: dict[bytes, bytes] = {}
     for text, value in given.items():
         name = text.encode()
-        if name.startswith(_STEERING):
-            continue
         if not 0 < len(name) <= MAX_NAME or b"\0" in name or len(value) > MAX_XATTR_VALUE:
             raise entry_error(
                 index, entry, "xattrs", "names and values that Linux can have", name[:80]
             )
-        kept[name] = value
+        if not _is_left_out(entry, name):
+            kept[name] = value
+    if encoded_size(kept) > MAX_XATTRS:
+        raise entry_error(index, entry, "xattrs", f"at most {MAX_XATTRS} bytes", len(kept))
     return kept
+
+
+def _is_left_out(entry: TocEntry, name: bytes) -> bool:
+    """Tell whether an attribute is none that Linux would let a layer set, as of other systems."""
+    if name.startswith(_STEERING) or split_name(name) is None:
+        return True
+    return name.startswith(b"user.") and entry.type not in {"dir", "reg"}
 
 
 def _extents(start: int, size: int) -> Sequence[Extent]:

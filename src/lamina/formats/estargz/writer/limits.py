@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lamina.errors import FormatError, NotImplementedHere
 from lamina.formats.erofs.layout import MAX_NAME, MAX_TARGET, MAX_XATTR_VALUE
+from lamina.formats.erofs.xattrs import MAX_XATTRS, encoded_size
 from lamina.formats.estargz.directories import MAX_PATH
 from lamina.formats.estargz.toc import MAX_ENTRY
 from lamina.formats.tar import Entry, Type
@@ -40,6 +41,10 @@ def check_entry(entry: Entry, path: bytes, at: int) -> None:
             got = f"{len(value)} bytes of {name[:MAX_NAME]!r}"
             expected = "attributes of less than 64 KiB, with names of 1 to 255 bytes"
             raise FormatError("tar", at, expected=expected, got=got)
+    size = encoded_size(entry.xattrs)
+    if size > MAX_XATTRS:
+        expected = f"attributes of at most {MAX_XATTRS} bytes"
+        raise FormatError("tar", at, expected=expected, got=f"{size} bytes")
 
 
 def check_line(entry: Entry, line: bytes) -> None:
