@@ -20,7 +20,7 @@ import pytest
 from lamina.config import load
 from lamina.core.digest import Digest, parse_digest
 from lamina.core.labels import REMOTE
-from lamina.errors import NotFound
+from lamina.errors import FailedPrecondition, NotFound
 from lamina.formats.compression import decompress
 from lamina.formats.estargz.annotations import CHUNKED_DIGESTS, TOC_DIGEST
 from lamina.formats.estargz.footer import find_toc
@@ -557,3 +557,28 @@ def test_size_of_a_layer_is_asked_for_where_no_label_tells(
 
 def digest_of(data: bytes) -> Digest:
     return parse_digest(digest(data))
+
+
+@pytest.mark.fanotify
+def test_nothing_is_made_on_layers_that_nobody_has_guarded(
+    open_store: Callable[..., Store],
+    registry: LocalRegistry,
+    files: ImageFiles,
+    tmp_path: Path,
+    root_dir: Path,
+) -> None:
+    store = open_store("fanotify")
+    ref = push(registry, files)
+    store.pull(ref, snapshotter="stargz", plain_http=True)
+    engine = store.snapshotter("stargz")
+    end_worker(root_dir)
+    for _ in range(2):  # nor once a worker is there again
+        with pytest.raises(FailedPrecondition, match="holder, standby and worker were killed"):
+            engine.prepare("container", top(store, ref))
+    for layer in worker(store).status().layers:
+        assert layer.doubt
+    for key in [info.name for info in engine.walk()][::-1]:
+        engine.remove(key)
+    engine.cleanup()
+    store.pull(ref, snapshotter="stargz", plain_http=True)
+    assert read_all(store, ref, tmp_path) == ALL

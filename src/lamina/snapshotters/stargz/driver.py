@@ -18,7 +18,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from lamina.core.driver import Ability, Claimed, LazyFiles, Refused, Shrunk, Snapshot
 from lamina.core.labels import UNPACKED
@@ -126,6 +126,7 @@ class StargzDriver(OverlayStackDriver):
 
         Raises:
             DataLoss: what a lazy layer is mounted from is gone.
+            FailedPrecondition: everybody who guarded its readers was killed.
             Unavailable: there is no worker to serve it, and none can be started.
         """
         self._mount_layers(snapshot.parents)
@@ -242,12 +243,7 @@ class StargzDriver(OverlayStackDriver):
             DataLoss, Unavailable: as `mounts`.
             FailedPrecondition: everybody who guarded its readers was killed.
         """
-        from lamina.lazy.layer import read_layer
-
         self._mount_layers([id])
-        cache = self.of(id) / CACHE
-        if (cache / "data").stat().st_size:  # it may be mounted, and its worker have been killed
-            self._worker.add(cache, FACTORY, read_layer(cache).gate)
 
     def _make_lazy(self, id: int, origin: Origin, labels: Mapping[str, str]) -> None:
         # Only those who claim need the formats.
@@ -301,7 +297,17 @@ class StargzDriver(OverlayStackDriver):
             if not is_mounted(self.fs(id)):
                 mount_once(self.fs(id), functools.partial(self._mount, id))
             else:
+                self._guard(id)
                 self._let_go(id)
+
+    def _guard(self, id: int) -> None:
+        """Have an incomplete layer served that is mounted: those who did may have been killed."""
+        from lamina.lazy.layer import read_layer
+        from lamina.lazy.view import is_durable
+
+        cache = self.of(id) / CACHE
+        if cache.is_dir() and (cache / "data").stat().st_size and not is_durable(cache):
+            self._worker.add(cache, FACTORY, cast("GateName", read_layer(cache).gate))
 
     def _let_go(self, id: int) -> None:
         """Mount a layer that was read through FUSE, and is complete now, from its cache file.
