@@ -45,8 +45,22 @@ def _seeds() -> Iterator[bytes]:
         (Entry(b"d/.wh.gone"), b""),
         (Entry(b"e/.wh..wh..opq"), b""),
     ]
-    parts = [header(entry) + body + bytes(padding(len(body))) for entry, body in members]
+    again = [
+        (Entry(b"d/f", size=1, real_size=1), b"1"),
+        (Entry(b"h", Type.HARD_LINK, linkname=b"d/f"), b""),
+        (Entry(b"d/f", Type.SYMLINK, linkname=b"../h", xattrs={b"user.b": b"2"}), b""),
+        (Entry(b"./d/.wh.x", uid=7), b""),
+        (Entry(b"d/x/", Type.DIRECTORY, mode=0o1777, xattrs={b"com.apple.x": b"3"}), b""),
+        (Entry(b"d", size=3, real_size=3, xattrs={b"trusted.overlay.opaque": b"y"}), b"abc"),
+        (Entry(b"/", Type.DIRECTORY, mtime=-5), b""),
+        (Entry(b"b", Type.BLOCK, devmajor=8, devminor=1 << 19), b""),
+    ]
+    parts, others = (
+        [header(entry) + body + bytes(padding(len(body))) for entry, body in some]
+        for some in (members, again)
+    )
     for first in range(4):
+        yield bytes((first,)) + b"".join([*others, END_OF_ARCHIVE])
         yield bytes((first,)) + b"".join([*parts, END_OF_ARCHIVE])
         yield bytes((first,)) + b"".join([*parts[:2], *parts[4:5], END_OF_ARCHIVE])
         yield bytes((first,)) + b"".join([*parts[2:4], END_OF_ARCHIVE])

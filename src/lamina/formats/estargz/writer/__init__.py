@@ -9,7 +9,8 @@ differently.
 Memory: the TOC and some hundred bytes for each member, and a few chunks for each thread. The tar
 itself waits in a temporary file, since what comes last in it may have to come first.
 
-Not supported: names that are no UTF-8, which a TOC cannot have, and paths through symbolic links.
+Not supported: names that are no UTF-8, which a TOC cannot have, paths through symbolic links, hard
+links to no file of the layer, more than 256 KiB of attributes.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ MAX_LINE = MAX_ENTRY - 4096
 
 
 def check_entry(entry: Entry, path: bytes, at: int) -> None:
-    """Refuse what Linux can have no file of.
+    """Refuse what Linux can have no file of, and what an inode of an image cannot have.
 
     Args:
         entry: of the tar.
@@ -23,10 +23,11 @@ def check_entry(entry: Entry, path: bytes, at: int) -> None:
         at: byte of the tar, for errors.
 
     Raises:
-        FormatError: a name, target or attribute is too long or empty, or the root no directory.
+        FormatError: a name, target or attribute is too long or empty.
+        NotImplementedHere: its attributes are too many, or the root is no directory.
     """
     if not path and entry.type != Type.DIRECTORY:
-        raise FormatError("tar", at, expected="a directory as the root", got=repr(entry.type))
+        raise _unsaid("a root that is no directory", entry)
     above, _, base = path.rpartition(b"/")
     longest = MAX_NAME + len(PREFIX) * base.startswith(PREFIX)
     if len(path) > MAX_PATH or len(base) > longest or not _are_short(above):
@@ -41,10 +42,8 @@ def check_entry(entry: Entry, path: bytes, at: int) -> None:
             got = f"{len(value)} bytes of {name[:MAX_NAME]!r}"
             expected = "attributes of less than 64 KiB, with names of 1 to 255 bytes"
             raise FormatError("tar", at, expected=expected, got=got)
-    size = encoded_size(entry.xattrs)
-    if size > MAX_XATTRS:
-        expected = f"attributes of at most {MAX_XATTRS} bytes"
-        raise FormatError("tar", at, expected=expected, got=f"{size} bytes")
+    if encoded_size(entry.xattrs) > MAX_XATTRS:
+        raise _unsaid("so many bytes of attributes", entry)
 
 
 def check_line(entry: Entry, line: bytes) -> None:
@@ -54,8 +53,11 @@ def check_line(entry: Entry, line: bytes) -> None:
         NotImplementedHere: it is; its attributes make it so.
     """
     if len(line) > MAX_LINE:
-        what = "describe so many bytes of attributes in a TOC"
-        raise NotImplementedHere(what, repr(entry.name[:200]))
+        raise _unsaid("so many bytes of attributes", entry)
+
+
+def _unsaid(what: str, entry: Entry) -> NotImplementedHere:
+    return NotImplementedHere(f"describe {what} in a TOC", repr(entry.name[:200]))
 
 
 def _are_short(path: bytes) -> bool:
