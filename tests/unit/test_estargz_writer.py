@@ -349,16 +349,14 @@ def test_options_out_of_range(tmp_path: Path, options: BlobOptions, said: str) -
 
 
 @pytest.mark.parametrize(
-    ("limit", "said"),
-    [
-        ({"max_entries": 1, "max_bytes": 9}, "it has more than 1 entries"),
-        ({"max_entries": 9, "max_bytes": 1}, "its files have more than 1 bytes"),
-    ],
+    ("entries", "size", "said"),
+    [(1, 9, "it has more than 1 entries"), (9, 1, "its files have more than 1 bytes")],
 )
-def test_limits_of_a_layer(tmp_path: Path, limit: dict[str, int], said: str) -> None:
+def test_limits_of_a_layer(tmp_path: Path, entries: int, size: int, said: str) -> None:
     tar = tar_of(file("a", b"1"), file("b", b"2"))
     with pytest.raises(ResourceExhausted) as caught:
-        write_blob([tar], bytearray().extend, temporary=tmp_path, **limit)
+        out = bytearray().extend
+        write_blob([tar], out, temporary=tmp_path, max_entries=entries, max_bytes=size)
     assert str(caught.value) == f"convert layer: resource exhausted; {said}"
 
 
