@@ -170,7 +170,8 @@ class _Run:
             line += data
             if wanted in line:
                 self._wake(Ended.LINE)
-            line = line[line.rfind(b"\n") + 1 :]
+            # No more than may be the beginning of it: a line can be endless.
+            line = line[max(line.rfind(b"\n") + 1, len(line) - len(wanted)) :]
             _write(target, data)
 
 
