@@ -61,7 +61,8 @@ def record_image(
         snapshotter: where the container is made; None for the default.
         options: what else the container is like; `args` is the command.
         until: when to end it; without it after ten seconds.
-        request: names runtime, cgroup and streams; the rest of it does not count.
+        request: names runtime, cgroup and streams, and has options where there are no others; the
+            rest of it does not count.
 
     Raises:
         NotFound: there is no such image, or a layer's blob is not in the store.
@@ -74,7 +75,7 @@ def record_image(
     launch = store.launch(ref)
     _unpack(store, ref, name, launch.chain_id)
     request = request or RunRequest(id="", runtime=find_runtime())
-    options = options or SpecOptions()
+    options = options or request.options
     request = request._replace(
         id=f"recording-{secrets.token_hex(6)}",
         image=ref,

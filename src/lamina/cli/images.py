@@ -28,6 +28,7 @@ for _verb in (
     image_transfer.import_,
     image_transfer.export,
     image_conversion.convert,
+    image_conversion.optimize,
     image_migration.migrate,
     image_records.list_,
     image_records.check,

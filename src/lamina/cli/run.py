@@ -172,7 +172,7 @@ def _request(app: App, words: tuple[str, ...], given: dict[str, Any]) -> RunRequ
     common["options"] = spec_options(given, args)
     if given["rootfs"]:
         return RunRequest(id=id, rootfs=Path(source).absolute(), **common)
-    name, launch = _launch(app, source, given["platform"])
+    name, launch = find_launch(app, source, given["platform"])
     return RunRequest(
         id=id,
         image=source,
@@ -184,7 +184,7 @@ def _request(app: App, words: tuple[str, ...], given: dict[str, Any]) -> RunRequ
     )
 
 
-def _launch(app: App, reference: str, platform: str | None) -> tuple[str, Launch]:
+def find_launch(app: App, reference: str, platform: str | None) -> tuple[str, Launch]:
     """Return the snapshotter that has the image's layers, now at the latest, and how to run it."""
     name = app.snapshotter_option or app.store.default_snapshotter
     launch = app.store.launch(reference, platform)

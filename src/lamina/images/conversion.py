@@ -34,7 +34,7 @@ from lamina.images.manifest import (
 from lamina.images.operation import Operation, Options, operation
 from lamina.images.platform import default_platform
 from lamina.images.progress import Progress, Silent
-from lamina.images.reference import parse
+from lamina.images.reference import Reference, parse
 from lamina.images.registry.cancel import Cancel
 from lamina.images.store import ImageStore
 from lamina.images.tree import PlatformImage, images, read_document, read_image, select
@@ -120,14 +120,10 @@ def convert(
         Cancelled: told to stop.
     """
     options = options or ConvertOptions()
-    options.blob.codec()
-    reference = parse(name)
-    if reference.digest is not None:
-        hint = "its digest is known when it is made: give a tag"
-        raise InvalidArgument("convert an image to", name, hint=hint)
+    reference = check(name, options)
     wanted = Options(labels=options.labels)
     with operation(store, str(reference), options=wanted, cancel=cancel) as running:
-        chosen = _choose(store, source.target, options)
+        chosen = choose(store, source.target, options)
         _hold(store, running, source.target, chosen)
         layers = LayerConverter(
             store.content,
@@ -147,8 +143,26 @@ def convert(
     return Converted(recorded[0], layers.converted)
 
 
-def _choose(store: ImageStore, target: Descriptor, options: ConvertOptions) -> list[PlatformImage]:
-    """Return the images to be converted, in the order of their index."""
+def check(name: str, options: ConvertOptions) -> Reference:
+    """Check what can be checked before anything is done, and return the new image's reference.
+
+    Raises:
+        InvalidArgument: an option is out of range, or the name has a digest.
+    """
+    options.blob.codec()
+    reference = parse(name)
+    if reference.digest is not None:
+        hint = "its digest is known when it is made: give a tag"
+        raise InvalidArgument("convert an image to", name, hint=hint)
+    return reference
+
+
+def choose(store: ImageStore, target: Descriptor, options: ConvertOptions) -> list[PlatformImage]:
+    """Return the images that are converted, in the order of their index.
+
+    Raises:
+        NotFound: there is none for a platform, or a document is not in the store.
+    """
     if target.media_type not in INDEX_TYPES:
         chosen = [read_image(target, store.read)]
     else:

@@ -49,6 +49,7 @@ class LayerCost(NamedTuple):
             the recorded order, each stretch that is missing is one request, and nothing is
             prefetched or read ahead.
         left: requests that are left of these once all before the landmark is there.
+        left_bytes: of the blob, what these fetch.
     """
 
     digest: Digest
@@ -62,6 +63,7 @@ class LayerCost(NamedTuple):
     ranges: int
     requests: int
     left: int
+    left_bytes: int
 
 
 def costs(image: PlatformImage, store: ImageStore, recorded: Attributed) -> list[LayerCost]:
@@ -92,6 +94,7 @@ def _cost(store: ImageStore, layer: Descriptor, paths: Sequence[bytes]) -> Layer
         tree = to_tree(read_toc(blob, location), opaque_xattr=_OPAQUE, require_digests=False)
     reads = _Reads(layer, tree)
     requests = reads.requests(paths, 0)
+    left = reads.requests(paths, tree.prefetch or 0)
     return LayerCost(
         digest=layer.digest,
         size=layer.size,
@@ -100,17 +103,29 @@ def _cost(store: ImageStore, layer: Descriptor, paths: Sequence[bytes]) -> Layer
         file_bytes=sum(reads.file(path).size for path in paths),
         toc=layer.size - location.data_end,
         prefetch=tree.prefetch,
-        needed=sum(reads.units[number].source_length for number in requests.units),
+        needed=reads.count_bytes(requests.units),
         ranges=reads.count_ranges(requests.units),
         requests=requests.number,
-        left=reads.requests(paths, tree.prefetch or 0).number,
+        left=left.number,
+        left_bytes=reads.count_bytes(left.units),
     )
 
 
 def _whole(layer: Descriptor, paths: Sequence[bytes]) -> LayerCost:
     """A layer that is fetched whole before anything runs."""
     return LayerCost(
-        layer.digest, layer.size, False, len(paths), None, 0, None, layer.size, 1, 1, 1
+        digest=layer.digest,
+        size=layer.size,
+        is_lazy=False,
+        files=len(paths),
+        file_bytes=None,
+        toc=0,
+        prefetch=None,
+        needed=layer.size,
+        ranges=1,
+        requests=1,
+        left=1,
+        left_bytes=layer.size,
     )
 
 
@@ -151,6 +166,10 @@ class _Reads:
                 count += not self._follows(previous, number)
                 previous = number
         return _Requests(count, fetched)
+
+    def count_bytes(self, numbers: set[int]) -> int:
+        """Return how many bytes of the blob some units are."""
+        return sum(self.units[number].source_length for number in numbers)
 
     def count_ranges(self, numbers: set[int]) -> int:
         """Return how many stretches of the blob some units are."""

@@ -1,0 +1,103 @@
+"""What `lamina images convert` and `optimize` share: how the new image is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lamina.cli.app import Size, parse_labels
+from lamina.cli.image_transfer import (
+    all_platforms_option,
+    label_option,
+    max_layer_size_option,
+    parse_platforms,
+    platform_option,
+)
+from lamina.errors import InvalidArgument
+from lamina.layer.limits import LayerLimits
+
+if TYPE_CHECKING:
+    from lamina.images.conversion import ConvertOptions
+
+_OPTIONS = (
+    click.option("--estargz", is_flag=True, help="Write layers as eStargz.  [default]"),
+    click.option("--zstdchunked", is_flag=True, help="Write layers as zstd:chunked."),
+    click.option(
+        "--chunk-size",
+        type=Size(),
+        default=0,
+        metavar="SIZE",
+        help="Split files into chunks of this size.  [default: 4MiB]",
+    ),
+    click.option(
+        "--prioritized-chunk-size",
+        type=Size(),
+        default=0,
+        metavar="SIZE",
+        help="The same for files that come first.  [default: as the others]",
+    ),
+    click.option(
+        "--min-chunk-size",
+        type=Size(),
+        default=0,
+        metavar="SIZE",
+        help="Let small chunks share a stream up to this size.  [default: none do]",
+    ),
+    click.option(
+        "--compression-level",
+        type=int,
+        metavar="LEVEL",
+        help="1 to 9 for eStargz, by zlib; 1 to 22 for zstd:chunked.  [default: ISA-L's best; 3]",
+    ),
+    click.option("--oci", is_flag=True, hidden=True, help="Accepted for ctr's sake: it always is."),
+    label_option,
+    platform_option,
+    all_platforms_option,
+    max_layer_size_option,
+    click.option("--sync-fs", is_flag=True, help="Return when the image survives power loss."),
+    click.option("-q", "--quiet", is_flag=True, help="Show no progress."),
+    click.option(
+        "--record-in",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        help="Put the files first that this record names, as --record-out or ctr-remote wrote it.",
+    ),
+    click.option(
+        "--record-out",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        help="Write to this file which files come first.",
+    ),
+)
+
+
+def conversion_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options to a verb; `convert_options` takes most of what they yield."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+def convert_options(given: dict[str, Any]) -> ConvertOptions:
+    """Return what the options ask for, but for the files that come first."""
+    from lamina.formats.estargz.writer import DEFAULT_CHUNK, BlobFormat, BlobOptions
+    from lamina.images.conversion import ConvertOptions
+
+    if given["estargz"] and given["zstdchunked"]:
+        raise InvalidArgument("convert to eStargz and zstd:chunked", hint="choose one of them")
+    return ConvertOptions(
+        blob=BlobOptions(
+            format=BlobFormat.ZSTD_CHUNKED if given["zstdchunked"] else BlobFormat.ESTARGZ,
+            level=given["compression_level"],
+            chunk_size=given["chunk_size"] or DEFAULT_CHUNK,
+            prioritized_chunk_size=given["prioritized_chunk_size"],
+            min_chunk_size=given["min_chunk_size"],
+        ),
+        platforms=parse_platforms(given["platforms"]),
+        all_platforms=given["all_platforms"],
+        labels=parse_labels(given["labels"]),
+        limits=LayerLimits(max_bytes=given["max_layer_size"]),
+    )
