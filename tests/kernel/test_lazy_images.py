@@ -198,5 +198,5 @@ def test_a_wait_that_cannot_end_says_why(
     [base, _] = images.layers(ref)
     assert "refused" in base.reason
     assert base.resume_seconds > 0
-    with pytest.raises(DeadlineExceeded, match="0.0 B of .* are local"):
+    with pytest.raises(DeadlineExceeded, match=r"0.0 B of .* are local"):
         images.wait(ref, 0)
