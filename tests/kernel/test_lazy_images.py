@@ -179,7 +179,11 @@ def test_command_line(
     lamina("wait", "--timeout", "30", ref)
     assert 0 not in local(second)
     lamina("wait", ref)
+    assert lamina("shrink", "--to", "1TiB") == ""
     assert "not found" in lamina("show", "docker.io/library/none:1", code=3)
+    assert "is no number of seconds" in lamina("wait", "--timeout", "nan", ref, code=2)
+    assert "line 1" in lamina("prefetch", "--trace", str(paths), ref, code=2)
+    assert "--snapshotter stargz" in lamina("ls", "--snapshotter", "overlayfs", code=7)
 
 
 @pytest.mark.parametrize("gate", GATES)
@@ -198,5 +202,5 @@ def test_a_wait_that_cannot_end_says_why(
     [base, _] = images.layers(ref)
     assert "refused" in base.reason
     assert base.resume_seconds > 0
-    with pytest.raises(DeadlineExceeded, match=r"0.0 B of .* are local"):
+    with pytest.raises(DeadlineExceeded, match=r"0\.0 B of .* are local"):
         images.wait(ref, 0)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lamina.errors import InvalidArgument, NotFound
+from lamina.lazy.blob_ranges import read_trace, source_ranges, units_in
 from lamina.lazy.path_patterns import in_order, read_patterns
 from lamina.lazy.picture import Cell, FileUse, PlacedFile, cells, files_read
 from lamina.lazy.svg import Strip, draw
@@ -115,3 +116,31 @@ def test_lists_have_comments_and_an_order() -> None:
     assert in_order(patterns, ["a", "b.so", "c.so", "d"]) == [["b.so"], ["c.so"], ["a"]]
     with pytest.raises(InvalidArgument, match="line 2"):
         read_patterns(["a", "a/../b"])
+    with pytest.raises(InvalidArgument, match=r"line 1: \[z-a\]"):
+        read_patterns(["[z-a]"])
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{", "[]", "{}", '{"layer": 1, "ranges": []}', '{"layer": "a", "ranges": [[1]]}',
+     '{"layer": "a", "ranges": [[1, "2"]]}', '{"layer": "a", "ranges": [[1, true]]}'],
+)  # fmt: skip
+def test_what_is_no_trace_is_refused_by_its_line(line: str) -> None:
+    good = '{"layer": "a", "ranges": [[1, 2]]}'
+    assert read_trace([good, "\n"], "file") == [{"layer": "a", "ranges": [[1, 2]]}]
+    with pytest.raises(InvalidArgument, match="file, line 2"):
+        read_trace([good, line], "file")
+
+
+def test_a_trace_finds_its_units_again(layer: Layer, tmp_path: Path) -> None:
+    directory = layer.create(tmp_path / "layer")
+    cache = layer.open(directory)
+    cache.read(12288, 100)
+    cache.read(0, 100)
+    view = LayerView(directory)
+    ranges = list(source_ranges(view))
+    assert units_in(view, ranges) == view.trace == [2, 0]
+    assert units_in(view, [(0, 1 << 40)]) == list(range(len(view.table)))
+    assert units_in(view, [(-5, 0), (1 << 40, 1 << 41), (9, 3)]) == []
+    view.close()
+    cache.close()

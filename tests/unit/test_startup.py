@@ -22,12 +22,14 @@ CHECKED = ("blockfile", "erofs", "fuse_overlayfs", "native", "overlayfs", "starg
         ["serve", "--help"],
         ["btrfs", "setup", "--help"],
         ["devmapper", "setup", "--help"],
+        ["lazy", "prefetch", "--help"],
     ],
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     modules = imported(*arguments)
     assert "lamina.cli.main" in modules
     assert modules & (HEAVY | {"lamina.store", "sqlite3"}) == set()
+    assert not any(name.startswith("lamina.lazy") for name in modules)
 
 
 def test_plugins_ls_imports_nothing_heavy(tmp_path: Path) -> None:

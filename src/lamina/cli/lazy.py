@@ -299,9 +299,16 @@ def prefetch(
         images.prefetch(ref)
 
 
+def _finite(_: click.Context, option: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not 0 <= value < float("inf"):
+        raise click.BadParameter(f"{value} is no number of seconds", param=option)
+    return value
+
+
 @lazy.command()
 @snapshotter_option
-@click.option("--timeout", type=float, metavar="SECONDS", help="Give up after so long.")
+@click.option("--timeout", type=float, callback=_finite, metavar="SECONDS",
+              help="Give up after so long.")  # fmt: skip
 @click.argument("ref")
 @pass_app
 def wait(app: App, snapshotter: str, timeout: float | None, ref: str) -> None:

@@ -82,7 +82,7 @@ def units_in(view: LayerView, ranges: Iterable[tuple[int, int]]) -> list[int]:
     found: dict[int, None] = {}
     for start, stop in ranges:
         index = max(0, bisect_right(starts, start) - 1)
-        while index < count and starts[index] < stop:
+        while index < count and starts[index] < stop and start < stop:
             if view.table.source_range(order[index])[1] > start:
                 found[order[index]] = None
             index += 1
