@@ -99,9 +99,9 @@ def files() -> ImageFiles:
 def open_store(root_dir: Path, tmp_path: Path) -> Iterator[Callable[..., Store]]:
     opened: list[Store] = []
 
-    def make(gate: str = "auto", *, quiet: bool = True) -> Store:
+    def make(gate: str = "auto", *, quiet: bool = True, more: str = "") -> Store:
         config = tmp_path / "config.toml"
-        config.write_text(CONFIG.format(gate=gate, quiet=str(quiet).lower()))
+        config.write_text(CONFIG.format(gate=gate, quiet=str(quiet).lower()) + more)
         opened.append(Store(root_dir, config=load(config)))
         return opened[-1]
 
@@ -531,6 +531,8 @@ def test_configuration() -> None:
     [problem] = StargzConfig(gate="wide").problems()
     assert problem == "gate: 'wide' is none of auto, fanotify, fuse"
     assert StargzConfig(gate="fuse").problems() == []
+    [problem] = StargzConfig(fetching_timeout_sec=0).problems()
+    assert problem == "fetching_timeout_sec: 0 is no number of seconds above 0"
     [problem] = StargzConfig(cache_budget="much").problems()
     assert problem.startswith("cache_budget: ")
     assert StargzConfig(cache_budget="1GiB").budget() == 1 << 30

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from lamina.lazy.launch import LOG
 from lamina.mount import temp_mount
+from lamina.snapshotters.stargz.access import read_access
 from lamina.store import Store
 from tests.faulty_registry import (
     Fault,
     FaultyRegistry,
     Handler,
     cut,
+    dribble,
     faulty_registry,
     hang_up,
     html,
     ignore_range,
+    stall,
     status,
     tokens,
 )
@@ -38,6 +41,7 @@ __all__ = ["open_store"]
 pytestmark = [pytest.mark.root, pytest.mark.overlay, pytest.mark.erofs]
 
 CONTENT = noise(300_000, 5)
+PATIENCE = "fetching_timeout_sec = 1\n"
 
 
 def wrong_bytes() -> Fault:
@@ -48,16 +52,34 @@ def wrong_bytes() -> Fault:
     return fault
 
 
+def half() -> Fault:
+    """Give the first half of what is asked for, and say so."""
+
+    def fault(handler: Handler) -> None:
+        data = handler.registry.blobs[handler.path.rpartition("/")[2]]
+        start = handler.range_start() or 0
+        stop = (start + handler.range_stop(len(data)) + 1) // 2
+        said = f"bytes {start}-{stop - 1}/{len(data)}"
+        handler.answer(206, data[start:stop], {"Content-Range": said})
+
+    return fault
+
+
 @contextmanager
 def mounted(
-    open_store: Callable[..., Store], registry: FaultyRegistry, tmp_path: Path, gate: str
+    open_store: Callable[..., Store],
+    registry: FaultyRegistry,
+    tmp_path: Path,
+    gate: str,
+    more: str = "",
+    content: bytes = CONTENT,
 ) -> Iterator[tuple[Path, Path]]:
     """Pull an image lazily; give the mounted tree and the worker's log."""
-    files: ImageFiles = image(stargz_layer({"file": CONTENT}))
+    files: ImageFiles = image(stargz_layer({"file": content}))
     registry.add_manifest("1", annotated(files))
     for data in files.blobs:
         registry.add_blob(data)
-    store = open_store(gate)
+    store = open_store(gate, more=more)
     ref = f"{registry.host}/test:1"
     store.pull(ref, snapshotter="stargz", plain_http=True)
     engine = store.snapshotter("stargz")
@@ -75,6 +97,7 @@ def mounted(
         pytest.param(cut(1000), id="cut"),
         pytest.param(hang_up(), id="hang up"),
         pytest.param(ignore_range(), id="200"),
+        pytest.param(half(), id="half"),
     ],
 )
 def test_what_passes_is_a_wait(
@@ -129,3 +152,79 @@ def test_a_token_that_has_expired_is_asked_for_anew(
             registry.seen.clear()
             assert (root / "file").read_bytes() == CONTENT
             assert "GET /token" in registry.paths()
+
+
+def read_again(path: Path) -> bytes:
+    """Read until it works: who comes while a request is about to fail, fails with it."""
+    for _ in range(10):
+        with suppress(OSError):
+            return path.read_bytes()
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("fault", [stall(100), dribble(0.02)], ids=["silence", "a trickle"])
+def test_readers_wait_as_long_as_configured(
+    open_store: Callable[..., Store], tmp_path: Path, gate: str, fault: Fault
+) -> None:
+    with (
+        faulty_registry() as registry,
+        mounted(open_store, registry, tmp_path, gate, PATIENCE) as (root, log),
+    ):
+        registry.fault("/blobs/", *[fault] * 200)
+        with pytest.raises(OSError, match="Input/output error"):
+            (root / "file").read_bytes()
+        assert "cannot fill" in log.read_text()
+        [access] = log.parent.parent.glob("snapshots/*/registry.json")
+        assert read_access(access.parent).fetching_seconds == 1
+        registry.faults.clear()
+        assert read_again(root / "file") == CONTENT
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_without_a_registry_reads_fail(
+    open_store: Callable[..., Store], tmp_path: Path, gate: str
+) -> None:
+    with ExitStack() as running:
+        registry = running.enter_context(faulty_registry())
+        with mounted(open_store, registry, tmp_path, gate, PATIENCE) as (root, log):
+            with (root / "file").open("rb", buffering=0) as file:
+                assert file.read(1) == CONTENT[:1]
+            registry.fault("/", *[hang_up()] * 200)  # connections that are open already
+            running.close()
+            with pytest.raises(OSError, match="Input/output error"):
+                (root / "file").read_bytes()
+            assert "cannot fill" in log.read_text()
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_a_place_that_has_expired_is_asked_for_anew(
+    open_store: Callable[..., Store], tmp_path: Path, gate: str
+) -> None:
+    content = noise(3_000_000, 6)
+    with faulty_registry() as registry:
+        left: list[int] = []
+
+        def redirect(handler: Handler) -> None:
+            left.append(1)
+            digest = handler.path.rpartition("/")[2]
+            port = registry.host.rpartition(":")[2]
+            place = f"http://localhost:{port}/signed/blobs/{digest}?{len(left) - 1}"
+            handler.answer(307, b"", {"Location": place})
+
+        def signed(handler: Handler) -> None:
+            number = int(handler.path.rpartition("?")[2])
+            left[number] -= 1
+            if left[number] < 0:
+                handler.answer(403, b"")
+            else:
+                handler.serve()
+
+        with mounted(open_store, registry, tmp_path, gate, content=content) as (root, _):
+            registry.fault("/v2/test/blobs/", *[redirect] * 200)
+            registry.fault("/signed/", *[signed] * 200)
+            with (root / "file").open("rb", buffering=0) as file:
+                assert file.read(1) == content[:1]
+            assert (root / "file").read_bytes() == content
+            assert len(left) > 1
+            assert min(left) < 0

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+FILL_SECONDS = 60.0
+"""Longest time that a reader waits, unless it is told another."""
+
 
 @dataclass(frozen=True, slots=True)
 class FillPolicy:
@@ -24,7 +27,7 @@ class FillPolicy:
         background_requests: how many of these are under way at once.
     """
 
-    fill_seconds: float = 60.0
+    fill_seconds: float = FILL_SECONDS
     request_bytes: int = 4 << 20
     gap_bytes: int = 64 << 10
     readahead_first: int = 512 << 10

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lamina.errors import DataLoss
+from lamina.lazy.policy import FILL_SECONDS
 
 ACCESS = "registry.json"
 
@@ -17,11 +18,13 @@ class Access(NamedTuple):
         hosts: a `certs.d` directory, or "".
         docker_config: a docker `config.json`, or "".
         plain_http: without TLS.
+        fetching_seconds: how long a reader waits for it.
     """
 
     hosts: str = ""
     docker_config: str = ""
     plain_http: bool = False
+    fetching_seconds: float = FILL_SECONDS
 
     def write(self, directory: Path) -> None:
         """Keep it in a layer's directory."""

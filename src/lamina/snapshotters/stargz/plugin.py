@@ -34,6 +34,7 @@ class StargzConfig(SnapshotterConfig):
         gate: how missing bytes are asked for: `auto`, `fanotify`, `fuse` (Lamina's own key).
         config_path: a `certs.d` directory, with a `hosts.toml` for each registry.
         docker_config: a docker `config.json` with credentials (Lamina's own key).
+        fetching_timeout_sec: seconds that a reader waits for what is fetched, and then fails.
         allow_no_verification: believe layers that whoever pulls says need no verification.
         disable_verification: verify nothing.
         cache_budget: bytes of disk for the data of all lazy layers, such as `20GiB`; "" for no
@@ -48,6 +49,7 @@ class StargzConfig(SnapshotterConfig):
     config_path: str = ""
     docker_config: str = ""
     cache_budget: str = ""
+    fetching_timeout_sec: int = 60
     allow_no_verification: bool = False
     disable_verification: bool = False
     noprefetch: bool = False
@@ -62,6 +64,9 @@ class StargzConfig(SnapshotterConfig):
             found.append(f"gate: {self.gate!r} is none of {', '.join(_GATES)}")
         if self.prefetch_size < 0:
             found.append(f"prefetch_size: {self.prefetch_size} is no number of bytes")
+        if self.fetching_timeout_sec < 1:
+            said = f"{self.fetching_timeout_sec} is no number of seconds above 0"
+            found.append(f"fetching_timeout_sec: {said}")
         try:
             self.budget()
         except InvalidArgument as error:
@@ -91,7 +96,11 @@ def _driver(config: StargzConfig, root: Path) -> StargzDriver:
     return StargzDriver(
         root,
         gate=_gate(config),
-        access=Access(config.config_path, config.docker_config),
+        access=Access(
+            config.config_path,
+            config.docker_config,
+            fetching_seconds=config.fetching_timeout_sec,
+        ),
         verification=Verification(config.disable_verification, config.allow_no_verification),
         completes=not config.no_background_fetch,
         budget=config.budget(),

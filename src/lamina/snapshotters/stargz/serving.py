@@ -14,6 +14,7 @@ from lamina.images.registry.client import Registry
 from lamina.images.registry.credentials import CredentialStore
 from lamina.images.registry.hosts import HostsConfig
 from lamina.lazy.cache import LayerCache
+from lamina.lazy.policy import FillPolicy
 from lamina.lazy.sources.description import RegistryDescription, SourceDescription
 from lamina.lazy.workers import Workers
 from lamina.snapshotters.stargz.access import Access, read_access
@@ -24,7 +25,9 @@ _THREADS = 8
 def open_layer(directory: Path) -> LayerCache:
     """Open the cache in a snapshot's directory; see `LayerCache`."""
     access = read_access(directory.parent)
-    return LayerCache(directory, functools.partial(open_source, access), workers=_workers())
+    policy = FillPolicy(fill_seconds=access.fetching_seconds)
+    opener = functools.partial(open_source, access)
+    return LayerCache(directory, opener, policy=policy, workers=_workers())
 
 
 def open_source(access: Access, description: SourceDescription) -> RangeSource:
