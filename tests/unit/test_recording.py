@@ -135,6 +135,28 @@ def test_any_path_comes_back(recorded: list[RecordedFile]) -> None:
     assert parse_record(write_record(recorded)) == recorded
 
 
+_VALUES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from(["", "a", "/", "/a//.", "\0", "\udc80", "\ud800"])
+)
+_LINES = st.dictionaries(
+    st.sampled_from(["path", "manifestDigest", "layerIndex", "other"]),
+    _VALUES | st.lists(_VALUES, max_size=2),
+).map(lambda fields: json.dumps(fields).encode())
+
+
+@given(st.lists(_LINES | st.binary(max_size=12)).map(b"\n".join))
+def test_any_lines_are_a_record_or_refused(data: bytes) -> None:
+    try:
+        files = parse_record(data)
+    except FormatError:
+        return
+    assert parse_record(write_record(files)) == files
+
+
 @pytest.mark.parametrize(
     "line",
     [
