@@ -115,7 +115,7 @@ def _blob(tar: bytes, options: int) -> bytes:
 
 def _has_links(tar: bytes) -> bool:
     reader = TarReader(ChunkStream([tar]))
-    return any(entry.type == Type.HARD_LINK for entry in iter(reader.next, None) if entry)
+    return any(entry.type == Type.HARD_LINK for entry in iter(reader.next, None))
 
 
 def _extracted(tar: bytes) -> dict[bytes, tuple[Any, ...]]:
