@@ -39,7 +39,8 @@ def main() -> None:
             target.run(seed)
             (corpus / hashlib.sha1(seed).hexdigest()).write_bytes(seed)
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-    options = [sys.argv[0], *_DEFAULTS, *sys.argv[3:], str(corpus)]
+    artifacts = f"-artifact_prefix={corpus}-"
+    options = [sys.argv[0], *_DEFAULTS, artifacts, *sys.argv[3:], str(corpus)]
     atheris.Setup(options, target.run)
     atheris.Fuzz()
 
