@@ -11,8 +11,8 @@ writers and every input that reaches something new; what follows is libFuzzer's.
 runs what is there already, and a file instead of the directory only that input: so is a finding
 tried again.
 
-Findings are written beside CORPUS, as `CORPUS-crash-...`. An input is one where something comes out that no docstring tells of, where it takes more than
-ten seconds, or more than 1 GiB of address space. Checksums that would keep changes from the code
-behind them are made anew for each input. A finding that is mended gets a test of its own in
-`tests/unit`.
+Findings are written beside CORPUS, as `CORPUS-crash-...`. An input is one where something comes out
+that no docstring tells of, where it takes more than ten seconds, or more than 1 GiB of address
+space. Checksums that would keep changes from the code behind them are made anew for each input. A
+finding that is mended gets a test of its own in `tests/unit`.
 """
