@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,16 +12,17 @@ import pytest
 
 from lamina.config import load
 from lamina.core.labels import REMOTE
-from lamina.errors import NotFound
+from lamina.errors import NotFound, ResourceExhausted
 from lamina.formats.estargz.annotations import TOC_DIGEST
 from lamina.formats.estargz.writer import BlobFormat, BlobOptions
 from lamina.images.conversion import ALL_LAYERS, ConvertOptions
 from lamina.images.manifest import Manifest, parse_manifest
 from lamina.images.progress import Event
+from lamina.layer.limits import LayerLimits
 from lamina.mount import temp_mount, unmount_recursive
 from lamina.store import Store
 from tests.fixtures_registry import LocalRegistry
-from tests.images import OCI_INDEX, Layer, digest, image, index
+from tests.images import OCI_INDEX, Layer, digest, image, index, tar
 from tests.kernel.test_stargz import CONFIG, FILES, end_worker, fetched, top
 
 pytest_plugins = ["tests.fixtures_registry"]
@@ -123,6 +125,18 @@ def test_content_that_is_missing_is_told_before_anything_is_made(store: Store, s
         store.convert(source, "registry.example/lazy:1")
     with pytest.raises(NotFound):
         store.image("registry.example/lazy:1")
+
+
+def test_what_follows_the_archive_counts_too(store: Store, registry: LocalRegistry) -> None:
+    plain = tar({"a": b"1"}) + bytes(1 << 20)
+    files = image(Layer(gzip.compress(plain), digest(plain)))
+    registry.push(files.manifest, files.blobs, "source", "3")
+    ref = f"{registry.host}/source:3"
+    store.pull(ref, unpack=False, plain_http=True)
+    options = ConvertOptions(limits=LayerLimits(max_bytes=1 << 20))
+    with pytest.raises(ResourceExhausted, match="more than 1048576 bytes uncompressed"):
+        store.convert(ref, "registry.example/lazy:3", options=options)
+    assert list(store.images.content.ingests()) == []
 
 
 class Removing:

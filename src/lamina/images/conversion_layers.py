@@ -11,7 +11,7 @@ import msgspec
 
 from lamina.core.digest import Digest
 from lamina.core.labels import UNCOMPRESSED
-from lamina.errors import DigestMismatch, NotFound, NotImplementedHere
+from lamina.errors import DigestMismatch, NotFound, NotImplementedHere, ResourceExhausted
 from lamina.formats.compression import decompress
 from lamina.formats.estargz.annotations import (
     CHUNKED_DIGESTS,
@@ -183,8 +183,13 @@ class LayerConverter:
     def _chunks(self, file: BinaryIO, layer: Descriptor, diff_id: Digest) -> Iterator[bytes]:
         """Yield the layer's tar; what it is is known, and compared, at its end."""
         hashed = hashlib.new(diff_id.partition(":")[0])
+        size = 0
         for chunk in decompress(file.read, sniff=is_sniffed(layer.media_type)):
             self._cancel.check("convert", layer.digest)
+            size += len(chunk)
+            if size > self._limits.max_bytes:
+                much = f"it has more than {self._limits.max_bytes} bytes uncompressed"
+                raise ResourceExhausted("convert", layer.digest, hint=much)
             hashed.update(chunk)
             yield chunk
         got = f"{diff_id.partition(':')[0]}:{hashed.hexdigest()}"
