@@ -193,6 +193,8 @@ def test_command(command: Command, registry: LocalRegistry) -> None:
     assert said["Sent"] == 0
     out = command.out("images", "push", "--plain-http", ref)
     assert out.startswith(f"{ref}@{FILES.digest}: done in ")
+    out = command.out("images", "push", "--plain-http", f"{ref}@{FILES.digest}", ref)
+    assert out.startswith(f"{ref}@{FILES.digest}: done in ")
     missing = command.run("images", "push", "--plain-http", "nowhere:1", code=None)
     assert missing.returncode
     assert b"nowhere:1" in missing.stderr

@@ -65,4 +65,5 @@ def push(
     elif not quiet:
         sent = f"{format_size(pushed.sent_bytes)} of {format_size(pushed.size)} sent"
         seconds = time.monotonic() - started
-        click.echo(f"{remote}@{pushed.target.digest}: done in {seconds:.1f}s, {sent}")
+        name = remote.partition("@")[0]
+        click.echo(f"{name}@{pushed.target.digest}: done in {seconds:.1f}s, {sent}")
