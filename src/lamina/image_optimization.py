@@ -37,7 +37,7 @@ class Optimized(NamedTuple):
 
     Attributes:
         converted: the new image.
-        layers: of the image for this machine's platform, base first.
+        layers: of the image for this machine's platform, base first, each once.
     """
 
     converted: Converted
@@ -100,11 +100,12 @@ def optimize_image(
     made = store.images.select(converted.image, platform)
     after = costs(made, store.images, files)
     by_source = {layer.source.digest: layer for layer in converted.layers}
-    layers = [
-        OptimizedLayer(by_source[layer.digest], old, new)
+    # A blob that is there twice is fetched once, and the upper place has all that is recorded.
+    layers = {
+        layer.digest: OptimizedLayer(by_source[layer.digest], old, new)
         for layer, old, new in zip(source.manifest.layers, before, after, strict=True)
-    ]
-    return Optimized(converted, layers)
+    }
+    return Optimized(converted, list(layers.values()))
 
 
 def _prioritized(source: PlatformImage, files: Attributed) -> dict[str, list[bytes]]:
