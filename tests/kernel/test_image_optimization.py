@@ -26,7 +26,7 @@ from tests.erofs import Bytes
 from tests.fixtures_command import Command
 from tests.fixtures_containers import Machine, make_rootfs
 from tests.fixtures_registry import LocalRegistry
-from tests.images import OCI_LAYER, Layer, digest, image
+from tests.images import OCI_INDEX, OCI_LAYER, Layer, digest, image, index
 from tests.kernel.test_stargz import CONFIG, end_worker
 
 pytest_plugins = ["tests.fixtures_registry"]
@@ -225,6 +225,34 @@ def test_a_record_of_others(machine: Machine, tmp_path: Path) -> None:
     assert names(machine, LAZY) == names(machine, FAST)
     assert names(machine, LAZY)[2][:3] == ["data", "data/unused", LANDMARK]
     assert machine.leftovers() == []
+
+
+def test_images_for_other_platforms_have_nothing_to_prefetch(
+    machine: Machine, tmp_path: Path
+) -> None:
+    own, other = image(Layer.of(DATA)), image(Layer.of(ABOVE), architecture="riscv64")
+    listed = index(own, other)
+    with Store(machine.root) as store:
+        for blob in (*own.blobs, own.manifest, *other.blobs, other.manifest, listed):
+            found = Descriptor(OCI_INDEX, Digest(digest(blob)), len(blob))
+            store.images.content.put(blob, found)
+        store.images.catalogue.put(IMAGE, found)
+    (tmp_path / "record").write_text('{"path": "data/b"}\n')
+    options = ("--record-in", str(tmp_path / "record"), IMAGE, FAST)
+    error = machine.command.error(
+        "images", "optimize", "--platform", "linux/riscv64", *options, code=2
+    )
+    assert "choose it too" in error
+    machine.lamina("images", "optimize", "--all-platforms", *options)
+    with Store(machine.root) as store:
+        read = store.images.content.read
+        entries = json.loads(read(store.image(FAST).target.digest))["manifests"]
+        tops = [json.loads(read(entry["digest"]))["layers"][-1]["digest"] for entry in entries]
+        blobs = [Bytes(store.images.content.path(digest).read_bytes()) for digest in tops]
+    tables = [[entry.name for entry in read_toc(blob, find_toc(blob)).entries] for blob in blobs]
+    assert [name for table in tables for name in table if name in {LANDMARK, NO_LANDMARK}] == [
+        *(LANDMARK, NO_LANDMARK)
+    ]
 
 
 WRONG = [
