@@ -150,7 +150,7 @@ class _Refusing(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_HEAD(self) -> None:
-        self._answer(404)
+        self._answer(405)
 
     def do_POST(self) -> None:
         self._answer(self.status)

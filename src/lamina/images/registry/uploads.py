@@ -11,7 +11,7 @@ from contextlib import closing
 from typing import BinaryIO
 from urllib.parse import quote
 
-from lamina.errors import DigestMismatch, NotFound, Unavailable
+from lamina.errors import DigestMismatch, PermissionDenied, Unauthenticated, Unavailable
 from lamina.images.manifest import Descriptor
 from lamina.images.reference import Reference
 from lamina.images.registry.failure import Failure
@@ -40,9 +40,10 @@ class Uploads:
             with closing(self._requests.open(endpoint, ref, "HEAD", path, {}, what)) as answer:
                 length = answer.headers.get("Content-Length", "")
         except Failure as failure:
-            if isinstance(failure.error, NotFound):
-                return False
-            raise
+            # Some hosts refuse HEAD itself, with whatever status.
+            if isinstance(failure.error, PermissionDenied | Unauthenticated) or failure.transient:
+                raise
+            return False
         return length in {"", str(blob.size)}
 
     def put_blob(

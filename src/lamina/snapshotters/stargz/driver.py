@@ -298,7 +298,11 @@ class StargzDriver(OverlayStackDriver):
                 mount_once(self.fs(id), functools.partial(self._mount, id))
             else:
                 self._guard(id)
-                self._let_go(id)
+                try:
+                    self._let_go(id)
+                except (LaminaError, OSError) as error:  # the mount that is there serves as well
+                    log.warning("cannot mount a complete layer from its cache file: %s", error,
+                                extra={"path": str(self.of(id))})  # fmt: skip
 
     def _guard(self, id: int) -> None:
         """Have an incomplete layer served that is mounted: those who did may have been killed."""
