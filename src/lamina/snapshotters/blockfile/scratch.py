@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lamina.errors import FailedPrecondition, NotFound, SnapshotterSkipped
-from lamina.snapshotters.blockfile.copy import copy_without_zeros
-from lamina.snapshotters.blockfile.image import make_image
 from lamina.snapshotters.blockfile.superblock import EXT_TYPES, family_of, read_superblock
 from lamina.tools.lookup import installed
 
@@ -88,6 +86,10 @@ class Scratch:
         log.info("made the scratch file", extra={"path": str(self.path)})
 
     def _fill(self) -> None:
+        # Lists of snapshotters only ask whether there can be a scratch.
+        from lamina.snapshotters.blockfile.copy import copy_without_zeros
+        from lamina.snapshotters.blockfile.image import make_image
+
         if self._source is None:
             made = self._new.with_suffix(".mkfs")
             made.unlink(missing_ok=True)

@@ -6,10 +6,11 @@ import os
 import stat
 from pathlib import Path
 
-from lamina.core.mount import FUSE_OVERLAYFS, Mount, escape_option
+from lamina.core.mount import escape_option
 from lamina.errors import LaminaError, ToolError
-from lamina.mount import temp_mount
+from lamina.linux.mountapi import MNT_DETACH, umount2
 from lamina.snapshotters.tree import remove_tree
+from lamina.tools.fuse import mount_fuse
 
 OLDEST = (1, 0)
 """The first version that reads whiteouts as the kernel's overlay does in every layer."""
@@ -54,11 +55,18 @@ def _tried(place: Path, *, writable: bool) -> str | None:
     base = escape_option(place)
     above = (f"workdir={base}/work", f"upperdir={base}/upper") if writable else ()
     options = (*above, f"lowerdir={base}/lower1:{base}/lower2:{base}/lower3")
-    mount = Mount(FUSE_OVERLAYFS, "overlay", options=options)
-    with temp_mount([mount], dir=place) as point:
+    point = place / "at"
+    point.mkdir()
+    # Not by `lamina.mount`, which takes longer to import than this takes.
+    mount_fuse("mount.fuse3", "fuse-overlayfs", "overlay", point, options)
+    if not point.is_mount():
+        return "fuse-overlayfs has ended, and nothing is mounted"
+    try:
         if writable:
             (point / "lower1").unlink()
             (point / "new").touch()
         seen = sorted(path.name for path in point.iterdir())
+    finally:
+        umount2(point, MNT_DETACH)  # nobody else knows of it
     expected = ["lower2", "new"] if writable else ["lower1", "lower2"]
     return None if seen == expected else f"the mount shows {', '.join(seen) or 'nothing'}"
