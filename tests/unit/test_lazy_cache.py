@@ -278,6 +278,21 @@ def test_a_source_of_another_size_is_refused(directory: Path) -> None:
         cache.fill(0, 1)
 
 
+def test_whoever_joins_a_request_has_all_of_its_own_time(directory: Path) -> None:
+    def fail_once(offset: int, length: int) -> None:
+        if len(source.asked) == 1:
+            while not cache.counters.waits:
+                time.sleep(0.001)
+            raise DeadlineExceeded("fetch a part of a blob")
+
+    source = MemorySource(SMALL.blob, fail_once)
+    with opened(SMALL, directory, source) as cache:
+        errors = run_threads(*[lambda: cache.fill(0, 1)] * 2)
+        assert [type(error) for error in errors] == [DeadlineExceeded]
+        assert cache.is_local(0, 1)
+    assert len(source.asked) == 2
+
+
 def test_nobody_waits_beyond_the_deadline(directory: Path) -> None:
     go_on = threading.Event()
     deadlines = []

@@ -11,9 +11,18 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from itertools import compress
 from pathlib import Path
+from typing import NamedTuple
 
 from lamina.core.cancel import check_cancelled
-from lamina.errors import Cancelled, FailedPrecondition, FormatError, LaminaError, OutOfRange
+from lamina.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    FailedPrecondition,
+    FormatError,
+    LaminaError,
+    OutOfRange,
+    Unavailable,
+)
 from lamina.lazy.completion import Completion, Quiet
 from lamina.lazy.cost import COST, CostFile
 from lamina.lazy.fetching import Counters, Fetcher
@@ -34,6 +43,14 @@ from lamina.lazy.workers import Workers
 from lamina.meta.boot import boot_id
 
 log = logging.getLogger(__name__)
+
+
+class _Begun(NamedTuple):
+    """A request that is under way, which units of it are wanted, and whether it is one's own."""
+
+    fill: Fill
+    wanted: range
+    is_own: bool
 
 
 class LayerCache:
@@ -348,18 +365,26 @@ class LayerCache:
         try:
             while requests := self._begin(units, urgent=True):
                 self._read_ahead(units)
-                for request, wanted in requests:
-                    self._fills.wait(request, wanted, deadline)
+                for request in requests:
+                    self._wait_for_one(request, deadline)
         finally:
             self.counters.add(fills=1, wait_seconds=time.monotonic() - began)
 
-    def _begin(self, units: range, *, urgent: bool) -> list[tuple[Fill, range]]:
-        """Return the requests that have the missing ones of `units`, each with which of them.
+    def _wait_for_one(self, request: _Begun, deadline: float) -> None:
+        """Wait for a request; return too when it is to be asked for anew.
 
-        All of the requests are under way then.
+        One that was begun for somebody else may have had less time left.
         """
+        try:
+            self._fills.wait(request.fill, request.wanted, deadline)
+        except (DeadlineExceeded, Unavailable):
+            if request.is_own or time.monotonic() >= deadline:
+                raise
+
+    def _begin(self, units: range, *, urgent: bool) -> list[_Begun]:
+        """Return the requests that have the missing ones of `units`; all are under way then."""
         self._users.check()
-        requests: list[tuple[Fill, range]] = []
+        requests: list[_Begun] = []
         number, most = units.start, self._policy.request_bytes
         while (found := self._fills.next(number, units.stop, most)) is not None:
             if found.is_new:
@@ -367,7 +392,7 @@ class LayerCache:
             elif urgent:
                 self.counters.add(waits=1)
             number = min(found.fill.units.stop, units.stop)
-            requests.append((found.fill, range(found.number, number)))
+            requests.append(_Begun(found.fill, range(found.number, number), found.is_new))
         return requests
 
     def _submit(self, request: Fill, *, urgent: bool) -> None:
