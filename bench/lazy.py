@@ -31,6 +31,7 @@ from bench.lazy_images import ONE_FILE, Images, one_file_image, python_image
 from bench.process import drop_caches, timed
 from bench.roots import Root
 from bench.slow_link import SlowLink, slow_link
+from lamina.core.digest import Digest
 from lamina.images.reference import parse
 from lamina.lazy.sources.description import RegistryDescription
 from lamina.snapshotters.stargz.access import Access
@@ -154,8 +155,12 @@ def _cold(directory: Path, reference: str, gate: str) -> float:
 def _ranges(reference: str) -> float:
     """Read the only layer's blob as the worker does, and do nothing with it."""
     access = Access(plain_http=True)
-    _, data = registry(access).resolve(parse(reference))
-    layer = json.loads(data)["layers"][0]
+    client, name = registry(access), parse(reference)
+    document = json.loads(client.resolve(name)[1])
+    if "manifests" in document:
+        digest = Digest(document["manifests"][0]["digest"])
+        document = json.loads(client.resolve(name.with_digest(digest))[1])
+    layer = document["layers"][0]
     blob = RegistryDescription(reference, layer["digest"], layer["size"])
     drop_caches()
     began = time.perf_counter()
