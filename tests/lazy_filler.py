@@ -51,20 +51,21 @@ class FileFiller:
     def is_local(self, start: int, stop: int) -> bool:
         return start >= stop or 0 not in self._map[start // UNIT : -(-stop // UNIT)]
 
-    def fill(self, start: int, stop: int) -> None:
+    def fill(self, start: int, stop: int) -> range:
         for unit in range(start // UNIT, -(-stop // UNIT)):
             while (self._directory / "hold").exists():
                 time.sleep(0.01)
             if (self._directory / "fail").exists():
                 raise OSError(errno.ENETUNREACH, "the source is gone")
             self._fill_unit(unit)
+        return range(start // UNIT * UNIT, -(-stop // UNIT) * UNIT)
 
     def fetch_wanted(self) -> None:
         wanted = self._directory / "wanted"
         for unit in map(int, wanted.read_text().split()) if wanted.exists() else ():
             self.fill(unit * UNIT, (unit + 1) * UNIT)
 
-    def complete(self) -> None:
+    def complete(self, *, at_once: bool = False) -> None:
         self.fill(0, self.size)
 
     def close(self) -> None:

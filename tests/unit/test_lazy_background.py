@@ -37,8 +37,8 @@ class Filler:
     def fetch_wanted(self) -> None:
         self.done.append("first")
 
-    def complete(self) -> None:
-        self.done.append("all")
+    def complete(self, *, at_once: bool = False) -> None:
+        self.done.append("all at once" if at_once else "all")
         self.held.set()
         while not self.go.wait(0.005):
             check_cancelled()
@@ -48,7 +48,7 @@ class Filler:
     def is_local(self, start: int, stop: int) -> bool:
         raise NotImplementedError
 
-    def fill(self, start: int, stop: int) -> None:
+    def fill(self, start: int, stop: int) -> range:
         raise NotImplementedError
 
     def close(self) -> None:
@@ -105,6 +105,19 @@ def test_a_list_that_comes_later_goes_before_the_rest(
     assert kept == ["all", ""]
 
 
+def test_who_waits_for_it_has_it_at_once(work: Background, filler: Filler) -> None:
+    filler.go.clear()
+    work.begin("all")
+    assert filler.held.wait(SECONDS)
+    waited_for = work.begin("all", at_once=True)
+    until(lambda: filler.done == ["first", "all", "first", "all at once"])
+    filler.go.set()
+    waited_for.result(SECONDS)
+    until(lambda: not work.is_under_way)
+    work.begin("all").result(SECONDS)
+    assert filler.done[4:] == ["first", "all"]
+
+
 def test_a_failure_is_told_and_tried_again(
     work: Background, filler: Filler, kept: list[Wish], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,9 +153,9 @@ def test_what_came_makes_the_next_pause_short(
     faults = 40  # whose pauses, doubled each time, would be older than the universe
 
     class Slow(Filler):
-        def complete(self) -> None:
+        def complete(self, *, at_once: bool = False) -> None:
             self.local_bytes += 1
-            super().complete()
+            super().complete(at_once=at_once)
 
     slow = Slow()
     slow.faults = [Unavailable("fetch")] * faults

@@ -55,18 +55,24 @@ class Background:
         self._reason = ""
         self._resume = 0.0
         self._asked = 0
+        self._at_once = False
         self._token = CancelToken()
         self._running = False
         self._closed = False
         self._attempt: Future[None] = Future()
 
-    def begin(self, wish: Wish) -> Future[None]:
+    def begin(self, wish: Wish, *, at_once: bool = False) -> Future[None]:
         """Have this fetched too, from now on; return how the attempt ends that does it.
 
         What is wanted first is looked up anew, and comes before what is under way. A pause ends.
         The future is for `wish`, and for whatever was wished for before. Its thread is a daemon.
+
+        Args:
+            wish: what.
+            at_once: without giving way to readers, since somebody waits for it as well.
         """
         with self._lock:
+            self._at_once |= at_once
             if self._wish != "all" and self._wish != wish:
                 self._change(wish)
             self._asked += 1
@@ -134,7 +140,8 @@ class Background:
                 if self._wish != "all":
                     return
                 self._stage = "all"
-            self._filler.complete()
+                at_once = self._at_once
+            self._filler.complete(at_once=at_once)
 
     def _pause(self, error: Exception, seconds: float, asked: int) -> None:
         log.warning("cannot complete %s, trying again in %.0f s: %s",
@@ -150,7 +157,7 @@ class Background:
         with self._lock:
             if self._closed or self._asked != asked:
                 return False
-            self._running = False
+            self._running = self._at_once = False
             self._stage, self._reason = "", ""
             self._settle(None)
             self._change("")

@@ -23,13 +23,14 @@ from lamina.errors import (
     OutOfRange,
     Unavailable,
 )
-from lamina.lazy.completion import Completion, Quiet
+from lamina.lazy.completion import Completion
 from lamina.lazy.cost import COST, CostFile
 from lamina.lazy.fetching import Counters, Fetcher
 from lamina.lazy.fills import Fill, Fills
 from lamina.lazy.layer import DATA, LAYER, MAP, TABLE, LayerFile, LayerLock, read_layer, sync_layer
 from lamina.lazy.losses import Losses
 from lamina.lazy.policy import FillPolicy
+from lamina.lazy.quiet import Quiet
 from lamina.lazy.read_ahead import ReadAhead
 from lamina.lazy.sources.description import Opener
 from lamina.lazy.sources.on_demand import SourceOnDemand
@@ -75,6 +76,7 @@ class LayerCache:
         *,
         policy: FillPolicy | None = None,
         workers: Workers | None = None,
+        quiet: Quiet | None = None,
     ) -> None:
         """Open the layer in `directory`; `close` closes it.
 
@@ -83,6 +85,7 @@ class LayerCache:
             opener: opens the source that `layer.json` describes, once bytes are missing.
             policy: how to fetch.
             workers: threads to share with other caches; stay the caller's.
+            quiet: to share with other caches: their readers come first, too.
 
         Raises:
             NotFound: there is no such layer.
@@ -115,7 +118,7 @@ class LayerCache:
         self._ahead = ReadAhead(self._table, self._policy)
         self._workers = workers or Workers(self._policy.workers)
         self._own_workers = workers is None
-        self._quiet = Quiet(self._policy.silence_seconds)
+        self._quiet = quiet or Quiet(self._policy.silence_seconds)
         self._completion = Completion(self._fills, self._submit, self._policy)
         self._syncing = threading.Lock()
         self._losses = Losses(self._watched_fd, self._map, self.data_path)
@@ -201,8 +204,11 @@ class LayerCache:
         except FailedPrecondition:
             return False
 
-    def fill(self, start: int, stop: int) -> None:
+    def fill(self, start: int, stop: int) -> range:
         """Return once the cache bytes [start, stop) can be read from the cache file.
+
+        Returns:
+            All bytes of the units that they are in.
 
         Raises:
             OutOfRange: they are not within the cache file.
@@ -216,7 +222,7 @@ class LayerCache:
         if start < 0 or stop > self.size:
             raise OutOfRange(f"fill bytes {start} to {stop} of {self.directory}")
         if self._map.is_durable:
-            return
+            return range(self.size)
         with self._users.one():
             if self._losses.found():
                 self._forget_lost()
@@ -224,9 +230,10 @@ class LayerCache:
             self._trace.note(units)
             if self._map.is_local(units):
                 self._read_ahead(units)
-                return
-            with self._quiet.disturbed():
-                self._wait_for(units)
+            else:
+                with self._quiet.disturbed():
+                    self._wait_for(units)
+            return self._table.cache_range(units)
 
     def read(self, start: int, length: int) -> bytes:
         """Return exactly `length` bytes of the cache file from `start` on, filled before.
@@ -253,7 +260,7 @@ class LayerCache:
             as `fill`, for the first range that does not come; and Cancelled (`core.cancel`).
         """
         with self._users.one():
-            self._completion.run(map(self._units_of, ranges), None)
+            self._completion.run(map(self._units_of, ranges))
 
     def fetch_wanted(self) -> None:
         """Fill what `wanted` names, in its order, without waiting for readers to be quiet.
@@ -263,20 +270,26 @@ class LayerCache:
         """
         with self._users.one():
             units = read_units(self.directory / WANTED, len(self._table))
-            self._completion.run(stretches(units), None)
+            self._completion.run(stretches(units))
 
-    def complete(self, order: Iterable[tuple[int, int]] = ()) -> None:
-        """Fill everything: first `order`, then the rest; give way to readers; then `sync`.
+    def complete(self, order: Iterable[tuple[int, int]] = (), *, at_once: bool = False) -> None:
+        """Fill everything: first `order`, then the rest; then `sync`.
 
         Returns when the cache is complete and durable; the source is let go of then.
+
+        Args:
+            order: ranges of cache bytes.
+            at_once: do not wait until readers are quiet.
 
         Raises:
             as `prefetch`; what has come until then stays.
             OSError: as `sync`.
         """
+        wait = None if at_once else self._wait_for_silence
         with self._users.one():
-            self._completion.run(map(self._units_of, order), self._quiet)
-            self._completion.run([range(len(self._table))], self._quiet)
+            if not self._map.is_complete:
+                self._completion.run(map(self._units_of, order), wait)
+                self._completion.run([range(len(self._table))], wait)
             self.sync()
         self._source.close()
 
@@ -331,7 +344,6 @@ class LayerCache:
             return
         deadline = time.monotonic() + self._policy.fill_seconds
         self._users.refuse()
-        self._quiet.close()
         drained = self._fills.drain(self._policy.fill_seconds)
         if self._own_workers:
             self._workers.close()
@@ -357,6 +369,15 @@ class LayerCache:
 
     def _units_of(self, stretch: tuple[int, int]) -> range:
         return self._table.find(*stretch)
+
+    def _wait_for_silence(self) -> None:
+        self._quiet.wait(self._check_wanted)
+
+    def _check_wanted(self) -> None:
+        """Raise Cancelled when nobody wants the layer to be completed any more."""
+        check_cancelled()
+        if self._closed:
+            raise Cancelled("complete a layer")
 
     def _wait_for(self, units: range) -> None:
         """Have what is missing fetched, and wait for it."""
@@ -385,7 +406,8 @@ class LayerCache:
         """Return the requests that have the missing ones of `units`; all are under way then."""
         self._users.check()
         requests: list[_Begun] = []
-        number, most = units.start, self._policy.request_bytes
+        number = units.start
+        most = self._policy.request_bytes if urgent else self._policy.background_bytes
         while (found := self._fills.next(number, units.stop, most)) is not None:
             if found.is_new:
                 self._submit(found.fill, urgent=urgent)

@@ -2,73 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from lamina.core.cancel import check_cancelled
-from lamina.errors import Cancelled
 from lamina.lazy.fills import Fill, Fills
 from lamina.lazy.policy import FillPolicy
 
 _POLL_SECONDS = 0.2
 """How often one who waits looks whether it was cancelled."""
-
-
-class Quiet:
-    """Whether readers wait for bytes, and since when none does."""
-
-    def __init__(self, silence_seconds: float) -> None:
-        self._silence = silence_seconds
-        self._changed = threading.Condition()
-        self._readers = 0
-        self._since = time.monotonic() - silence_seconds
-        self._closed = False
-
-    @contextmanager
-    def disturbed(self) -> Iterator[None]:
-        """Count a reader that waits inside the block."""
-        with self._changed:
-            self._readers += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._readers -= 1
-                self._since = time.monotonic()
-                self._changed.notify_all()
-
-    def wait(self) -> None:
-        """Return once no reader has waited for the time of silence.
-
-        Raises:
-            Cancelled: `close` was called; or see `core.cancel`.
-        """
-        with self._changed:
-            while left := self._left():
-                self._check()
-                self._changed.wait(min(left, _POLL_SECONDS))
-            self._check()
-
-    def close(self) -> None:
-        """End every `wait`, now and later."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-    def _left(self) -> float:
-        """Return how many seconds of silence are left to wait for."""
-        if self._readers:
-            return _POLL_SECONDS
-        return max(0.0, self._since + self._silence - time.monotonic())
-
-    def _check(self) -> None:
-        check_cancelled()
-        if self._closed:
-            raise Cancelled("complete a layer")
 
 
 class Submit(Protocol):
@@ -87,23 +31,23 @@ class Completion:
         self._submit = submit
         self._policy = policy
 
-    def run(self, stretches: Iterable[range], quiet: Quiet | None) -> None:
+    def run(self, stretches: Iterable[range], wait: Callable[[], None] | None = None) -> None:
         """Fetch the missing units of all stretches, in their order.
 
         Args:
             stretches: of units.
-            quiet: what to wait for before each request, if for anything.
+            wait: called before each request.
 
         Raises:
-            as `Fills.wait`; Cancelled.
+            as `Fills.wait`; Cancelled; what `wait` raises.
         """
         pending: deque[Fill] = deque()
         for stretch in stretches:
             number = stretch.start
             while number < stretch.stop:
                 check_cancelled()
-                if quiet is not None:
-                    quiet.wait()
+                if wait is not None:
+                    wait()
                 found = self._fills.next(number, stretch.stop, self._policy.background_bytes)
                 if found is None:
                     break

@@ -92,7 +92,7 @@ class Layers:
             self._served.remove(layer.served.number)
         _close(layer)
 
-    def fetch(self, directory: Path, wish: Wish) -> Future[None]:
+    def fetch(self, directory: Path, wish: Wish, *, at_once: bool = False) -> Future[None]:
         """Begin to fetch in the background, in later workers too; see `Background.begin`.
 
         Raises:
@@ -105,7 +105,7 @@ class Layers:
                 raise NotFound("lazy layer", directory)
             if layer.filler is None:
                 raise Unavailable("complete a lazy layer", directory, hint=layer.error)
-            return self._fetch(layer, layer.filler, wish)
+            return self._fetch(layer, layer.filler, wish, at_once=at_once)
 
     def settle(self) -> None:
         """Begin to sync layers whose last bytes came with reads: only then are they let go of."""
@@ -181,11 +181,13 @@ class Layers:
         layer.error = ""
         return path
 
-    def _fetch(self, layer: _Open, filler: Filler, wish: Wish) -> Future[None]:
+    def _fetch(
+        self, layer: _Open, filler: Filler, wish: Wish, *, at_once: bool = False
+    ) -> Future[None]:
         if layer.background is None:
             number = layer.served.number
             layer.background = Background(filler, lambda kept: self._served.wish(number, kept))
-        return layer.background.begin(wish)
+        return layer.background.begin(wish, at_once=at_once)
 
     def _doubt(self, layer: _Open) -> None:
         """Note what nobody has guarded for a time."""

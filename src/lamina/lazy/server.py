@@ -151,7 +151,7 @@ class Server:
 
     def _wait(self, directory: Path, seconds: float) -> None:
         try:
-            self._layers.fetch(directory, "all").result(seconds)
+            self._layers.fetch(directory, "all", at_once=True).result(seconds)
         except FutureTimeoutError as error:
             raise DeadlineExceeded("complete a lazy layer", directory) from error
 

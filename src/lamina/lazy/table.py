@@ -184,6 +184,12 @@ class UnitTable:
         start = self._source_offset[number]
         return start, start + self._source_length[number]
 
+    def cache_range(self, units: range) -> range:
+        """Return the cache bytes of the blocks from the first of some units to the last."""
+        if not units:
+            return range(0)
+        return range(self.cache_start(units.start), self._block_end(units.stop - 1))
+
     def cache_start(self, number: int) -> int:
         """Return where a unit's bytes start in the cache."""
         return self._block[number] * BLOCK

@@ -22,6 +22,7 @@ from lamina.lazy.layers import Layers
 from lamina.lazy.served import ServedList
 from lamina.lazy.server import Server
 from lamina.linux.fanotify import has_marks
+from lamina.linux.malloc import reuse_large_blocks, share_arenas
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,8 @@ def main(arguments: list[str]) -> int:
         an exit code of the holder's.
     """
     linger, directory = float(arguments[0]), Path(arguments[1])
+    share_arenas()
+    reuse_large_blocks()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGINT, signal.SIGTERM})
     os.chdir("/")
     Path("/proc/self/oom_score_adj").write_text("0")  # the holder's is not for what can be replaced

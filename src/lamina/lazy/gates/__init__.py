@@ -51,11 +51,14 @@ class Filler(Protocol):
         """How many bytes are local."""
         ...
 
-    def fill(self, start: int, stop: int) -> None:
+    def fill(self, start: int, stop: int) -> range:
         """Return when the bytes from `start` up to `stop` are in the cache file, verified.
 
         Called for bytes that are there too, after they were read, so that what is likely to be
         read next can be fetched.
+
+        Returns:
+            The bytes that came with them: to be called for more of these would change nothing.
 
         Raises:
             LaminaError, OSError: they cannot be had; reads of them are to fail.
@@ -70,8 +73,11 @@ class Filler(Protocol):
         """
         ...
 
-    def complete(self) -> None:
-        """Return when every byte is local and synced; gives way to `fill`.
+    def complete(self, *, at_once: bool = False) -> None:
+        """Return when every byte is local and synced.
+
+        Args:
+            at_once: do not put it off until nobody has waited in `fill` for some time.
 
         Raises:
             LaminaError, OSError: as `fill`.
@@ -92,17 +98,26 @@ class GatedFile:
         filler: who fills it.
     """
 
-    __slots__ = ("filler", "number", "path")
+    __slots__ = ("_followed", "filler", "number", "path")
 
     def __init__(self, number: int, path: Path, filler: Filler) -> None:
         self.number = number
         self.path = path
         self.filler = filler
+        self._followed = range(0)
+
+    def is_news(self, start: int, stop: int) -> bool:
+        """Tell whether the filler is to be told of a read that had no need to wait.
+
+        The kernel asks for a unit in many small reads, and only the first says something new.
+        """
+        followed = self._followed
+        return not (followed.start <= start and stop <= followed.stop)
 
     def follow(self, start: int, stop: int) -> None:
         """Tell the filler of a read that had no need to wait."""
         try:
-            self.filler.fill(start, stop)
+            self._followed = self.filler.fill(start, stop)
         except (LaminaError, OSError) as error:  # nobody has asked for it yet
             log.info("cannot read ahead: %s", error, extra={"path": str(self.path)})
 

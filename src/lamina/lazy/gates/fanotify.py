@@ -120,8 +120,9 @@ class FanotifyGate:
         self._answer(event, None)
         self._finish(index, slot, event)
         for file in files:
-            if not file.filler.is_complete:
-                self._intake.later(file.follow, *_range(event, file))
+            read = _range(event, file)
+            if file.is_news(*read) and not file.filler.is_complete:
+                self._intake.later(file.follow, *read)
 
     def _answer_left(self, index: int, slot: memoryview) -> None:
         event = fanotify.parse_event(slot)

@@ -151,7 +151,7 @@ class FuseGate:
             self._send(request, shown.fd, start, buffer[: stop - start])
         finally:
             self._end_read(index, shown)
-        if not filler.is_complete:
+        if shown.file.is_news(start, stop) and not filler.is_complete:
             self._intake.later(shown.file.follow, start, stop)
 
     def _fill(
