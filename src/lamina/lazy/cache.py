@@ -406,8 +406,7 @@ class LayerCache:
         """Return the requests that have the missing ones of `units`; all are under way then."""
         self._users.check()
         requests: list[_Begun] = []
-        number = units.start
-        most = self._policy.request_bytes if urgent else self._policy.background_bytes
+        number, most = units.start, self._policy.request_bytes
         while (found := self._fills.next(number, units.stop, most)) is not None:
             if found.is_new:
                 self._submit(found.fill, urgent=urgent)

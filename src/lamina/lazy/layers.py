@@ -22,6 +22,7 @@ from lamina.lazy.background import Background, Progress
 from lamina.lazy.control import LayerStatus
 from lamina.lazy.gates import Filler, GatedFile
 from lamina.lazy.gates.objects import GateObjects
+from lamina.lazy.quiet import quiet_of_process
 from lamina.lazy.served import GateName, Served, ServedList, Wish
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ class Layers:
             InvalidArgument: the factory does not exist.
             LaminaError: it cannot be opened, or the gate does not work there.
         """
+        quiet_of_process().disturb()  # the image's next layer is about to come, or a container
         with self._lock:
             layer = self._open.get(str(directory))
             try:

@@ -19,11 +19,11 @@ class FillPolicy:
         gap_bytes: source bytes between two units that are fetched with them rather than asking
             twice.
         readahead_first: cache bytes fetched ahead when a reader is found to go straight on.
-        readahead_most: it doubles up to this; 0 for none. Several requests of `background_bytes`
-            have it, so that fetching, decoding and writing go on side by side.
+        readahead_most: it doubles up to this; 0 for none. It is several requests, so that fetching,
+            decoding and writing go on side by side.
         workers: threads that fetch for one cache, where it is given none to share.
         silence_seconds: background completion rests until no reader has waited, and no layer was
-            opened, for so long.
+            asked for, for so long.
         background_bytes: as `request_bytes`, for background completion: a reader that comes in
             between shares the network with what is under way.
         background_requests: how many of these are under way at once.
@@ -35,6 +35,6 @@ class FillPolicy:
     readahead_first: int = 512 << 10
     readahead_most: int = 32 << 20
     workers: int = 4
-    silence_seconds: float = 3.0
+    silence_seconds: float = 5.0
     background_bytes: int = 1 << 20
     background_requests: int = 2

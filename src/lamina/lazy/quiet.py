@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from lamina.lazy.policy import FillPolicy
 
 _POLL_SECONDS = 0.2
 """How often one who waits looks whether there is a reason to stop."""
@@ -58,3 +61,9 @@ class Quiet:
         if self._readers:
             return _POLL_SECONDS
         return max(0.0, self._since + self._silence - time.monotonic())
+
+
+@functools.cache
+def quiet_of_process() -> Quiet:
+    """Return the one that all caches of this process share."""
+    return Quiet(FillPolicy().silence_seconds)

@@ -15,7 +15,7 @@ from lamina.images.registry.credentials import CredentialStore
 from lamina.images.registry.hosts import HostsConfig
 from lamina.lazy.cache import LayerCache
 from lamina.lazy.policy import FillPolicy
-from lamina.lazy.quiet import Quiet
+from lamina.lazy.quiet import quiet_of_process
 from lamina.lazy.sources.description import RegistryDescription, SourceDescription
 from lamina.lazy.workers import Workers
 from lamina.snapshotters.stargz.access import Access, read_access
@@ -28,9 +28,8 @@ def open_layer(directory: Path) -> LayerCache:
     access = read_access(directory.parent)
     policy = FillPolicy(fill_seconds=access.fetching_seconds)
     opener = functools.partial(open_source, access)
-    cache = LayerCache(directory, opener, policy=policy, workers=_workers(), quiet=_quiet())
-    _quiet().disturb()  # the next layer of the image may be about to come, and then a container
-    return cache
+    quiet = quiet_of_process()
+    return LayerCache(directory, opener, policy=policy, workers=_workers(), quiet=quiet)
 
 
 def open_source(access: Access, description: SourceDescription) -> RangeSource:
@@ -81,8 +80,3 @@ def registry(access: Access) -> Registry:
 @functools.cache
 def _workers() -> Workers:
     return Workers(_THREADS)
-
-
-@functools.cache
-def _quiet() -> Quiet:
-    return Quiet(FillPolicy().silence_seconds)
