@@ -77,7 +77,7 @@ class Image(NamedTuple):
     written: Written
 
 
-def make_image(directory: Path, root: Inode, data: Data) -> Image:
+def make_image(directory: Path, root: Inode, data: Data, *, flat: bool = False) -> Image:
     """Write an image and its devices."""
     directory.mkdir(exist_ok=True)
     paths = []
@@ -88,7 +88,7 @@ def make_image(directory: Path, root: Inode, data: Data) -> Image:
     with open(directory / "image", "wb") as out:
         if data.first_block:
             out.write(data.devices[0])
-        written = write_image(root, out, devices=devices, first_block=data.first_block)
+        written = write_image(root, out, devices=devices, first_block=data.first_block, flat=flat)
     assert (directory / "image").stat().st_size == written.blocks * BLOCK
     return Image(directory / "image", paths, written)
 
@@ -127,12 +127,14 @@ def _mount_with_many(image: Path, at: Path, devices: Sequence[Path]) -> None:
         os.close(target_fd)
 
 
-def fsck(image: Path, devices: Sequence[Path] = ()) -> None:
-    """Let the filesystem's own tool find fault with it, down to the data."""
+def fsck(image: Path, devices: Sequence[Path] = (), *, extract: bool = True) -> None:
+    """Let the filesystem's own tool find fault with it, down to the data unless told otherwise."""
     command = shutil.which("fsck.erofs")
     assert command is not None
     options = [f"--device={path}" for path in devices]
-    done = subprocess.run((command, "--extract", *options, image), capture_output=True, text=True)
+    if extract:
+        options.append("--extract")
+    done = subprocess.run((command, *options, image), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -17,12 +17,12 @@ from lamina.formats.erofs.writer import Device, write_image
 from tests.erofs import Bytes, Data, directory, regular, symlink
 
 
-def written(root: Inode, data: Data) -> bytes:
+def written(root: Inode, data: Data, *, flat: bool = False) -> bytes:
     out = io.BytesIO()
     if data.first_block:
         out.write(data.devices[0])
     devices = [Device(len(content) // BLOCK, b"tag") for content in data.devices[1:]]
-    write_image(root, out, devices=devices, first_block=data.first_block)
+    write_image(root, out, devices=devices, first_block=data.first_block, flat=flat)
     return out.getvalue()
 
 

@@ -27,9 +27,9 @@ from tests.trees import describe
 pytestmark = [pytest.mark.root, pytest.mark.erofs]
 
 
-def check(where: Path, root: Inode, data: Data) -> None:
+def check(where: Path, root: Inode, data: Data, *, flat: bool = False) -> None:
     """Compare every entry of the mount with the tree."""
-    image = make_image(where, root, data)
+    image = make_image(where, root, data, flat=flat)
     with mounted_image(image.path, where / "at", image.devices) as at:
         assert describe(at) == described(root, data)
 
@@ -47,6 +47,12 @@ def test_everything(tmp_path: Path) -> None:
         assert os.stat(at / "links/sub/..").st_ino == os.stat(at / "links").st_ino
         assert os.stat(at / "..").st_dev != os.stat(at).st_dev
         assert os.statvfs(at).f_ffree == -1 - image.written.inodes
+
+
+def test_without_chunks(tmp_path: Path) -> None:
+    data = Data(3)
+    root = everything(data)
+    check(tmp_path, root, data, flat=True)
 
 
 def test_without_devices(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import struct
 
@@ -9,8 +10,10 @@ from hypothesis import strategies as st
 
 from lamina.errors import FormatError, InvalidArgument, NotFound
 from lamina.formats.erofs import metadata
+from lamina.formats.erofs.layout import EROFS_FEATURE_INCOMPAT_CHUNKED_FILE
 from lamina.formats.erofs.reader import Image
-from lamina.formats.erofs.tree import HOLE, Extent, Inode
+from lamina.formats.erofs.tree import BLOCK, HOLE, Extent, Inode
+from lamina.formats.erofs.writer import Device, write_image
 from tests.erofs import Bytes, Data, described, directory, everything, regular
 from tests.erofs_by_hand import CHUNKS, DEVICES, INDEX, META, TAIL, by_hand, put_inode, put_names
 from tests.erofs_reading import changed, read, small, written
@@ -173,3 +176,31 @@ def test_features_without_effect_are_read() -> None:
     root, data = small()
     image = read(changed(written(root, data), feature_incompat=0xD, feature_compat=0x40000000))
     assert described(image.tree(), data) == described(root, data)
+
+
+def test_flat_files_take_no_chunks() -> None:
+    """A file that is one run on a device is plain; the others are as they are without `flat`."""
+    data = Data(2)
+    one, other = (regular(data.put(bytes(BLOCK + 1), device)) for device in (1, 2))
+    two = regular(data.put(bytes(BLOCK), 1), data.put(b"x", 2))
+    root = directory({b"one": one, b"other": other, b"two": two})
+    image = read(written(root, data, flat=True), data.devices[1:])
+    tree = image.tree()
+    for name, inode in root.children.items():
+        assert tree.children[name].extents == inode.extents
+    superblock, (first, second) = image.superblock, image.slots
+    assert superblock.feature_incompat & EROFS_FEATURE_INCOMPAT_CHUNKED_FILE
+    assert second.uniaddr_lo == first.uniaddr_lo + first.blocks_lo
+    assert second.uniaddr_lo + second.blocks_lo == (1 << 32) - 1
+    del root.children[b"two"]
+    superblock = read(written(root, data, flat=True)).superblock
+    assert not superblock.feature_incompat & EROFS_FEATURE_INCOMPAT_CHUNKED_FILE
+
+
+def test_devices_too_large_to_be_flat_have_chunks() -> None:
+    root = directory({b"f": regular(Extent(BLOCK, 1, 0))})
+    out = io.BytesIO()
+    write_image(root, out, devices=[Device(1 << 31)], flat=True)
+    image = read(out.getvalue())
+    assert image.slots[0].uniaddr_lo == 0
+    assert list(image.tree().children[b"f"].extents) == [Extent(BLOCK, 1, 0)]

@@ -368,6 +368,8 @@ def test_fsck_finds_no_fault(tmp_path: Path) -> None:
     root = everything(data)
     image = make_image(tmp_path, root, data)
     fsck(image.path, image.devices)
+    image = make_image(tmp_path, root, data, flat=True)
+    fsck(image.path, image.devices, extract=False)
 
 
 @pytest.mark.erofs_utils

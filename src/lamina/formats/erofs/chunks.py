@@ -64,12 +64,12 @@ def merge_extents(extents: Sequence[Extent]) -> Sequence[Extent]:
     return merged
 
 
-def plain_block(merged: Sequence[Extent]) -> int | None:
-    """Return where a file begins that is one run of the image's own blocks, else None."""
+def plain_run(merged: Sequence[Extent]) -> Extent | None:
+    """Return where a file lies that is one run of blocks, else None; an empty one is in the image."""
     if not merged:
-        return 0
-    if len(merged) == 1 and merged[0].device == 0:
-        return merged[0].offset // BLOCK
+        return Extent(0, 0, 0)
+    if len(merged) == 1 and merged[0].device != HOLE:
+        return merged[0]
     return None
 
 

@@ -22,7 +22,7 @@ from lamina.formats.erofs.layout import (
     SECOND,
     encode_rdev,
 )
-from lamina.formats.erofs.tree import Inode
+from lamina.formats.erofs.tree import BLOCK, Inode
 from lamina.formats.erofs.unfit import Unfit
 from lamina.formats.erofs.xattrs import NO_XATTRS, XattrSet, XattrTable
 
@@ -78,12 +78,13 @@ class Survey:
         xattrs: the attributes that they have.
     """
 
-    def __init__(self, root: Inode, devices: Sequence[range]) -> None:
+    def __init__(self, root: Inode, devices: Sequence[range], addresses: Sequence[int]) -> None:
         """Take a tree up.
 
         Args:
             root: where it begins.
             devices: bytes that can hold data: of the image, then of each extra device.
+            addresses: block by which plain files know the first of each extra device; 0 for none.
 
         Raises:
             InvalidArgument: an image cannot hold it; or it is no tree.
@@ -91,6 +92,7 @@ class Survey:
         self.nodes: dict[Inode, Node] = {}
         self.xattrs = XattrTable()
         self._devices = devices
+        self._addresses = addresses
         if not root.is_directory:
             raise _refused(b"/", "the root must be a directory")
         waiting = [self._add(root, None, b"")]
@@ -154,9 +156,10 @@ class Survey:
         chunks.check_extents(inode.extents, inode.size, self._devices)
         node.size = inode.size
         merged = chunks.merge_extents(inode.extents)
-        block = chunks.plain_block(merged)
-        if block is not None:
-            node.u = block
+        run = chunks.plain_run(merged)
+        if run is not None and (not run.device or self._addresses[run.device - 1]):
+            first = self._addresses[run.device - 1] if run.device else 0
+            node.u = first + run.offset // BLOCK
             return
         node.layout = EROFS_INODE_CHUNK_BASED
         node.u = chunks.chunk_format(chunks.chunk_bits(merged, inode.size))

@@ -6,8 +6,11 @@
                             targets; blocks of directories, and of links that fit nowhere else
 
 A regular file is plain where it is one run of the image's own blocks, else it has chunks with
-indexes of 8 bytes: the largest that its extents allow. An inode is compact (32 bytes) where that
-loses nothing on any kernel: small ids, and the one modification time that most inodes have.
+indexes of 8 bytes: the largest that its extents allow. With `flat`, one run on an extra device is
+plain too: blocks of the devices have the last of the 2**32 numbers as well (`uniaddr`), unless
+they are more than half of them. Such a file takes as much metadata as one in the image. An inode
+is compact (32 bytes) where that loses nothing on any kernel: small ids, and the one modification
+time that most inodes have.
 
 Memory: some 300 bytes for each inode beside the tree itself, and one directory's names. Not
 supported: blocks of other sizes, compression, fragments, tails of regular files beside their
@@ -17,6 +20,7 @@ inodes, long xattr prefixes, xattr filters, images or devices of more than 2**32
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import BinaryIO, NamedTuple
 
 from lamina.errors import InvalidArgument
@@ -97,6 +101,7 @@ def write_image(
     devices: Sequence[Device] = (),
     first_block: int = 0,
     uuid: bytes = bytes(16),
+    flat: bool = False,
 ) -> Written:
     """Write an image of a tree. Equal trees make equal bytes.
 
@@ -107,6 +112,8 @@ def write_image(
         devices: where extents lie that are not in the image; device 1 is the first.
         first_block: where the data in the image ends; 0 where it has none.
         uuid: 16 bytes.
+        flat: without chunks wherever it goes. Linux reads it from 5.16 on, as it reads chunks;
+            `fsck.erofs` finds the metadata right, and the data with `--extract` does not (1.5).
 
     Raises:
         InvalidArgument: an image cannot hold the tree, or it is no tree; the error names the path.
@@ -114,14 +121,25 @@ def write_image(
     reserved = reserved_blocks(len(devices))
     _check(devices, first_block, reserved, uuid)
     own = range(reserved * BLOCK, first_block * BLOCK)
-    survey = Survey(root, [own, *(range(device.blocks * BLOCK) for device in devices)])
+    addresses = _addresses(devices) if flat else [0] * len(devices)
+    survey = Survey(root, [own, *(range(device.blocks * BLOCK) for device in devices)], addresses)
     writer = _Writer(survey, out, max(first_block, reserved))
-    if writer.blocks > _MAX_BLOCKS:
-        raise InvalidArgument(_WHAT, hint=f"it has {writer.blocks} blocks, over {_MAX_BLOCKS}")
+    most = min(filter(None, addresses), default=_MAX_BLOCKS)
+    if writer.blocks > most:
+        raise InvalidArgument(_WHAT, hint=f"it has {writer.blocks} blocks, over {most}")
     writer.write_metadata()
     out.seek(0)
-    out.write(_head(writer.superblock(uuid, len(devices)), devices))
+    out.write(_head(writer.superblock(uuid, len(devices)), devices, addresses))
     return Written(len(survey.nodes), writer.blocks)
+
+
+def _addresses(devices: Sequence[Device]) -> list[int]:
+    """Return where each device begins among the blocks of the image; 0 where there is no room."""
+    total = sum(device.blocks for device in devices)
+    if total > _MAX_BLOCKS // 2:
+        return [0] * len(devices)
+    starts = accumulate((device.blocks for device in devices), initial=_MAX_BLOCKS - total)
+    return list(starts)[: len(devices)]
 
 
 def _check(devices: Sequence[Device], first_block: int, reserved: int, uuid: bytes) -> None:
@@ -138,11 +156,11 @@ def _check(devices: Sequence[Device], first_block: int, reserved: int, uuid: byt
         raise InvalidArgument(_WHAT, hint=f"the uuid has {len(uuid)} bytes, not 16")
 
 
-def _head(superblock: Superblock, devices: Sequence[Device]) -> bytes:
+def _head(superblock: Superblock, devices: Sequence[Device], addresses: Sequence[int]) -> bytes:
     """Return the reserved blocks."""
     head = bytearray(reserved_blocks(len(devices)) * BLOCK)
-    for number, device in enumerate(devices):
-        slot = DeviceSlot(device.tag, device.blocks, uniaddr_lo=0, blocks_hi=0, uniaddr_hi=0)
+    for number, (device, address) in enumerate(zip(devices, addresses, strict=True)):
+        slot = DeviceSlot(device.tag, device.blocks, uniaddr_lo=address, blocks_hi=0, uniaddr_hi=0)
         DEVICE_SLOT.pack_into(head, _TABLE_OFFSET + number * DEVICE_SLOT.size, *slot)
     SUPERBLOCK.pack_into(head, EROFS_SUPER_OFFSET, *superblock)
     checksum = superblock_checksum(bytes(head[:BLOCK]))

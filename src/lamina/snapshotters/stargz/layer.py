@@ -53,7 +53,7 @@ def write_metadata(contents: Contents, path: Path) -> None:
     tree = contents.tree
     devices = [Device(tree.cache_size // BLOCK)] if tree.cache_size else []
     with path.open("xb") as out:
-        write_image(tree.root, out, devices=devices)
+        write_image(tree.root, out, devices=devices, flat=True)
 
 
 def make_cache(contents: Contents, directory: Path, gate: str) -> None:
