@@ -34,8 +34,8 @@ from bench.slow_link import SlowLink, slow_link
 from lamina.core.digest import Digest
 from lamina.images.reference import parse
 from lamina.lazy.sources.description import RegistryDescription
-from lamina.snapshotters.stargz.access import Access
-from lamina.snapshotters.stargz.serving import open_source, registry
+from lamina.snapshotters.lazy_access import Access
+from lamina.snapshotters.lazy_blobs import open_source, registry
 from tests.fixtures_containerd import running_containerd
 from tests.fixtures_registry import running_registry
 

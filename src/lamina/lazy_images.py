@@ -8,10 +8,10 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from lamina.core.driver import Lazy, LazyFiles
-from lamina.core.labels import IMAGE_REF, LAYER_DIGEST
+from lamina.core.labels import IMAGE_REF, LAYER_DIGEST, REMOTE
 from lamina.core.snapshot import Info, Kind
 from lamina.core.units import format_size
 from lamina.errors import (
@@ -40,15 +40,14 @@ if TYPE_CHECKING:
 
 UNPACKED = "containerd.io/snapshot/lamina.unpacked"
 GATE = "containerd.io/snapshot/lamina.gate"
+_Part = tuple[str, Path]
 _WAIT_SECONDS = 600.0
 """That the worker is asked to wait at once, where there is no limit."""
-_DEVICE = 1
-"""Of the EROFS image: the cache file."""
 
 
 @dataclass(frozen=True, slots=True)
 class LazyLayer:
-    """One layer of an image, lazy or not.
+    """One layer of an image, lazy or not; of a layer with several blobs, what one of them has.
 
     Attributes:
         chain_id: its snapshot's key.
@@ -76,6 +75,27 @@ class LazyLayer:
     total_bytes: int = 0
     asked_bytes: int = 0
     cost: Cost = NOTHING
+
+
+class LazyView(NamedTuple):
+    """A lazy layer that is looked into, or what one of its blobs has.
+
+    Attributes:
+        layer: what it is.
+        view: its cache.
+        placed: the files that have data there.
+        files: where it is.
+    """
+
+    layer: LazyLayer
+    view: LayerView
+    placed: list[PlacedFile]
+    files: LazyFiles
+
+    @property
+    def part(self) -> _Part:
+        """The key of its snapshot, and its cache."""
+        return self.layer.chain_id, self.files.cache
 
 
 class LazyImages:
@@ -108,37 +128,30 @@ class LazyImages:
             FailedPrecondition: none of its layers is in this snapshotter.
         """
         infos = {info.name: info for info in self._engine.walk() if info.kind is Kind.COMMITTED}
-        ids, names, served = self._engine.ids(), self._names(), self._served()
         chain = list(infos) if ref is None else self._chain(ref)
-        found = [
-            self._layer(infos[key], ids[key], names.get(key, ()), served)
-            for key in chain
-            if key in infos and key in ids
-        ]
+        found = self._found([infos[key] for key in chain if key in infos])
         if not found and ref is not None:
-            hint = f"pull it with --snapshotter {self._name}"
-            raise FailedPrecondition(f"image is not in {self._name}:", ref, hint=hint)
-        return found
+            raise self._elsewhere(ref)
+        return [layer for layer, _ in found]
 
     @contextmanager
-    def views(self, ref: str) -> Iterator[list[tuple[LazyLayer, LayerView, list[PlacedFile]]]]:
-        """Give the lazy layers of an image for the block, each with its cache and its files.
+    def views(self, ref: str) -> Iterator[list[LazyView]]:
+        """Give the lazy layers of an image for the block, each with its caches and their files.
 
         Raises:
             NotFound, FailedPrecondition: as `prefetch`.
             FormatError: something of a layer is damaged.
         """
-        found: list[tuple[LazyLayer, LayerView, list[PlacedFile]]] = []
+        found: list[LazyView] = []
         try:
-            for layer in self._lazy(ref):
-                files = self._files(layer.chain_id)
-                if files is None:
-                    continue
-                found.append((layer, LayerView(files.cache), placed_files(files.image)))
+            for layer, files in self._lazy(ref):
+                found.append(LazyView(layer, LayerView(files.cache), [], files))
+                placed = placed_files(files.image, files.device)
+                found[-1].placed.extend(placed)
             yield found
         finally:
-            for _, view, _ in found:
-                view.close()
+            for look in found:
+                look.view.close()
 
     def trace(self, ref: str) -> list[dict[str, object]]:
         """Return what was read of an image, for `prefetch_trace` on any machine.
@@ -147,8 +160,11 @@ class LazyImages:
         """
         with self.views(ref) as views:
             return [
-                {"layer": layer.digest, "ranges": [[*pair] for pair in source_ranges(view)]}
-                for layer, view, _ in views
+                {
+                    "layer": look.layer.digest,
+                    "ranges": [[*pair] for pair in source_ranges(look.view)],
+                }
+                for look in views
             ]
 
     def prefetch(self, ref: str, *, everything: bool = True) -> None:
@@ -159,8 +175,8 @@ class LazyImages:
             FailedPrecondition: it has no lazy layer.
             LaminaError: a layer cannot be served.
         """
-        for layer in self._lazy(ref):
-            self._begin(layer.chain_id, everything=everything)
+        for layer, files in self._lazy(ref):
+            self._begin(layer.chain_id, files.cache, everything=everything)
 
     def prefetch_paths(
         self, ref: str, patterns: Sequence[Pattern], *, everything: bool = False
@@ -182,19 +198,22 @@ class LazyImages:
             as `prefetch`.
         """
         matched: set[int] = set()
-        wanted: dict[str, list[int]] = {}
+        wanted: dict[_Part, list[int]] = {}
         with self.views(ref) as views:
-            seen: set[str] = set()
-            for layer, view, files in reversed(views):
-                visible = {file.path: file for file in files if file.path not in seen}
-                seen.update(visible)
+            seen: dict[str, Path] = {}
+            for look in reversed(views):
+                # One image may have parts of a file on several devices.
+                image = look.files.image
+                visible = {
+                    f.path: f for f in look.placed if seen.setdefault(f.path, image) == image
+                }
                 found = in_order(patterns, sorted(visible))
                 matched.update(number for number, paths in enumerate(found) if paths)
-                wanted[layer.chain_id] = [
+                wanted[look.part] = [
                     unit
                     for paths in found
                     for path in paths
-                    for unit in view.table.find(visible[path].start, visible[path].stop)
+                    for unit in look.view.table.find(visible[path].start, visible[path].stop)
                 ]
         self._want(wanted, everything=everything)
         return [pattern for number, pattern in enumerate(patterns) if number not in matched]
@@ -215,11 +234,11 @@ class LazyImages:
             as `prefetch`.
         """
         ranges = dict(map(ranges_of_layer, trace))
-        wanted: dict[str, list[int]] = {}
+        wanted: dict[_Part, list[int]] = {}
         with self.views(ref) as views:
-            for layer, view, _ in views:
-                if layer.digest in ranges:
-                    wanted[layer.chain_id] = units_in(view, ranges[layer.digest])
+            for look in views:
+                if look.layer.digest in ranges:
+                    wanted[look.part] = units_in(look.view, ranges[look.layer.digest])
         if not wanted:
             hint = "it was recorded with other layers: record it anew"
             raise NotFound("find the layers of the trace in image", ref, hint=hint)
@@ -237,23 +256,22 @@ class LazyImages:
             LaminaError: it cannot be had now; it is tried again in the background.
         """
         deadline = None if timeout is None else monotonic() + timeout
-        keys = [layer.chain_id for layer in self._lazy(ref)]
-        for key in keys:
-            self._begin(key, everything=True)
+        found = [(layer.chain_id, files.cache) for layer, files in self._lazy(ref)]
+        for key, cache in found:
+            self._begin(key, cache, everything=True)
         try:
-            for key in keys:
-                self._wait(key, deadline)
+            for _, cache in found:
+                self._wait(cache, deadline)
         except DeadlineExceeded as error:
             raise DeadlineExceeded("fetch all of image", ref, hint=self._missing(ref)) from error
 
-    def _wait(self, key: str, deadline: float | None) -> None:
-        files = self._files(key)
-        while files is not None and not is_durable(files.cache):
+    def _wait(self, cache: Path, deadline: float | None) -> None:
+        while not is_durable(cache):
             left = _WAIT_SECONDS if deadline is None else max(0.0, deadline - monotonic())
             try:
-                self._worker.wait(files.cache, left)
+                self._worker.wait(cache, left)
             except (NotFound, Unavailable) as error:
-                if not is_durable(files.cache):  # or it was let go of meanwhile
+                if not is_durable(cache):  # or it was let go of meanwhile
                     error.hint = error.hint or "`lamina lazy show` tells when it is tried again"
                     raise
             except DeadlineExceeded:
@@ -262,43 +280,38 @@ class LazyImages:
 
     def _missing(self, ref: str) -> str:
         """Say how much of an image is local, and what keeps the rest from coming."""
-        layers = self._lazy(ref)
+        layers = [layer for layer, _ in self._lazy(ref)]
         local = sum(layer.local_bytes for layer in layers)
         total = sum(layer.total_bytes for layer in layers)
         reasons = dict.fromkeys(layer.reason for layer in layers if layer.reason)
         return "; ".join((f"{format_size(local)} of {format_size(total)} are local", *reasons))
 
-    def _lazy(self, ref: str) -> list[LazyLayer]:
-        found = [layer for layer in self.layers(ref) if layer.state != "unpacked"]
+    def _lazy(self, ref: str) -> list[tuple[LazyLayer, LazyFiles]]:
+        found = self._found_of(ref)
         if not found:
             hint = "`lamina lazy show` says why its layers were unpacked"
             raise FailedPrecondition("image has no lazy layer:", ref, hint=hint)
         return found
 
-    def _want(self, wanted: Mapping[str, Sequence[int]], *, everything: bool) -> None:
-        for key, units in wanted.items():
-            files = self._files(key)
-            if files is None or not (units or everything):
+    def _want(self, wanted: Mapping[_Part, Sequence[int]], *, everything: bool) -> None:
+        for (key, cache), units in wanted.items():
+            if not (units or everything):
                 continue
             if units:
-                write_units(files.cache / WANTED, dict.fromkeys(units))
-            self._begin(key, everything=everything)
+                write_units(cache / WANTED, dict.fromkeys(units))
+            self._begin(key, cache, everything=everything)
 
-    def _begin(self, key: str, *, everything: bool) -> None:
+    def _begin(self, key: str, cache: Path, *, everything: bool) -> None:
         """Have a layer served, and fetched in the background; nothing for one that is durable."""
-        files = self._files(key)
-        if files is None or is_durable(files.cache):
-            return
-        self._driver.serve(self._engine.ids()[key])
-        try:
-            self._worker.prefetch(files.cache, everything=everything)
-        except (NotFound, Unavailable):
-            if not is_durable(files.cache):  # or its last bytes have come meanwhile
-                raise
-
-    def _files(self, key: str) -> LazyFiles | None:
         id = self._engine.ids().get(key)
-        return None if id is None else self._driver.lazy_layer(id)
+        if id is None or is_durable(cache):
+            return
+        self._driver.serve(id)
+        try:
+            self._worker.prefetch(cache, everything=everything)
+        except (NotFound, Unavailable):
+            if not is_durable(cache):  # or its last bytes have come meanwhile
+                raise
 
     def _served(self) -> dict[str, LayerStatus]:
         try:
@@ -307,30 +320,35 @@ class LazyImages:
             return {}
         return {layer.directory: layer for layer in report.layers}
 
-    def _layer(
-        self, info: Info, id: int, images: tuple[str, ...], served: Mapping[str, LayerStatus]
-    ) -> LazyLayer:
-        ref = info.labels.get(IMAGE_REF, "")
-        names = images or ((ref,) if ref else ())
-        digest = info.labels.get(LAYER_DIGEST, "")
-        files = self._driver.lazy_layer(id)
-        if files is None:
-            reason = info.labels.get(UNPACKED, "it was never to be lazy")
-            return LazyLayer(info.name, digest, names, reason=reason)
-        gate = info.labels.get(GATE, "")
-        try:
-            view = LayerView(files.cache)
-        except (LaminaError, OSError) as error:
-            return LazyLayer(info.name, digest, names, gate, "damaged", str(error))
-        with closing(view):
-            source = view.layer.source
-            if isinstance(source, RegistryDescription):
-                digest = source.digest
-            state, reason, seconds = _state(view, served.get(str(files.cache)))
-            return LazyLayer(
-                info.name, digest, names, gate or view.layer.gate, state, reason, seconds,
-                view.local_bytes, view.unit_bytes, view.asked_bytes, view.cost,
-            )  # fmt: skip
+    def _found_of(self, ref: str) -> list[tuple[LazyLayer, LazyFiles]]:
+        """Return the lazy layers of an image."""
+        infos = {info.name: info for info in self._engine.walk() if info.kind is Kind.COMMITTED}
+        found = self._found([infos[key] for key in self._chain(ref) if key in infos])
+        if not found:
+            raise self._elsewhere(ref)
+        return [(layer, files) for layer, files in found if files is not None]
+
+    def _found(self, infos: Sequence[Info]) -> list[tuple[LazyLayer, LazyFiles | None]]:
+        """Return layers, those that are lazy for each of their caches."""
+        ids, names, served = self._engine.ids(), self._names(), self._served()
+        found: list[tuple[LazyLayer, LazyFiles | None]] = []
+        for info in infos:
+            id = ids.get(info.name)
+            if id is None:
+                continue
+            images = names.get(info.name) or tuple(filter(None, [info.labels.get(IMAGE_REF)]))
+            files = self._driver.lazy_layers(id)
+            found += [(_lazy_layer(info, one, images, served), one) for one in files]
+            # What is served by another layer has nothing of its own.
+            if not files and REMOTE not in info.labels:
+                digest = info.labels.get(LAYER_DIGEST, "")
+                reason = info.labels.get(UNPACKED, "it was never to be lazy")
+                found.append((LazyLayer(info.name, digest, images, reason=reason), None))
+        return found
+
+    def _elsewhere(self, ref: str) -> FailedPrecondition:
+        hint = f"pull it with --snapshotter {self._name}"
+        return FailedPrecondition(f"image is not in {self._name}:", ref, hint=hint)
 
     def _names(self) -> dict[str, tuple[str, ...]]:
         """Return the names of the images that have each layer."""
@@ -357,8 +375,27 @@ class LazyImages:
         return list(self._store.images.select(image, default_platform()).chain)
 
 
-def placed_files(image: Path) -> list[PlacedFile]:
-    """Return the files of a layer's EROFS image that have data on its device, by their place.
+def _lazy_layer(
+    info: Info, files: LazyFiles, images: tuple[str, ...], served: Mapping[str, LayerStatus]
+) -> LazyLayer:
+    digest, gate = info.labels.get(LAYER_DIGEST, ""), info.labels.get(GATE, "")
+    try:
+        view = LayerView(files.cache)
+    except (LaminaError, OSError) as error:
+        return LazyLayer(info.name, digest, images, gate, "damaged", str(error))
+    with closing(view):
+        source = view.layer.source
+        if isinstance(source, RegistryDescription):
+            digest = source.digest
+        state, reason, seconds = _state(view, served.get(str(files.cache)))
+        return LazyLayer(
+            info.name, digest, images, gate or view.layer.gate, state, reason, seconds,
+            view.local_bytes, view.unit_bytes, view.asked_bytes, view.cost,
+        )  # fmt: skip
+
+
+def placed_files(image: Path, device: int = 1) -> list[PlacedFile]:
+    """Return the files of a layer's EROFS image that have data on a device, by their place.
 
     Raises:
         FormatError: it is damaged.
@@ -369,7 +406,7 @@ def placed_files(image: Path) -> list[PlacedFile]:
         for path, node in reader.walk():
             if not node.is_regular or node.nid in found or not node.size:
                 continue
-            extents = [extent for extent in reader.extents(node) if extent.device == _DEVICE]
+            extents = [extent for extent in reader.extents(node) if extent.device == device]
             if extents:
                 start = min(extent.offset for extent in extents)
                 stop = max(extent.offset + extent.length for extent in extents)

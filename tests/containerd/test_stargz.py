@@ -15,7 +15,7 @@ import pytest
 
 from lamina.core.labels import REMOTE
 from lamina.lazy.launch import LazyWorker
-from lamina.snapshotters.stargz.driver import REASON_LABEL
+from lamina.snapshotters.lazy_overlay import REASON_LABEL
 from tests.containerd.test_cri import image_filesystem
 from tests.containerd.test_proxy import COUNT, Client
 from tests.fixtures_containerd import Containerd, config_version, started

@@ -31,10 +31,10 @@ from lamina.images.registry.credentials import Credential, CredentialStore
 from lamina.images.registry.hosts import HostsConfig
 from lamina.lazy.launch import LazyWorker
 from lamina.mount import temp_mount, unmount_recursive
-from lamina.snapshotters.stargz.access import Access
-from lamina.snapshotters.stargz.driver import REASON_LABEL
+from lamina.snapshotters.lazy_access import Access
+from lamina.snapshotters.lazy_blobs import size_in_manifest
+from lamina.snapshotters.lazy_overlay import REASON_LABEL
 from lamina.snapshotters.stargz.plugin import NEEDS, StargzConfig
-from lamina.snapshotters.stargz.serving import size_in_manifest
 from lamina.snapshotters.stargz.toc import LAYER_OF_TOC
 from lamina.store import Store
 from tests.erofs import Bytes

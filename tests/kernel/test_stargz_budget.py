@@ -13,9 +13,9 @@ from lamina.core.snapshot import Kind
 from lamina.mount import mount_all, temp_mount, unmount, unmount_recursive
 from lamina.snapshotters.engine import Engine
 from lamina.snapshotters.janitor import SnapshotterChore
+from lamina.snapshotters.lazy_eviction import COMPLETES
 from lamina.snapshotters.lower_mounts import mount_count
 from lamina.snapshotters.stargz.driver import CACHE
-from lamina.snapshotters.stargz.eviction import COMPLETES
 from lamina.store import Store
 from tests.fixtures_command import Command
 from tests.fixtures_registry import LocalRegistry

@@ -10,7 +10,7 @@ import pytest
 
 from lamina.lazy.launch import LOG
 from lamina.mount import temp_mount
-from lamina.snapshotters.stargz.access import read_access
+from lamina.snapshotters.lazy_access import read_access
 from lamina.store import Store
 from tests.faulty_registry import (
     Fault,

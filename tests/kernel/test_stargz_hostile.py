@@ -12,7 +12,7 @@ import pytest
 from lamina.core.labels import REMOTE
 from lamina.formats.estargz.footer import estargz_footer
 from lamina.mount import temp_mount
-from lamina.snapshotters.stargz.driver import REASON_LABEL
+from lamina.snapshotters.lazy_overlay import REASON_LABEL
 from lamina.store import Store
 from tests.estargz import member, sha256, tar_member, toc_member
 from tests.fixtures_registry import LocalRegistry

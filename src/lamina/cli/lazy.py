@@ -202,12 +202,12 @@ def map_(app: App, as_json: bool, snapshotter: str, svg: Path | None, ref: str) 
             from lamina.lazy.picture import cells
             from lamina.lazy.svg import Strip, draw
 
-            strips = [Strip(_title(i), cells(v, _SVG_CELLS), files) for i, v, files in views]
+            strips = [Strip(_title(i), cells(v, _SVG_CELLS), files) for i, v, files, _ in views]
             svg.write_text(draw(ref, strips), encoding="utf-8")
         if as_json:
-            print_json([_plain_map(*found, width * _ROWS) for found in views])
+            print_json([_plain_map(*found[:3], width * _ROWS) for found in views])
         elif svg is None:
-            for layer, view, files in views:
+            for layer, view, files, _ in views:
                 _draw(layer, view, files, width, is_terminal)
             signs = _BLOCKS if is_terminal else _PLAIN
             click.echo("  ".join(f"{signs[kind]} {text}" for kind, text in _LEGEND.items()))

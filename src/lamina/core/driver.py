@@ -284,15 +284,17 @@ class Refused(NamedTuple):
 
 
 class LazyFiles(NamedTuple):
-    """Where a lazy layer is.
+    """Where a lazy layer, or the part of it that one blob has, is.
 
     Attributes:
-        image: its metadata, an EROFS image whose device 1 is the cache file.
+        image: its metadata, an EROFS image.
         cache: directory of its cache, which `lamina.lazy` knows.
+        device: number of the image's device that is the cache file.
     """
 
     image: Path
     cache: Path
+    device: int = 1
 
 
 @runtime_checkable
@@ -302,8 +304,8 @@ class Lazy(Protocol):
     The worker that serves them keeps its files in the snapshotter's own directory.
     """
 
-    def lazy_layer(self, id: int) -> LazyFiles | None:
-        """Return where a layer's files are; None for one that is not lazy."""
+    def lazy_layers(self, id: int) -> tuple[LazyFiles, ...]:
+        """Return where a layer's files are, for each of its caches; none if it is not lazy."""
         ...
 
     def serve(self, id: int) -> None:

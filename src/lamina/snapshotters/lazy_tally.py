@@ -54,7 +54,7 @@ class LazyTally:
         self._engine = engine
         self._driver: Driver = engine.driver
         self._lazy = cast(Lazy, engine.driver)
-        self._before: dict[int, Cost] | None = None
+        self._before: dict[Path, Cost] | None = None
         self._spent = Cost()
 
     def totals(self) -> LazyTotals:
@@ -65,12 +65,12 @@ class LazyTally:
             OSError: a file cannot be read.
         """
         layers: dict[LayerState, int] = dict.fromkeys(get_args(LayerState), 0)
-        costs: dict[int, Cost] = {}
+        costs: dict[Path, Cost] = {}
         local = size = 0
-        for id, state, cost in self._look():
+        for cache, state, cost in self._look():
             layers[state] += 1
-            if state != "unpacked":
-                costs[id] = cost
+            if cache is not None:
+                costs[cache] = cost
                 local, size = local + cost.local_bytes, size + cost.unit_bytes
         self._count(costs)
         spent = self._spent
@@ -79,29 +79,31 @@ class LazyTally:
             spent.requests, spent.fetched_bytes, spent.fills, spent.wait_seconds, spent.failures,
         )  # fmt: skip
 
-    def _look(self) -> Iterator[tuple[int, LayerState, Cost]]:
+    def _look(self) -> Iterator[tuple[Path | None, LayerState, Cost]]:
         doubtful = self._doubtful()
+        seen: set[Path] = set()
         for id in self._engine.ids().values():
-            files = self._lazy.lazy_layer(id)
-            if files is not None:
+            files = self._lazy.lazy_layers(id)
+            if not files and UNPACKED in self._driver.info_labels(id):
+                yield None, "unpacked", Cost()
+            for cache in {found.cache for found in files} - seen:
+                seen.add(cache)
                 try:
-                    cost = _cost(files.cache)
-                    state = "doubtful" if files.cache in doubtful else _state(files.cache, cost)
+                    cost = _cost(cache)
+                    state = "doubtful" if cache in doubtful else _state(cache, cost)
                 except FileNotFoundError:
                     continue  # removed meanwhile, or damaged: fsck says so
-                yield id, state, cost
-            elif UNPACKED in self._driver.info_labels(id):
-                yield id, "unpacked", Cost()
+                yield cache, state, cost
 
     def _doubtful(self) -> set[Path]:
         served = ServedList(self._engine.root / DIRECTORY).layers
         return {Path(layer.directory) for layer in served if layer.doubt}
 
-    def _count(self, costs: dict[int, Cost]) -> None:
-        """Add what was spent since the last look; numbers of snapshots are never used again."""
+    def _count(self, costs: dict[Path, Cost]) -> None:
+        """Add what was spent since the last look."""
         if self._before is not None:
-            for id, cost in costs.items():
-                self._spent = _sum(self._spent, cost, self._before.get(id, Cost()))
+            for cache, cost in costs.items():
+                self._spent = _sum(self._spent, cost, self._before.get(cache, Cost()))
         self._before = costs
 
 
@@ -124,7 +126,7 @@ def _state(cache: Path, cost: Cost) -> LayerState:
 
 
 def _sum(spent: Cost, now: Cost, before: Cost) -> Cost:
-    """Add the difference; a file that was damaged has begun anew, from nothing."""
+    """Add the difference; a file that was damaged, or removed, has begun anew, from nothing."""
     return Cost._make(
         total + (new - old if new >= old else new)
         for total, new, old in zip(spent, now, before, strict=True)

@@ -61,9 +61,10 @@ class OverlayStackDriver(StackedDriver):
             if not snapshot.parents:
                 return [bind(self.fs(snapshot.id), *mapping, "rw")]
             return [self.writable(snapshot, mapping)]
-        if len(snapshot.parents) < 2:
-            source = self.fs((*snapshot.parents, snapshot.id)[0])
-            return [bind(source, *mapping, "ro")]
+        if not snapshot.parents:
+            return [bind(self.fs(snapshot.id), *mapping, "ro")]
+        if len(self.stack(snapshot.parents)) == 1:
+            return [bind(self.lower(snapshot.parents[0]), *mapping, "ro")]
         return [overlay(*mapping, self._lowerdir(snapshot.parents), *self._mount_options)]
 
     def writable(self, snapshot: Snapshot, mapping: tuple[str, ...]) -> Mount:
@@ -77,10 +78,23 @@ class OverlayStackDriver(StackedDriver):
             *self._mount_options,
         )
 
+    def stack(self, parents: tuple[int, ...]) -> tuple[int, ...]:
+        """Return those of a snapshot's parents that are lower directories: all of them."""
+        return parents
+
+    def lower_name(self, id: int) -> str:
+        """Return the name, in a snapshot's directory, of its lower directory."""
+        return "fs"
+
+    def lower(self, id: int) -> Path:
+        """Return the lower directory of a snapshot."""
+        return self.of(id) / self.lower_name(id)
+
     def _lowerdir(self, parents: tuple[int, ...]) -> str:
         # Made of strings, because up to 500 layers as Paths would take longer than all the rest.
         directory = escape_option(self.path)
-        return "lowerdir=" + ":".join(f"{directory}/{id}/fs" for id in parents)
+        names = (f"{directory}/{id}/{self.lower_name(id)}" for id in self.stack(parents))
+        return "lowerdir=" + ":".join(names)
 
 
 def overlay(*options: str) -> Mount:

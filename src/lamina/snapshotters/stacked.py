@@ -38,6 +38,10 @@ class StackedDriver(ForksUpper, DirectoryDriver):
         """Return the directory with that snapshot's own files, which may not exist."""
         return self.of(id) / "fs"
 
+    def lower(self, id: int) -> Path:
+        """Return what is below the snapshots that stand on this one."""
+        return self.fs(id)
+
     def make(self, snapshot: Snapshot, owner: Owner | None) -> Path:
         """Make the snapshot's directory with `fs` in it, and return it.
 
@@ -49,7 +53,7 @@ class StackedDriver(ForksUpper, DirectoryDriver):
         make_directory(directory, 0o700)
         make_directory(fs, 0o755)
         if owner is None and snapshot.parents:
-            parent = self.fs(snapshot.parents[0]).stat()
+            parent = self.lower(snapshot.parents[0]).stat()
             owner = (parent.st_uid, parent.st_gid)
         if owner is not None:
             os.chown(fs, *owner, follow_symlinks=False)

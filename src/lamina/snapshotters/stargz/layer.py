@@ -14,13 +14,13 @@ from lamina.lazy.layer import LayerFile, create_layer
 from lamina.lazy.sources.description import RegistryDescription
 from lamina.lazy.table import Header, UnitColumns
 from lamina.lazy.unit import Check, Codec
-from lamina.snapshotters.stargz.access import Access
-from lamina.snapshotters.stargz.origin import Origin, Verification
-from lamina.snapshotters.stargz.serving import (
+from lamina.snapshotters.lazy_access import Access
+from lamina.snapshotters.lazy_blobs import (
     open_source,
     size_in_manifest,
     size_in_registry,
 )
+from lamina.snapshotters.stargz.origin import Origin, Verification
 from lamina.snapshotters.stargz.toc import read_layer_toc
 
 _CHECKS = bytes.maketrans(b"\0\1", bytes((Check.NONE, Check.SHA256)))

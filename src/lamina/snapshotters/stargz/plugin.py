@@ -88,7 +88,7 @@ def _load(config: StargzConfig, root: Path) -> Driver:
 
 def _driver(config: StargzConfig, root: Path) -> StargzDriver:
     from lamina.snapshotters import overlay_support
-    from lamina.snapshotters.stargz.access import Access
+    from lamina.snapshotters.lazy_access import Access
     from lamina.snapshotters.stargz.driver import StargzDriver
     from lamina.snapshotters.stargz.origin import Verification
     from lamina.snapshotters.stargz.prefetch import Prefetching

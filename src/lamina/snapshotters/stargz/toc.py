@@ -14,9 +14,9 @@ from lamina.formats.estargz.footer import Kind, TocLocation, find_toc
 from lamina.formats.estargz.toc import MAX_COMPRESSED, Toc, read_external_toc, read_toc
 from lamina.images.manifest import Descriptor, Manifest, parse_manifest
 from lamina.images.reference import Reference, parse
-from lamina.snapshotters.stargz.access import Access
+from lamina.snapshotters.lazy_access import Access
+from lamina.snapshotters.lazy_blobs import registry
 from lamina.snapshotters.stargz.origin import Origin, Verification
-from lamina.snapshotters.stargz.serving import registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable

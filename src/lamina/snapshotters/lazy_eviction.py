@@ -35,29 +35,38 @@ class LazyLayer(NamedTuple):
         id: of its snapshot.
         point: where it is mounted.
         image: its metadata.
-        cache: its data.
+        caches: its data.
     """
 
     id: int
     point: Path
     image: Path
-    cache: Path
+    caches: tuple[Path, ...]
 
 
 def touch(layers: Iterable[LazyLayer]) -> None:
     """Note that layers are used now, all in one instant."""
     now = time.time_ns()
-    for layer in layers:
+    for cache in _caches(layers):
         with suppress(FileNotFoundError):  # whoever mounts it says so
-            os.utime(layer.cache / LOCK, ns=(now, now))
+            os.utime(cache / LOCK, ns=(now, now))
 
 
-def expected(layer: LazyLayer) -> int:
-    """Return the bytes of disk that a layer takes, or will when its background work is done."""
-    taken = allocated(layer.cache)
-    if not (layer.cache / COMPLETES).exists():
+def expected(layers: Iterable[LazyLayer]) -> int:
+    """Return the bytes of disk that layers take, or will when their background work is done."""
+    return sum(map(_expected, _caches(layers)))
+
+
+def _expected(cache: Path) -> int:
+    taken = allocated(cache)
+    if not (cache / COMPLETES).exists():
         return taken
-    return max(taken, (layer.cache / DATA).stat().st_size)
+    return max(taken, (cache / DATA).stat().st_size)
+
+
+def _caches(layers: Iterable[LazyLayer]) -> set[Path]:
+    """Return the caches of layers, those that several have once."""
+    return {cache for layer in layers for cache in layer.caches}
 
 
 def evict(
@@ -86,13 +95,19 @@ def evict(
         # In another namespace, or below an overlay whose snapshot is gone.
         if is_open_elsewhere(layer.image):
             return None
-        let_go(layer.cache)
-        (layer.cache / COMPLETES).unlink(missing_ok=True)
-        try:
-            return empty(layer.cache)
-        except FailedPrecondition as error:
-            log.warning("cannot empty a layer now: %s", error, extra={"path": str(layer.cache)})
-            return None
+        freed = [_empty(cache, let_go) for cache in layer.caches]
+    emptied = [size for size in freed if size is not None]
+    return sum(emptied) if emptied else None
+
+
+def _empty(cache: Path, let_go: Callable[[Path], None]) -> int | None:
+    let_go(cache)
+    (cache / COMPLETES).unlink(missing_ok=True)
+    try:
+        return empty(cache)
+    except FailedPrecondition as error:
+        log.warning("cannot empty a cache now: %s", error, extra={"path": str(cache)})
+        return None
 
 
 def shrink(
@@ -106,7 +121,7 @@ def shrink(
         evict_one: empties one, or returns None.
     """
     found = sorted((_used(layer), layer) for layer in layers)
-    left = sum(allocated(layer.cache) for _, layer in found)
+    left = sum(map(allocated, _caches(layer for _, layer in found)))
     freed = 0
     emptied: list[int] = []
     for _, group in groupby(found, key=lambda one: one[0]):
@@ -117,19 +132,28 @@ def shrink(
             if gone is not None:
                 left, freed = left - gone, freed + gone
                 emptied.append(layer.id)
-                log.info("emptied a layer's cache", extra={"path": str(layer.cache)})
+                log.info("emptied what a layer has cached", extra={"path": str(layer.image)})
     return Shrunk(tuple(emptied), freed, left)
 
 
 def _has_data(layer: LazyLayer) -> bool:
+    return any(map(_size_of_data, layer.caches))
+
+
+def _size_of_data(cache: Path) -> int:
     try:
-        return (layer.cache / DATA).stat().st_blocks > 0
+        return (cache / DATA).stat().st_blocks
     except FileNotFoundError:
-        return False
+        return 0
 
 
 def _used(layer: LazyLayer) -> int:
+    """Return when a layer was used: a cache that others have too may have been used since."""
+    return min(map(_used_cache, layer.caches), default=0)
+
+
+def _used_cache(cache: Path) -> int:
     try:
-        return (layer.cache / LOCK).stat().st_mtime_ns
+        return (cache / LOCK).stat().st_mtime_ns
     except FileNotFoundError:
         return 0

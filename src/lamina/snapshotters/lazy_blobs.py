@@ -1,0 +1,82 @@
+"""Opens the cache of a layer, and the registry that has the rest; in the lazy worker, too."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from lamina.core.digest import Digest
+from lamina.core.source import RangeSource
+from lamina.errors import NotFound, NotImplementedHere
+from lamina.images.manifest import Descriptor, Manifest, parse_manifest
+from lamina.images.reference import parse
+from lamina.images.registry.client import Registry
+from lamina.images.registry.credentials import CredentialStore
+from lamina.images.registry.hosts import HostsConfig
+from lamina.lazy.cache import LayerCache
+from lamina.lazy.policy import FillPolicy
+from lamina.lazy.quiet import quiet_of_process
+from lamina.lazy.sources.description import RegistryDescription, SourceDescription
+from lamina.lazy.workers import Workers
+from lamina.snapshotters.lazy_access import Access, read_access
+
+_THREADS = 8
+
+
+def open_layer(directory: Path) -> LayerCache:
+    """Open the cache in a snapshot's directory; see `LayerCache`."""
+    access = read_access(directory.parent)
+    policy = FillPolicy(fill_seconds=access.fetching_seconds)
+    opener = functools.partial(open_source, access)
+    quiet = quiet_of_process()
+    return LayerCache(directory, opener, policy=policy, workers=_workers(), quiet=quiet)
+
+
+def open_source(access: Access, description: SourceDescription) -> RangeSource:
+    """Return the blob in its registry.
+
+    Raises:
+        NotImplementedHere: it is not in a registry.
+    """
+    if not isinstance(description, RegistryDescription):
+        raise NotImplementedHere("read a layer from", type(description).__name__)
+    blob = Descriptor(description.media_type, Digest(description.digest), description.size)
+    return registry(access).source(parse(description.reference), blob)
+
+
+def size_in_manifest(access: Access, reference: str, manifest: Digest, blob: Digest) -> int:
+    """Return the size in bytes that an image's manifest says one of its layers has.
+
+    Raises:
+        NotFound: the manifest has no such layer, or the registry no such manifest.
+        LaminaError: as the registry raises.
+    """
+    found, data = registry(access).resolve(parse(reference).with_digest(manifest))
+    parsed = parse_manifest(data, found.media_type)
+    layers = parsed.layers if isinstance(parsed, Manifest) else ()
+    for layer in layers:
+        if layer.digest == blob:
+            return layer.size
+    raise NotFound(f"find in manifest {manifest} the layer", blob)
+
+
+def size_in_registry(access: Access, reference: str, blob: Digest) -> int:
+    """Return the size in bytes that the registry says a blob of an image has.
+
+    Raises:
+        LaminaError: as the registry raises; it does not tell.
+    """
+    return registry(access).size(parse(reference), blob)
+
+
+@functools.cache
+def registry(access: Access) -> Registry:
+    """Return a client; layers that are reached alike share its connections."""
+    hosts = HostsConfig(Path(access.hosts) if access.hosts else None, access.plain_http)
+    docker_config = Path(access.docker_config) if access.docker_config else None
+    return Registry(hosts, CredentialStore(docker_config=docker_config))
+
+
+@functools.cache
+def _workers() -> Workers:
+    return Workers(_THREADS)

@@ -1,0 +1,368 @@
+"""Drivers whose overlays stand on lazy layers: what stargz and nydus have in common.
+
+A lazy layer is an EROFS image with everything but the data of its files, and a cache for each of
+the image's devices, which have the data as far as it was fetched (`lamina.lazy`). It is mounted
+when something is to stand on it. Layers that are not lazy are directories, as overlayfs has them.
+
+    ROOT/snapshots/ID   as `OverlayStackDriver` has it, and what the driver has besides
+    ROOT/lazy           the worker that fetches what is read
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from lamina.core.driver import Ability, LazyFiles, Refused, Shrunk, Snapshot
+from lamina.core.labels import UNPACKED
+from lamina.core.mount import Mount
+from lamina.core.snapshot import EMPTY_LABELS, Usage
+from lamina.errors import DataLoss, LaminaError, NotFound
+from lamina.snapshotters.lazy_access import Access
+from lamina.snapshotters.lower_mounts import is_mounted, mount_in_turn, mount_once, unmount_all
+from lamina.snapshotters.overlay_stack import OverlayStackDriver
+
+if TYPE_CHECKING:
+    from lamina.core.problem import Problem
+    from lamina.lazy.launch import LazyWorker
+    from lamina.lazy.served import GateName
+    from lamina.snapshotters.lazy_eviction import LazyLayer
+
+log = logging.getLogger(__name__)
+
+REASON = "unpacked"
+REASON_LABEL = UNPACKED
+GATE_LABEL = "containerd.io/snapshot/lamina.gate"
+LOGIN_HINT = "name a docker config.json that has a login as docker_config of this snapshotter"
+"""What whoever pulls logs in with, such as `--user`, is not what layers are fetched with."""
+_DATA = "data"
+_NO_ACCESS = Access()
+_WRITING_SECONDS = 60.0
+"""Since the last change of metadata: what is claimed now, is being written."""
+_SECTOR = 512
+"""Bytes of `st_blocks`."""
+
+
+class LazyOverlayDriver(OverlayStackDriver):
+    """The part of a driver that is the same for all whose overlays stand on lazy layers.
+
+    Args:
+        root: the snapshotter's directory; made when absent.
+        gate: through which lazy layers are read; None for the best that works, found out by
+            trying when the first is to be mounted.
+        access: how to reach registries.
+        completes: fetch the rest of a layer in the background.
+        budget: bytes of disk for the data of all lazy layers; None for no bound.
+        abilities: what kernel and configuration allow; never REBASE.
+        mount_options: for every overlay mount.
+
+    Attributes:
+        is_used: as `Evicting` has it; until the engine sets it, everything is.
+        factory: what the worker opens a cache by.
+    """
+
+    mounts_at_once = False
+    mounts_layers = True
+    factory: ClassVar[str]
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        gate: GateName | None = None,
+        access: Access = _NO_ACCESS,
+        completes: bool = True,
+        budget: int | None = None,
+        abilities: frozenset[Ability] = frozenset(),
+        mount_options: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(root, abilities=abilities - {Ability.REBASE}, mount_options=mount_options)
+        self._wanted_gate = gate
+        self._access = access
+        self._completes = completes
+        self._budget = budget
+        self.is_used: Callable[[int], bool] = lambda _: True
+        self._root = root
+        self._direct: set[int] = set()
+        """Layers known to be mounted from their cache files, in spite of the gate `fuse`."""
+
+    # What each driver has in its own way
+
+    @abstractmethod
+    def image(self, id: int) -> Path:
+        """Return the metadata of a lazy layer."""
+
+    @abstractmethod
+    def caches(self, id: int) -> tuple[Path, ...]:
+        """Return the caches of a lazy layer, in the order of the image's devices."""
+
+    def is_lazy(self, id: int) -> bool:
+        """Tell whether a layer is served, rather than unpacked."""
+        return self.image(id).exists()
+
+    def point(self, id: int) -> Path:
+        """Return where a lazy layer is mounted."""
+        return self.lower(id)
+
+    def standing(self, parents: tuple[int, ...]) -> list[int]:
+        """Return the lazy layers that have to be mounted for a snapshot with these parents."""
+        return [id for id in parents if self.is_lazy(id)]
+
+    # What the engine asks for
+
+    def create(self, snapshot: Snapshot) -> None:
+        """Make the directories, after mounting the lazy layers below; see `OverlayStackDriver`."""
+        from lamina.snapshotters import lazy_eviction
+
+        layers = [self._layer(id) for id in self.standing(snapshot.parents)]
+        for layer in layers:
+            mount_in_turn(layer.point, functools.partial(self._mount, layer.id))
+        lazy_eviction.touch(layers)
+        super().create(snapshot)
+
+    def mounts(self, snapshot: Snapshot) -> list[Mount]:
+        """Return one bind mount or one overlay, after mounting the lazy layers it stands on.
+
+        Raises:
+            DataLoss: what a lazy layer is mounted from is gone.
+            FailedPrecondition: everybody who guarded its readers was killed.
+            Unavailable: there is no worker to serve it, and none can be started.
+        """
+        self._mount_layers(self.standing(snapshot.parents))
+        return super().mounts(snapshot)
+
+    def seal(self, snapshot: Snapshot) -> Usage:
+        """Measure; a lazy layer is what it takes now, and grows."""
+        if not self.is_lazy(snapshot.id):
+            return super().seal(snapshot)
+        return Usage(2, self.image(snapshot.id).stat().st_blocks * _SECTOR)
+
+    def destroy(self, id: int) -> None:
+        """Unmount a lazy layer and let go of it; remove the directory."""
+        unmount_all(self.point(id))
+        self.let_go(id)
+        super().destroy(id)
+
+    def let_go(self, id: int) -> None:
+        """Have the caches of a lazy layer, which is not mounted, served no more."""
+        for cache in self.caches(id):
+            if cache.exists():
+                self._worker.remove(cache)
+
+    def shrink(self, to: int | None = None) -> Shrunk:
+        """Empty the caches of layers that nobody uses, until the others fit."""
+        from lamina.snapshotters import lazy_eviction
+
+        bound = self._budget if to is None else to
+        return lazy_eviction.shrink(self._lazy_layers(), bound, self._evict)
+
+    def growth(self, id: int) -> int:
+        """Return the bytes of disk that a lazy layer's caches take now; 0 for another."""
+        from lamina.lazy.emptying import allocated
+
+        return sum(map(allocated, self.caches(id)))
+
+    def faults(self, exists: Callable[[int], bool]) -> Iterator[Problem]:
+        """Yield also the lazy layers whose metadata does not begin as it should."""
+        yield from super().faults(exists)
+        yield from self._damaged(exists, deep=False)
+
+    def damage(self, exists: Callable[[int], bool]) -> Iterator[Problem]:
+        """Yield the lazy layers whose metadata is damaged somewhere else."""
+        return self._damaged(exists, deep=True)
+
+    def problem_of(self, id: int, *, deep: bool) -> Problem | None:
+        """Look into the metadata of a lazy layer; None where it is sound, or gone."""
+        from lamina.snapshotters.erofs_check import problem_of
+
+        return problem_of(id, self.image(id), deep=deep)
+
+    def _damaged(self, exists: Callable[[int], bool], *, deep: bool) -> Iterator[Problem]:
+        for id in self.ids():
+            if exists(id) and self._is_written(id):
+                problem = self.problem_of(id, deep=deep)
+                if problem is not None:
+                    yield problem
+
+    def _is_written(self, id: int) -> bool:
+        """Tell whether there is metadata, and nobody seems to be at it."""
+        try:
+            age = time.time() - self.image(id).stat().st_mtime
+        except FileNotFoundError:
+            return False
+        return age > _WRITING_SECONDS
+
+    def info_labels(self, id: int) -> Mapping[str, str]:
+        """Return why a layer is not lazy."""
+        try:
+            reason = (self.of(id) / REASON).read_text()
+        except FileNotFoundError:
+            return EMPTY_LABELS
+        return {REASON_LABEL: reason}
+
+    def lazy_layers(self, id: int) -> tuple[LazyFiles, ...]:
+        """Return where the data of a lazy layer is; nothing for one that is unpacked."""
+        if not self.is_lazy(id):
+            return ()
+        image = self.image(id)
+        return tuple(LazyFiles(image, cache, n) for n, cache in enumerate(self.caches(id), 1))
+
+    def serve(self, id: int) -> None:
+        """Mount a lazy layer, and have it served, unless it is complete.
+
+        Raises:
+            DataLoss, Unavailable: as `mounts`.
+            FailedPrecondition: everybody who guarded its readers was killed.
+        """
+        self._mount_layers([id])
+
+    # What drivers are made of
+
+    @functools.cached_property
+    def _gate(self) -> GateName:
+        from lamina.lazy.gates.choice import choose_gate
+
+        return self._wanted_gate or choose_gate(self._root)
+
+    @functools.cached_property
+    def _worker(self) -> LazyWorker:
+        from lamina.lazy.launch import LazyWorker  # lists of snapshotters need none
+
+        return LazyWorker(self._root)
+
+    def _mount_new(self, id: int) -> None:
+        """Mount a layer that was just made, before anything stands on it."""
+        mount_once(self.point(id), functools.partial(self._mount, id))
+
+    def _has_room(self, id: int, size: int) -> bool:
+        """Make room for caches of so many bytes; tell if they may be filled in the background."""
+        from lamina.snapshotters import lazy_eviction
+
+        if self._budget is None:
+            return True
+        self.shrink(max(0, self._budget - size))
+        others = [layer for layer in self._lazy_layers() if layer.id != id]
+        return lazy_eviction.expected(others) + size <= self._budget
+
+    def _evict(self, layer: LazyLayer) -> int | None:
+        from lamina.snapshotters import lazy_eviction
+
+        return lazy_eviction.evict(layer, self.is_used, self._worker.remove)
+
+    def _layer(self, id: int) -> LazyLayer:
+        from lamina.snapshotters.lazy_eviction import LazyLayer
+
+        return LazyLayer(id, self.point(id), self.image(id), self.caches(id))
+
+    def _lazy_layers(self) -> list[LazyLayer]:
+        return [self._layer(id) for id in self.ids() if self.is_lazy(id)]
+
+    def _mount_layers(self, ids: Iterable[int]) -> None:
+        for id in ids:
+            if not self.is_lazy(id):
+                continue
+            if not is_mounted(self.point(id)):
+                mount_once(self.point(id), functools.partial(self._mount, id))
+            else:
+                self._guard(id)
+                try:
+                    self._let_go_of_gate(id)
+                except (LaminaError, OSError) as error:  # the mount that is there serves as well
+                    log.warning("cannot mount a complete layer from its cache file: %s", error,
+                                extra={"path": str(self.of(id))})  # fmt: skip
+
+    def _guard(self, id: int) -> None:
+        """Have an incomplete layer served that is mounted: those who did may have been killed."""
+        from lamina.lazy.layer import read_layer
+        from lamina.lazy.view import is_durable
+
+        for cache in self.caches(id):
+            if cache.is_dir() and _has_data(cache) and not is_durable(cache):
+                self._worker.add(cache, self.factory, cast("GateName", read_layer(cache).gate))
+
+    def _let_go_of_gate(self, id: int) -> None:
+        """Mount a layer that was read through FUSE, and is complete now, from its cache files.
+
+        It goes over the other mount, so that there is no moment without one; what stands on that
+        stays there. Only a layer that is durable is mounted without a gate.
+        """
+        from lamina.snapshotters.lower_mounts import locked, mount_count
+
+        if id in self._direct or not self._needs_no_gate(id):
+            return
+        with locked(self.point(id)):
+            # Two are it and the one that was there before. It may have been emptied since.
+            if mount_count(self.point(id)) == 1 and self._needs_no_gate(id):
+                self._mount_erofs(id, [cache / _DATA for cache in self.caches(id)])
+            self._direct.add(id)
+
+    def _needs_no_gate(self, id: int) -> bool:
+        """Tell whether a layer has the gate `fuse`, and is durable."""
+        from lamina.lazy.layer import read_layer
+        from lamina.lazy.view import is_durable
+
+        caches = self.caches(id)
+        gates = {read_layer(cache).gate for cache in caches}
+        return gates == {"fuse"} and all(map(is_durable, caches))
+
+    def _mount(self, id: int) -> None:
+        caches = self.caches(id)
+        for cache in caches:
+            if not cache.is_dir():
+                hint = "`lamina fsck --repair` tells how to have the layer again"
+                raise DataLoss("mount lazy layer", cache, hint=hint)
+        devices = [device for cache in caches if (device := self._device(cache))]
+        self._direct.discard(id)  # of one that was emptied since
+        self._mount_erofs(id, devices)
+        for cache in caches:
+            self._fetch(cache)
+
+    def _device(self, cache: Path) -> Path | None:
+        """Return the file to mount for a cache, which is served then; None if it is no device."""
+        if not _has_data(cache):
+            return None
+        return self._worker.add(cache, self.factory, self._gate)
+
+    def _mount_erofs(self, id: int, devices: Iterable[Path]) -> None:
+        from lamina.mount import mount_all
+
+        options = ("ro", *(f"device={device}" for device in devices))
+        mount_all([Mount("erofs", str(self.image(id)), options=options)], self.point(id))
+
+    def _fetch(self, cache: Path) -> None:
+        """Have fetched in the background what the configuration says; nobody waits for it."""
+        from lamina.lazy.unit_list import WANTED
+        from lamina.snapshotters.lazy_eviction import COMPLETES
+
+        everything = self._completes and (cache / COMPLETES).exists()
+        if not everything and not (cache / WANTED).exists():
+            return
+        try:
+            self._worker.prefetch(cache, everything=everything)
+        except NotFound:
+            pass  # it is complete, and not served
+        except LaminaError as error:
+            log.warning("cannot fetch in the background: %s", error, extra={"path": str(cache)})
+
+    def _undo_mount(self, id: int) -> None:
+        """Take back that a layer was mounted and is served, as far as that can be."""
+        with contextlib.suppress(LaminaError):
+            unmount_all(self.point(id))
+            self.let_go(id)
+
+    def _refuse(self, id: int, reason: str) -> Refused:
+        self._note(id, reason)
+        return Refused(reason)
+
+    def _note(self, id: int, reason: str) -> None:
+        (self.of(id) / REASON).write_text(reason[:1000])
+
+
+def _has_data(cache: Path) -> bool:
+    return bool((cache / _DATA).stat().st_size)
