@@ -16,20 +16,24 @@ from tests.isolation import Session, mount_points, sweep, unmount
 from tests.probes import PROBES
 from tests.vm.machine import in_guest
 
-pytest_plugins = (
+pytest_plugins = [
     "tests.fixtures_command",
-    "tests.fixtures_containerd",
     "tests.fixtures_containers",
-    "tests.fixtures_go",
     "tests.fixtures_registry",
-    "tests.fixtures_serve",
-    "tests.fixtures_stargz",
     "tests.fixtures_thin_pool",
     "tests.fixtures_zfs",
     "tests.vm.replay",
-)
+]
 
-if not in_guest():  # where no property is tested, and importing it takes longer than many a test
+if not in_guest():  # where importing what no test there needs takes longer than many a test
+    pytest_plugins += [
+        "tests.fixtures_containerd",
+        "tests.fixtures_go",
+        "tests.fixtures_peer",
+        "tests.fixtures_serve",
+        "tests.fixtures_stargz",
+    ]
+
     from hypothesis import HealthCheck, settings
 
     # Nothing is timed on a machine that others use too, an example of a property neither.

@@ -14,8 +14,8 @@ from lamina.images.conversion import ALL_LAYERS, Converted, ConvertOptions
 from tests.archives import Archive
 from tests.containerd.test_same_rootfs import containerds, without_times_since
 from tests.fixtures_containerd import Containerd
+from tests.fixtures_peer import ctr_remote
 from tests.fixtures_registry import LocalRegistry
-from tests.fixtures_stargz import ctr_remote
 from tests.hard_image import hard_image, layer
 from tests.images import Layer, image
 

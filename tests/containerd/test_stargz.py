@@ -20,15 +20,7 @@ from tests.containerd.test_cri import image_filesystem
 from tests.containerd.test_proxy import COUNT, Client
 from tests.fixtures_containerd import Containerd, config_version, started
 from tests.fixtures_containers import wait_for
-from tests.fixtures_registry import LocalRegistry, running_registry
-from tests.fixtures_serve import (
-    CRI_PLUGINS,
-    Serve,
-    documented,
-    localised,
-    serving,
-)
-from tests.fixtures_stargz import (
+from tests.fixtures_peer import (
     BIG,
     FORMATS,
     NAMES_BELOW_MANY,
@@ -37,8 +29,16 @@ from tests.fixtures_stargz import (
     PeerImage,
     ctr_remote,
 )
+from tests.fixtures_registry import LocalRegistry, running_registry
+from tests.fixtures_serve import (
+    CRI_PLUGINS,
+    Serve,
+    documented,
+    localised,
+    serving,
+)
+from tests.fixtures_stargz import end_worker
 from tests.isolation import mount_points
-from tests.kernel.test_stargz import end_worker
 from tests.unit.test_registry_real import HTPASSWD
 
 pytestmark = [

@@ -19,13 +19,12 @@ from lamina.images.conversion import ALL_LAYERS, ConvertOptions
 from lamina.images.manifest import Manifest, parse_manifest
 from lamina.images.progress import Event
 from lamina.layer.limits import LayerLimits
-from lamina.mount import temp_mount, unmount_recursive
+from lamina.mount import temp_mount
 from lamina.store import Store
 from tests.fixtures_registry import LocalRegistry
+from tests.fixtures_stargz import FILES, end_lazy, fetched, top, write_config
 from tests.images import OCI_INDEX, Layer, digest, image, index, tar
-from tests.kernel.test_stargz import CONFIG, FILES, end_worker, fetched, top
 
-pytest_plugins = ["tests.fixtures_registry"]
 pytestmark = [
     pytest.mark.root,
     pytest.mark.overlay,
@@ -38,12 +37,9 @@ OWN = {"stargz.index.json", ".prefetch.landmark", ".no.prefetch.landmark"}
 
 @pytest.fixture
 def store(root_dir: Path, tmp_path: Path) -> Iterator[Store]:
-    config = tmp_path / "config.toml"
-    config.write_text(CONFIG.format(gate="fuse", quiet="true"))
-    with Store(root_dir, config=load(config)) as opened:
+    with Store(root_dir, config=load(write_config(tmp_path, "fuse"))) as opened:
         yield opened
-    unmount_recursive(root_dir)
-    end_worker(root_dir)
+    end_lazy(root_dir)
 
 
 @pytest.fixture

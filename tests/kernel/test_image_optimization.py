@@ -19,17 +19,15 @@ from lamina.formats.estargz.footer import find_toc
 from lamina.formats.estargz.toc import read_toc
 from lamina.images.manifest import OCI_MANIFEST, Descriptor, Manifest, parse_manifest
 from lamina.images.recording import parse_record
-from lamina.mount import unmount_recursive
 from lamina.store import Store
 from tests.archives import gnu_tar
 from tests.erofs import Bytes
 from tests.fixtures_command import Command
 from tests.fixtures_containers import Machine, make_rootfs
 from tests.fixtures_registry import LocalRegistry
+from tests.fixtures_stargz import end_lazy, write_config
 from tests.images import OCI_INDEX, OCI_LAYER, Layer, digest, image, index
-from tests.kernel.test_stargz import CONFIG, end_worker
 
-pytest_plugins = ["tests.fixtures_registry"]
 pytestmark = [pytest.mark.root, pytest.mark.runtime, pytest.mark.overlay]
 
 IMAGE = "docker.io/library/plain:1"
@@ -180,8 +178,7 @@ def check_costs(start: dict[str, Any], *, before_is_lazy: bool) -> None:
 def assert_lazy(machine: Machine, registry: LocalRegistry, name: str, directory: Path) -> None:
     """Push the image, forget it, and run it from where it was pulled lazily."""
     ref = f"{registry.host}/fast:1"
-    config = directory / "config.toml"
-    config.write_text(CONFIG.format(gate="fuse", quiet="true"))
+    config = write_config(directory, "fuse")
     with Store(machine.root) as store:
         manifest = manifest_of(store, name)
         content = store.images.content
@@ -196,8 +193,7 @@ def assert_lazy(machine: Machine, registry: LocalRegistry, name: str, directory:
         done = machine.lamina("run", "--rm", *options, ref, machine.id, *START)
         assert done.stdout == PRINTED
     finally:
-        unmount_recursive(machine.root)
-        end_worker(machine.root)
+        end_lazy(machine.root)
 
 
 def test_a_record_of_others(machine: Machine, tmp_path: Path) -> None:

@@ -21,23 +21,18 @@ from lamina.lazy_images import LazyImages
 from lamina.mount import temp_mount
 from lamina.store import Store
 from tests.fixtures_registry import LocalRegistry, running_registry
-from tests.images import ImageFiles, Layer, image
-from tests.kernel.test_stargz import (
+from tests.fixtures_stargz import (
     GATES,
     end_worker,
-    files,
     noise,
-    open_store,
     push,
     stargz_layer,
     top,
     worker,
 )
+from tests.images import ImageFiles, Layer, image
 from tests.startup import LAMINA
 
-__all__ = ["files", "open_store"]
-
-pytest_plugins = ["tests.fixtures_registry"]
 pytestmark = [pytest.mark.root, pytest.mark.overlay, pytest.mark.erofs, pytest.mark.registry]
 SECONDS = 60.0
 LANDMARK, NO_LANDMARK = ".prefetch.landmark", ".no.prefetch.landmark"

@@ -13,18 +13,17 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from lamina.config import load
 from lamina.lazy.served import ServedList
-from lamina.mount import temp_mount, unmount_recursive
+from lamina.mount import temp_mount
 from lamina.snapshotters.engine import Engine
 from lamina.snapshotters.lazy_tally import LazyTally
 from lamina.store import Store
 from tests.fixtures_containers import wait_for
 from tests.fixtures_registry import LocalRegistry
-from tests.images import Layer, image
-from tests.kernel.test_serve import SECONDS, Daemon
-from tests.kernel.test_stargz import (
+from tests.fixtures_stargz import (
     ALL,
     CONFIG,
     FILES,
+    end_lazy,
     end_worker,
     processes,
     push,
@@ -32,8 +31,9 @@ from tests.kernel.test_stargz import (
     stargz_layer,
     top,
 )
+from tests.images import Layer, image
+from tests.kernel.test_serve import SECONDS, Daemon
 
-pytest_plugins = ["tests.fixtures_registry"]
 pytestmark = [pytest.mark.root, pytest.mark.overlay, pytest.mark.erofs, pytest.mark.registry]
 
 COUNTERS = ("requests", "fetched_bytes", "fills", "wait_seconds", "failures")
@@ -45,8 +45,7 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
     made.config.write_text(CONFIG.format(gate="auto", quiet="true"))
     yield made
     made.close()
-    unmount_recursive(made.root)
-    end_worker(made.root)
+    end_lazy(made.root)
 
 
 @pytest.fixture

@@ -7,29 +7,24 @@ import gzip
 import io
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lamina.config import load
 from lamina.core.digest import Digest, parse_digest
 from lamina.core.labels import REMOTE
 from lamina.errors import FailedPrecondition, NotFound
 from lamina.formats.compression import decompress
 from lamina.formats.estargz.annotations import CHUNKED_DIGESTS, TOC_DIGEST
 from lamina.formats.estargz.footer import find_toc
-from lamina.formats.estargz.toc import read_toc
 from lamina.images.platform import default_platform
 from lamina.images.registry.client import Registry
 from lamina.images.registry.credentials import Credential, CredentialStore
 from lamina.images.registry.hosts import HostsConfig
-from lamina.lazy.launch import LazyWorker
 from lamina.mount import temp_mount, unmount_recursive
 from lamina.snapshotters.lazy_access import Access
 from lamina.snapshotters.lazy_blobs import size_in_manifest
@@ -38,128 +33,29 @@ from lamina.snapshotters.stargz.plugin import NEEDS, StargzConfig
 from lamina.snapshotters.stargz.toc import LAYER_OF_TOC
 from lamina.store import Store
 from tests.erofs import Bytes
-from tests.estargz import make_blob, make_chunked_blob, outsource
+from tests.estargz import make_chunked_blob, outsource
 from tests.fixtures_containers import Machine
 from tests.fixtures_registry import LocalRegistry, running_registry
+from tests.fixtures_stargz import (
+    ALL,
+    FILES,
+    GATES,
+    annotated,
+    end_lazy,
+    end_worker,
+    fetched,
+    noise,
+    push,
+    read_all,
+    stargz_layer,
+    top,
+    worker,
+)
 from tests.images import ImageFiles, Layer, digest, image
 from tests.kernel.test_archive import layout, pack
 from tests.unit.test_registry_real import HTPASSWD
 
-pytest_plugins = ["tests.fixtures_registry"]
 pytestmark = [pytest.mark.root, pytest.mark.overlay, pytest.mark.erofs, pytest.mark.registry]
-
-GATES = [
-    pytest.param("fanotify", marks=pytest.mark.fanotify),
-    pytest.param("fuse", marks=pytest.mark.fuse),
-]
-CHUNK = 64 << 10
-TOC = "stargz.index.json"
-CONFIG = """version = 3
-[plugins."io.containerd.snapshotter.v1.stargz"]
-gate = "{gate}"
-no_background_fetch = {quiet}
-"""
-
-
-def noise(size: int, seed: int) -> bytes:
-    return random.Random(seed).randbytes(size)
-
-
-FILES = [
-    {"a": b"first", "big": noise(700_000, 1), "empty": b"", "dir/deep/file": noise(90_000, 2)},
-    {"b": b"second", "other": noise(300_000, 3), "dir/more": b"more"},
-]
-ALL = {path: content for files in FILES for path, content in files.items()}
-
-
-def stargz_layer(files: dict[str, bytes], mode: int = 0o644) -> Layer:
-    blob = make_blob(files, CHUNK, mode=mode)
-    return Layer(blob, digest(gzip.decompress(blob)))
-
-
-def toc_digest(blob: bytes) -> str:
-    return read_toc(Bytes(blob), find_toc(Bytes(blob))).digest
-
-
-def annotated(files: ImageFiles, **changed: str) -> bytes:
-    """Return the manifest with the digests of the tables of contents."""
-    manifest = json.loads(files.manifest)
-    for entry, layer in zip(manifest["layers"], files.layers, strict=True):
-        with contextlib.suppress(Exception):
-            entry["annotations"] = {TOC_DIGEST: toc_digest(layer.blob), **changed}
-    return json.dumps(manifest).encode()
-
-
-@pytest.fixture
-def files() -> ImageFiles:
-    return image(*map(stargz_layer, FILES))
-
-
-@pytest.fixture
-def open_store(root_dir: Path, tmp_path: Path) -> Iterator[Callable[..., Store]]:
-    opened: list[Store] = []
-
-    def make(gate: str = "auto", *, quiet: bool = True, more: str = "") -> Store:
-        config = tmp_path / "config.toml"
-        config.write_text(CONFIG.format(gate=gate, quiet=str(quiet).lower()) + more)
-        opened.append(Store(root_dir, config=load(config)))
-        return opened[-1]
-
-    yield make
-    for store in opened:
-        store.close()
-    unmount_recursive(root_dir)
-    end_worker(root_dir)
-
-
-def end_worker(root: Path) -> None:
-    """Kill whatever serves the root; stopped first, so that none takes another's place."""
-    stopped: set[int] = set()
-    while new := set(processes(root)) - stopped:
-        for pid in new:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGSTOP)
-        stopped |= new
-        time.sleep(0.05)
-    for pid in stopped:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
-def processes(root: Path) -> list[int]:
-    done = subprocess.run(
-        ("pgrep", "-f", f"lamina.lazy.*{root}"), stdout=subprocess.PIPE, text=True
-    )
-    return [int(pid) for pid in done.stdout.split()]
-
-
-def push(registry: LocalRegistry, files: ImageFiles, manifest: bytes | None = None) -> str:
-    registry.push(manifest or annotated(files), files.blobs, "test", "1")
-    return f"{registry.host}/test:1"
-
-
-def worker(store: Store) -> LazyWorker:
-    return LazyWorker(store.snapshotter("stargz").root)
-
-
-def top(store: Store, ref: str) -> str:
-    return store.launch(ref).chain_id
-
-
-def read_all(store: Store, ref: str, tmp_path: Path) -> dict[str, bytes]:
-    engine = store.snapshotter("stargz")
-    mounts = engine.view("look", top(store, ref))
-    try:
-        with temp_mount(mounts, dir=tmp_path, read_only=True) as root:
-            # Unpacking leaves the table of contents in the tree: to a tar, it is a file.
-            found = (path for path in root.rglob("*") if path.is_file() and path.name != TOC)
-            return {str(path.relative_to(root)): path.read_bytes() for path in found}
-    finally:
-        engine.remove("look")
-
-
-def fetched(store: Store) -> int:
-    return sum(layer.local_bytes for layer in worker(store).status().layers)
 
 
 @pytest.mark.parametrize("gate", GATES)
@@ -523,8 +419,7 @@ def test_container_runs_from_a_lazy_image(
         unpacked = machine.lamina("snapshots", *snapshotter, "ls").stdout
         assert "Committed" in unpacked
     finally:
-        unmount_recursive(machine.root)
-        end_worker(machine.root)
+        end_lazy(machine.root)
 
 
 def test_configuration() -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lamina.config import load
 from lamina.core.snapshot import Kind
-from lamina.mount import mount_all, temp_mount, unmount, unmount_recursive
+from lamina.mount import mount_all, temp_mount, unmount
 from lamina.snapshotters.engine import Engine
 from lamina.snapshotters.janitor import SnapshotterChore
 from lamina.snapshotters.lazy_eviction import COMPLETES
@@ -19,14 +18,10 @@ from lamina.snapshotters.stargz.driver import CACHE
 from lamina.store import Store
 from tests.fixtures_command import Command
 from tests.fixtures_registry import LocalRegistry
-from tests.images import ImageFiles, image
-from tests.kernel.test_stargz import (
+from tests.fixtures_stargz import (
     ALL,
-    CONFIG,
-    FILES,
     GATES,
     annotated,
-    end_worker,
     fetched,
     noise,
     push,
@@ -35,36 +30,17 @@ from tests.kernel.test_stargz import (
     top,
     worker,
 )
+from tests.images import ImageFiles, image
 
-pytest_plugins = ["tests.fixtures_registry"]
 pytestmark = [pytest.mark.root, pytest.mark.overlay, pytest.mark.erofs, pytest.mark.registry]
 
 LARGE = 1_000_000
 """More than the data of one image here, and less than that of two."""
 
 
-@pytest.fixture
-def files() -> ImageFiles:
-    return image(*map(stargz_layer, FILES))
-
-
-@pytest.fixture
-def open_store(root_dir: Path, tmp_path: Path) -> Iterator[Callable[..., Store]]:
-    """Open a store whose lazy layers have a budget in bytes, if any."""
-    opened: list[Store] = []
-
-    def make(gate: str = "auto", *, quiet: bool = True, budget: int | str = "") -> Store:
-        config = tmp_path / "config.toml"
-        text = CONFIG.format(gate=gate, quiet=str(quiet).lower())
-        config.write_text(f'{text}cache_budget = "{budget}"\n')
-        opened.append(Store(root_dir, config=load(config)))
-        return opened[-1]
-
-    yield make
-    for store in opened:
-        store.close()
-    unmount_recursive(root_dir)
-    end_worker(root_dir)
+def budget(size: int) -> str:
+    """Configure how many bytes lazy layers may have."""
+    return f'cache_budget = "{size}"\n'
 
 
 def other(registry: LocalRegistry) -> str:
@@ -146,7 +122,7 @@ def test_what_somebody_uses_stays(
 def test_least_recently_used_image_is_emptied_for_the_next(
     open_store: Callable[..., Store], registry: LocalRegistry, files: ImageFiles, tmp_path: Path
 ) -> None:
-    store = open_store(budget=LARGE * 2)
+    store = open_store(more=budget(LARGE * 2))
     first, second = push(registry, files), other(registry)
     for ref in (first, second):
         store.pull(ref, snapshotter="stargz", plain_http=True)
@@ -163,15 +139,15 @@ def test_least_recently_used_image_is_emptied_for_the_next(
         assert cache.joinpath("data").stat().st_size > 0
 
 
-@pytest.mark.parametrize(("budget", "completes"), [(LARGE // 2, False), (LARGE * 4, True)])
+@pytest.mark.parametrize(("size", "completes"), [(LARGE // 2, False), (LARGE * 4, True)])
 def test_nothing_is_fetched_in_the_background_that_does_not_fit(
     open_store: Callable[..., Store],
     registry: LocalRegistry,
     tmp_path: Path,
-    budget: int,
+    size: int,
     completes: bool,
 ) -> None:
-    store = open_store(quiet=False, budget=budget)
+    store = open_store(quiet=False, more=budget(size))
     ref = other(registry)
     store.pull(ref, snapshotter="stargz", plain_http=True)
     [cache] = caches(store).values()
@@ -186,7 +162,7 @@ def test_nothing_is_fetched_in_the_background_that_does_not_fit(
 def test_budget_is_kept_once_a_container_is_gone(
     open_store: Callable[..., Store], registry: LocalRegistry, files: ImageFiles, tmp_path: Path
 ) -> None:
-    store = open_store(budget=LARGE // 2)
+    store = open_store(more=budget(LARGE // 2))
     ref = push(registry, files)
     store.pull(ref, snapshotter="stargz", plain_http=True)
     engine = engine_of(store)

@@ -16,11 +16,10 @@ from pathlib import Path
 import pytest
 
 from lamina.lazy.launch import LazyWorker
-from lamina.mount import unmount_recursive
 from tests.faulty_registry import FaultyRegistry, faulty_registry
 from tests.fixtures_containers import Machine
+from tests.fixtures_stargz import GATES, annotated, end_lazy, noise, stargz_layer, write_config
 from tests.images import ImageFiles, image
-from tests.kernel.test_stargz import CONFIG, GATES, annotated, end_worker, noise, stargz_layer
 
 pytestmark = [
     pytest.mark.root,
@@ -105,9 +104,7 @@ def checksum(
         slow.add_manifest("1", annotated(files))
         for data in files.blobs:
             slow.add_blob(data)
-        config = tmp_path / "gate.toml"
-        config.write_text(CONFIG.format(gate=gate, quiet="true"))
-        options = ("--config", config)
+        options = ("--config", write_config(tmp_path, gate))
         lazy = ("--snapshotter", "stargz")
         ref = f"{slow.host}/test:1"
         machine.command.run(*options, "images", "pull", "--plain-http", *lazy, ref)
@@ -118,8 +115,7 @@ def checksum(
         return Checksums(process, worker, layers, expected)
 
     yield start
-    unmount_recursive(machine.root)
-    end_worker(machine.root)
+    end_lazy(machine.root)
 
 
 @pytest.mark.parametrize("gate", GATES)

@@ -26,18 +26,16 @@ from tests.faulty_registry import (
     status,
     tokens,
 )
-from tests.images import ImageFiles, image
-from tests.kernel.test_stargz import (
+from tests.fixtures_stargz import (
     GATES,
     annotated,
     noise,
-    open_store,
     stargz_layer,
     top,
     worker,
 )
+from tests.images import ImageFiles, image
 
-__all__ = ["open_store"]
 pytestmark = [pytest.mark.root, pytest.mark.overlay, pytest.mark.erofs]
 
 CONTENT = noise(300_000, 5)

@@ -16,12 +16,10 @@ from lamina.snapshotters.lazy_overlay import REASON_LABEL
 from lamina.store import Store
 from tests.estargz import member, sha256, tar_member, toc_member
 from tests.fixtures_registry import LocalRegistry
+from tests.fixtures_stargz import push, read_all, top, worker
 from tests.images import Layer, digest, image
 from tests.isolation import mount_points
-from tests.kernel.test_stargz import open_store, push, read_all, top, worker
 
-__all__ = ["open_store"]
-pytest_plugins = ["tests.fixtures_registry"]
 pytestmark = [pytest.mark.root, pytest.mark.overlay, pytest.mark.erofs, pytest.mark.registry]
 
 BODY = b"what the tar says"

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
-from lamina.config import load
 from lamina.core.labels import REMOTE
-from lamina.mount import unmount_recursive
 from lamina.store import Store
 from tests.fixtures_containers import Machine
+from tests.fixtures_peer import BIG, FORMATS, NAMES_BELOW_MANY, Peer
 from tests.fixtures_registry import LocalRegistry
-from tests.fixtures_stargz import BIG, FORMATS, NAMES_BELOW_MANY, Peer
+from tests.fixtures_stargz import GATES, end_lazy, fetched, top
 from tests.hard_image import tree
-from tests.kernel.test_stargz import CONFIG, GATES, end_worker, fetched, top
 from tests.trees import Entry
 
 pytestmark = [
@@ -47,23 +44,6 @@ def as_told(entries: dict[str, Entry], unpacked: dict[str, Entry], began: int) -
         for name, entry in entries.items()
         if name not in OWN
     }
-
-
-@pytest.fixture
-def open_store(root_dir: Path, tmp_path: Path) -> Iterator[Callable[[str], Store]]:
-    opened: list[Store] = []
-
-    def make(gate: str) -> Store:
-        config = tmp_path / "config.toml"
-        config.write_text(CONFIG.format(gate=gate, quiet="true"))
-        opened.append(Store(root_dir, config=load(config)))
-        return opened[-1]
-
-    yield make
-    for store in opened:
-        store.close()
-    unmount_recursive(root_dir)
-    end_worker(root_dir)
 
 
 @pytest.mark.parametrize("gate", GATES)
@@ -101,5 +81,4 @@ def test_container_runs(machine: Machine, registry: LocalRegistry, peer: Peer, f
         said = f"a name of 255 bytes{NAMES_BELOW_MANY}\n{BIG}\n1\n"
         assert machine.lamina(*argv).stdout == said
     finally:
-        unmount_recursive(machine.root)
-        end_worker(machine.root)
+        end_lazy(machine.root)
