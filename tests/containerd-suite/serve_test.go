@@ -5,16 +5,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
+	"testing"
 	"time"
 
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/proxy"
+	"github.com/containerd/containerd/v2/core/snapshots/testsuite"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 )
@@ -110,7 +114,7 @@ func (d *daemon) snapshotter(name string) (snapshots.Snapshotter, func() error, 
 }
 
 // factory makes a fresh daemon on the directory that the suite gives each of its tests.
-func factory(program, name string) func(context.Context, string) (snapshots.Snapshotter, func() error, error) {
+func factory(program, name string) testsuite.SnapshotterFunc {
 	return func(_ context.Context, root string) (snapshots.Snapshotter, func() error, error) {
 		d, err := startDaemon(program, root)
 		if err != nil {
@@ -122,4 +126,50 @@ func factory(program, name string) func(context.Context, string) (snapshots.Snap
 		}
 		return snapshotter, func() error { return errors.Join(closeConn(), d.stop()) }, nil
 	}
+}
+
+// sharedFactory makes one daemon, which ends with t, for all tests of the suite, one after another
+// (-test.parallel 1). Each finds it empty.
+func sharedFactory(t *testing.T, program, name string) testsuite.SnapshotterFunc {
+	d, err := startDaemon(program, filepath.Join(t.TempDir(), "root"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	snapshotter, closeConn, err := d.snapshotter(name)
+	if err != nil {
+		t.Fatal(errors.Join(err, d.stop()))
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(closeConn(), d.stop()); err != nil {
+			t.Error(err)
+		}
+	})
+	return func(ctx context.Context, _ string) (snapshots.Snapshotter, func() error, error) {
+		return snapshotter, func() error { return removeAll(ctx, snapshotter) }, nil
+	}
+}
+
+// removeAll removes every snapshot, those on top of others first, and has their storage freed.
+func removeAll(ctx context.Context, snapshotter snapshots.Snapshotter) error {
+	parents := map[string]string{}
+	err := snapshotter.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+		parents[info.Name] = info.Parent
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for len(parents) > 0 {
+		below := slices.Collect(maps.Values(parents))
+		for name := range parents {
+			if slices.Contains(below, name) {
+				continue
+			}
+			if err := snapshotter.Remove(ctx, name); err != nil {
+				return err
+			}
+			delete(parents, name)
+		}
+	}
+	return snapshotter.(snapshots.Cleaner).Cleanup(ctx)
 }

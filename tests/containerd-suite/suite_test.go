@@ -1,7 +1,8 @@
 // Package suite runs containerd's own tests of snapshotters against `lamina serve`.
 //
-// Each test gets a daemon and a root of its own, and talks to it as containerd does, through the
-// client of proxy plugins. tests/containerd/test_suite.py runs them.
+// Each test gets a daemon and a root of its own, or all share one, and talks to it as containerd
+// does, through the client of proxy plugins. tests/containerd/test_suite.py runs them, and in
+// virtual machines tests/vm.
 package suite
 
 import (
@@ -17,6 +18,8 @@ const (
 	programVariable = "LAMINA_SUITE_PROGRAM"
 	// snapshottersVariable names those to test, with commas between them.
 	snapshottersVariable = "LAMINA_SUITE_SNAPSHOTTERS"
+	// sharedVariable, if set, gives all tests one daemon: where starting it takes longest.
+	sharedVariable = "LAMINA_SUITE_SHARED"
 )
 
 func TestSnapshotter(t *testing.T) {
@@ -26,7 +29,11 @@ func TestSnapshotter(t *testing.T) {
 	}
 	for name := range strings.SplitSeq(os.Getenv(snapshottersVariable), ",") {
 		t.Run(name, func(t *testing.T) {
-			testsuite.SnapshotterSuite(t, known(name), factory(program, name))
+			daemons := factory(program, name)
+			if os.Getenv(sharedVariable) != "" {
+				daemons = sharedFactory(t, program, name)
+			}
+			testsuite.SnapshotterSuite(t, known(name), daemons)
 		})
 	}
 }
