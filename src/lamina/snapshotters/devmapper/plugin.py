@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_SETUP = "lamina devmapper setup --loop, or with --device DISK --vg NAME"
+_SETUP = "`lamina devmapper setup --loop`, or with `--device DISK --vg NAME`"
 
 
 def _load(config: DevmapperConfig, root: Path) -> Driver:
@@ -26,7 +26,7 @@ def _load(config: DevmapperConfig, root: Path) -> Driver:
         raise SnapshotterSkipped(
             "devmapper",
             reason="devmapper not configured: there is no pool_name",
-            fix=f"make a pool with `{_SETUP}`, and write what it prints into the configuration",
+            fix=f"make a pool with {_SETUP}, and write what it prints into the configuration",
         )
     from lamina.snapshotters.devmapper.devices import Devices
     from lamina.snapshotters.devmapper.driver import DevmapperDriver
@@ -82,7 +82,7 @@ def _open(config: DevmapperConfig) -> Pool:
         raise SnapshotterSkipped(
             "devmapper",
             reason=f"there is no pool device {config.pool_name}",
-            fix=f"make it with `{_SETUP}`, or activate it",
+            fix=f"make it with {_SETUP}, or activate it",
         ) from error
     except BaseException:
         dm.close()
