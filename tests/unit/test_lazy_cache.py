@@ -316,6 +316,22 @@ def test_nobody_waits_beyond_the_deadline(directory: Path) -> None:
         assert again.read(0, again.size) == SMALL.content
 
 
+def test_after_a_wait_in_vain_readers_are_refused_until_the_source_gives(directory: Path) -> None:
+    def fail(offset: int, length: int) -> None:
+        time.sleep(0.2)
+        raise Unavailable("fetch", hint="try later")
+
+    source = MemorySource(SMALL.blob, fail)
+    with opened(SMALL, directory, source) as cache:
+        for unit in (SMALL.units[1], SMALL.units[3]):
+            with pytest.raises(Unavailable, match="try later"):
+                cache.fill(unit.cache_offset, unit.cache_offset + 1)
+        assert len(source.asked) == 1
+        source.hook = lambda offset, length: None
+        cache.prefetch([(0, 1)])
+        assert cache.read(0, cache.size) == SMALL.content
+
+
 def test_a_cache_with_a_request_that_hangs_keeps_its_files(directory: Path) -> None:
     go_on = threading.Event()
 

@@ -32,6 +32,7 @@ from lamina.lazy.losses import Losses
 from lamina.lazy.policy import FillPolicy
 from lamina.lazy.quiet import Quiet
 from lamina.lazy.read_ahead import ReadAhead
+from lamina.lazy.refusals import Refusals
 from lamina.lazy.sources.description import Opener
 from lamina.lazy.sources.on_demand import SourceOnDemand
 from lamina.lazy.table import UnitTable
@@ -120,6 +121,7 @@ class LayerCache:
         self._own_workers = workers is None
         self._quiet = quiet or Quiet(self._policy.silence_seconds)
         self._completion = Completion(self._fills, self._submit, self._policy)
+        self._refusals = Refusals()
         self._syncing = threading.Lock()
         self._losses = Losses(self._watched_fd, self._map, self.data_path)
         self._let_go = False
@@ -214,7 +216,8 @@ class LayerCache:
             OutOfRange: they are not within the cache file.
             DataLoss: the source's bytes are not what their digest says.
             ResourceExhausted: the disk is full.
-            DeadlineExceeded: they did not come within `FillPolicy.fill_seconds`.
+            DeadlineExceeded: they did not come within `FillPolicy.fill_seconds`, or have not just
+                now for somebody else (`Refusals`).
             Unavailable: the source does not give them just now; so do Unauthenticated,
                 PermissionDenied and NotFound.
             FailedPrecondition: the cache is closed.
@@ -381,6 +384,7 @@ class LayerCache:
 
     def _wait_for(self, units: range) -> None:
         """Have what is missing fetched, and wait for it."""
+        self._refusals.check(units)
         began = time.monotonic()
         deadline = began + self._policy.fill_seconds
         try:
@@ -388,6 +392,10 @@ class LayerCache:
                 self._read_ahead(units)
                 for request in requests:
                     self._wait_for_one(request, deadline)
+        except (DeadlineExceeded, Unavailable) as error:
+            missing = [one for one in units if not self._map.is_local(range(one, one + 1))]
+            self._refusals.note(missing, error, began)
+            raise
         finally:
             self.counters.add(fills=1, wait_seconds=time.monotonic() - began)
 
@@ -427,6 +435,8 @@ class LayerCache:
             self._fills.give_up(request, Cancelled("fetch for a layer that was closed"))
         else:
             self._fetcher.carry_out(request)
+            if len(request.errors) < len(request.units):
+                self._refusals.clear()
 
     def _read_ahead(self, units: range) -> None:
         if ahead := self._ahead.after(units):
