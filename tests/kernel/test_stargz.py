@@ -479,3 +479,35 @@ def test_nothing_is_made_on_layers_that_nobody_has_guarded(
     engine.cleanup()
     store.pull(ref, snapshotter="stargz", plain_http=True)
     assert read_all(store, ref, tmp_path) == ALL
+
+
+@pytest.mark.fuse
+def test_fuse_layers_are_mounted_anew_after_all_were_killed(
+    open_store: Callable[..., Store],
+    registry: LocalRegistry,
+    files: ImageFiles,
+    tmp_path: Path,
+    root_dir: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = open_store("fuse")
+    ref = push(registry, files)
+    store.pull(ref, snapshotter="stargz", plain_http=True)
+    engine = store.snapshotter("stargz")
+    with temp_mount(engine.prepare("before", top(store, ref)), dir=tmp_path) as root:
+        assert (root / "a").read_bytes() == b"first"
+        end_worker(root_dir)
+        engine.mounts("before")
+        assert caplog.text.count("mounted a lazy layer anew") == len(files.layers)
+        end_worker(root_dir)
+        assert read_all(store, ref, tmp_path) == ALL
+        with pytest.raises(OSError, match=r"Transport endpoint|Input/output error"):
+            (root / "big").read_bytes()
+        for cache in root_dir.rglob("snapshots/*/cache"):
+            worker(store).wait(cache, 30)
+        engine.mounts("before")  # from the cache files now
+    end_worker(root_dir)
+    with temp_mount(engine.mounts("before"), dir=tmp_path) as root:
+        assert (root / "big").read_bytes() == ALL["big"]
+    assert processes(root_dir) == []
+    engine.remove("before")

@@ -15,7 +15,7 @@ import functools
 import logging
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
 
@@ -42,6 +42,8 @@ GATE_LABEL = "containerd.io/snapshot/lamina.gate"
 LOGIN_HINT = "name a docker config.json that has a login as docker_config of this snapshotter"
 """What whoever pulls logs in with, such as `--user`, is not what layers are fetched with."""
 _DATA = "data"
+_DIRECT = "noatime"
+"""Of mounts from cache files, to know them by: EROFS keeps no access times anyway."""
 _NO_ACCESS = Access()
 _WRITING_SECONDS = 60.0
 """Since the last change of metadata: what is claimed now, is being written."""
@@ -284,7 +286,28 @@ class LazyOverlayDriver(OverlayStackDriver):
 
         for cache in self.caches(id):
             if cache.is_dir() and _has_data(cache) and not is_durable(cache):
-                self._worker.add(cache, self.factory, cast("GateName", read_layer(cache).gate))
+                gate = cast("GateName", read_layer(cache).gate)
+                device = self._worker.add(cache, self.factory, gate)
+                if gate == "fuse":
+                    self._renew(id, device.parent)
+
+    def _renew(self, id: int, served: Path) -> None:
+        """Mount a layer anew whose mount is older than the filesystem that it would read through.
+
+        Everybody who served that one was killed, so that it gives errors for ever. The new mount
+        goes over the old one, as in `_let_go_of_gate`; what stands on that stays as it is.
+        """
+        from lamina.snapshotters.lower_mounts import is_older, locked
+
+        point = self.point(id)
+        if not is_older(point, served):
+            return
+        with locked(point):
+            if is_older(point, served):
+                self._mount_erofs(id, self._devices(id))
+                log.warning("mounted a lazy layer anew, as all who served it were killed: "
+                            "containers of before can read no more of it, later ones can",
+                            extra={"path": str(self.of(id))})  # fmt: skip
 
     def _let_go_of_gate(self, id: int) -> None:
         """Mount a layer that was read through FUSE, and is complete now, from its cache files.
@@ -292,13 +315,13 @@ class LazyOverlayDriver(OverlayStackDriver):
         It goes over the other mount, so that there is no moment without one; what stands on that
         stays there. Only a layer that is durable is mounted without a gate.
         """
-        from lamina.snapshotters.lower_mounts import locked, mount_count
+        from lamina.snapshotters.lower_mounts import has_option, locked
 
         if id in self._direct or not self._needs_no_gate(id):
             return
         with locked(self.point(id)):
-            # Two are it and the one that was there before. It may have been emptied since.
-            if mount_count(self.point(id)) == 1 and self._needs_no_gate(id):
+            # It may have been emptied since.
+            if not has_option(self.point(id), _DIRECT) and self._needs_no_gate(id):
                 self._mount_erofs(id, [cache / _DATA for cache in self.caches(id)])
             self._direct.add(id)
 
@@ -317,11 +340,14 @@ class LazyOverlayDriver(OverlayStackDriver):
             if not cache.is_dir():
                 hint = "`lamina fsck --repair` tells how to have the layer again"
                 raise DataLoss("mount lazy layer", cache, hint=hint)
-        devices = [device for cache in caches if (device := self._device(cache))]
+        devices = self._devices(id)
         self._direct.discard(id)  # of one that was emptied since
         self._mount_erofs(id, devices)
         for cache in caches:
             self._fetch(cache)
+
+    def _devices(self, id: int) -> list[Path]:
+        return [device for cache in self.caches(id) if (device := self._device(cache))]
 
     def _device(self, cache: Path) -> Path | None:
         """Return the file to mount for a cache, which is served then; None if it is no device."""
@@ -329,11 +355,14 @@ class LazyOverlayDriver(OverlayStackDriver):
             return None
         return self._worker.add(cache, self.factory, self._gate)
 
-    def _mount_erofs(self, id: int, devices: Iterable[Path]) -> None:
+    def _mount_erofs(self, id: int, devices: Sequence[Path]) -> None:
         from lamina.mount import mount_all
 
-        options = ("ro", *(f"device={device}" for device in devices))
-        mount_all([Mount("erofs", str(self.image(id)), options=options)], self.point(id))
+        options = ["ro", *(f"device={device}" for device in devices)]
+        own = {cache / _DATA for cache in self.caches(id)}
+        if devices and own.issuperset(devices):
+            options.append(_DIRECT)
+        mount_all([Mount("erofs", str(self.image(id)), options=tuple(options))], self.point(id))
 
     def _fetch(self, cache: Path) -> None:
         """Have fetched in the background what the configuration says; nobody waits for it."""

@@ -19,12 +19,26 @@ def is_mounted(point: Path) -> bool:
     return os.lstat(point).st_dev != os.lstat(point.parent).st_dev
 
 
-def mount_count(point: Path) -> int:
-    """Return how many mounts lie over each other on a directory, in this mount namespace."""
+def has_option(point: Path, option: str) -> bool:
+    """Tell whether what is on top on a directory, in this mount namespace, has a mount option."""
     from lamina.linux.mountinfo import mounts_at_or_below
 
     path = point.resolve()
-    return sum(info.point == str(path) for info in mounts_at_or_below(path))
+    found = [info.options for info in mounts_at_or_below(path) if info.point == str(path)]
+    return bool(found) and option in found[-1]
+
+
+def is_older(point: Path, other: Path) -> bool:
+    """Tell whether what is on top on a directory was mounted before what has `other`.
+
+    False on kernels before Linux 6.8, which do not tell.
+
+    Raises:
+        OSError: one of them cannot be looked at.
+    """
+    from lamina.linux.mount_id import unique_mount_id
+
+    return unique_mount_id(point) < unique_mount_id(other)
 
 
 def mount_once(point: Path, mount: Callable[[], None]) -> None:
