@@ -65,6 +65,20 @@ class TarImage(NamedTuple):
     warnings: tuple[str, ...]
 
 
+class TarTree(NamedTuple):
+    """The tree of an archive.
+
+    Attributes:
+        root: the directory where all begins.
+        entries: members of the archive.
+        warnings: what was left out, as sentences; the first few only.
+    """
+
+    root: Inode
+    entries: int
+    warnings: tuple[str, ...]
+
+
 def image_from_tar(
     stream: ChunkStream,
     out: BinaryIO,
@@ -96,13 +110,39 @@ def image_from_tar(
         InvalidArgument: an inode has more attributes than an image can hold.
     """
     data = DataArea(out, reserved_blocks())
+    tree = tree_from_tar(
+        stream,
+        data,
+        max_entries=max_entries,
+        max_bytes=max_bytes,
+        implied=implied,
+        root=root,
+        whiteouts=whiteouts,
+    )
+    written = write_image(tree.root, out, first_block=data.block, uuid=uuid)
+    return TarImage(*written, tree.entries, tree.warnings)
+
+
+def tree_from_tar(
+    stream: ChunkStream,
+    data: DataArea,
+    *,
+    max_entries: int,
+    max_bytes: int,
+    implied: Implied | None = None,
+    root: Inode | None = None,
+    whiteouts: bool = True,
+) -> TarTree:
+    """Return the tree of an uncompressed archive; `data` gets what its files have.
+
+    The arguments are those of `image_from_tar`, and so are the errors but the last.
+    """
     limits = _Limits(max_entries, max_bytes)
     builder = _Builder(TarReader(stream), data, limits, implied, whiteouts=whiteouts)
     if root is not None:
         builder.tree.root = root
     builder.run()
-    written = write_image(builder.tree.root, out, first_block=data.block, uuid=uuid)
-    return TarImage(*written, builder.entries, tuple(builder.warnings))
+    return TarTree(builder.tree.root, builder.entries, tuple(builder.warnings))
 
 
 class _Limits(NamedTuple):

@@ -53,6 +53,7 @@ from lamina.formats.erofs.layout import (
     superblock_checksum,
 )
 from lamina.formats.erofs.nodes import Node, Survey
+from lamina.formats.erofs.output import Output
 from lamina.formats.erofs.placement import (
     Placement,
     common_mtime,
@@ -66,7 +67,6 @@ from lamina.formats.erofs.tree import BLOCK, Inode
 _TABLE_OFFSET = EROFS_SUPER_OFFSET + SUPERBLOCK.size
 _MAX_BLOCKS = (1 << 32) - 1
 _MAX_TAG = 64
-_BUFFER = 1 << 20
 _WHAT = "write an EROFS image"
 
 
@@ -168,33 +168,6 @@ def _head(superblock: Superblock, devices: Sequence[Device], addresses: Sequence
     return bytes(head)
 
 
-class _Output:
-    """Writes at an ever greater position, with zeros where nothing is written."""
-
-    def __init__(self, out: BinaryIO, position: int) -> None:
-        out.seek(position)
-        self._out = out
-        self._buffer = bytearray()
-        self._base = position
-
-    @property
-    def position(self) -> int:
-        return self._base + len(self._buffer)
-
-    def write(self, data: bytes) -> None:
-        self._buffer += data
-        if len(self._buffer) >= _BUFFER:
-            self.flush()
-
-    def pad_to(self, position: int) -> None:
-        self._buffer += bytes(position - self.position)
-
-    def flush(self) -> None:
-        self._out.write(self._buffer)
-        self._base += len(self._buffer)
-        self._buffer.clear()
-
-
 class _Writer:
     """Writes the metadata of the nodes of one survey.
 
@@ -214,7 +187,7 @@ class _Writer:
         )
         self.blocks = self._place.blocks
         self._root = next(iter(self._nodes.values()))
-        self._out = _Output(out, first_block * BLOCK)
+        self._out = Output(out, first_block * BLOCK)
 
     def write_metadata(self) -> None:
         """Write all but the reserved blocks."""

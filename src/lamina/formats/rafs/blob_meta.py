@@ -25,9 +25,9 @@ MAX_META = 512 << 20
 """Bytes of `blob.meta`, both ways: it is held in memory whole."""
 NO_CONTEXT = -1
 
-_MAGIC = 0xB10BB10B
-_HEADER = struct.Struct("<IIIIQQQQQI4032xI")
-assert _HEADER.size == HEADER_SIZE
+META_MAGIC = 0xB10BB10B
+META_HEADER = struct.Struct("<IIIIQQQQQI4032xI")
+assert META_HEADER.size == HEADER_SIZE
 _BLOCK = 4096
 _INFO_V1 = struct.Struct("<QQ")
 _INFO_V2 = struct.Struct("<QQQ")
@@ -147,10 +147,10 @@ def _place(blob: Blob) -> MetaPlace:
 
 
 def _parse(blob: Blob, place: MetaPlace, raw: Buffer, last: bytes) -> BlobMeta:
-    header = _Header._make(_HEADER.unpack(last))
+    header = _Header._make(META_HEADER.unpack(last))
     at = place.offset + place.compressed_size
-    if (header.magic, header.magic_again) != (_MAGIC, _MAGIC):
-        raise damaged(at, f"the magic number {_MAGIC:#x} twice", f"{header.magic:#x}")
+    if (header.magic, header.magic_again) != (META_MAGIC, META_MAGIC):
+        raise damaged(at, f"the magic number {META_MAGIC:#x} twice", f"{header.magic:#x}")
     said = (header.compressor, *header[4:7])
     if said != place:
         raise damaged(at, f"what the blob table says: {tuple(place)}", said)

@@ -42,13 +42,14 @@ def verify_inodes(bootstrap: Bootstrap) -> None:
 
 
 def _verify(digester: Digester, name: bytes, inode: Inode) -> None:
-    got = digest_of(digester, _content(inode))
+    got = digest_of(digester, content_of(inode))
     if got != inode.digest:
         subject = f"{inode.number} ({name.decode(errors='backslashreplace')})"
         raise DigestMismatch(_WHAT, subject, expected=inode.digest.hex(), got=got.hex())
 
 
-def _content(inode: Inode) -> bytes:
+def content_of(inode: Inode) -> bytes:
+    """Return what an inode's digest is that of."""
     if inode.is_regular:
         return b"".join([found.chunk.digest for found in inode.chunks])
     if inode.is_directory:

@@ -42,9 +42,13 @@ V5_XATTR = struct.Struct("<I")
 CHUNK = struct.Struct("<32sIIIIQQQII")
 assert CHUNK.size == 80
 
-V5_INODE_XATTR = 0x4
+V5_INODE_SYMLINK = 0x1
 """Flags of an inode."""
+V5_INODE_HARDLINK = 0x2
+V5_INODE_XATTR = 0x4
 V5_INODE_HAS_HOLE = 0x8
+V5_MAX_PLACE = 1 << 29
+"""Of a record, in units of ALIGNMENT bytes."""
 
 MIN_CHUNK_SIZE = 1 << 12
 MAX_CHUNK_SIZE = 1 << 24

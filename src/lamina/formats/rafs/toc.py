@@ -31,9 +31,9 @@ _HEADER = 512
 _NAME = slice(0, 100)
 _SIZE = slice(124, 136)
 _CHECKSUM = slice(148, 156)
-_ENTRY = struct.Struct("<I4x16s32sQQQ48x")
-assert _ENTRY.size == 128
-_COMPRESSORS = {1: Compressor.NONE, 2: Compressor.ZSTD, 4: Compressor.LZ4_BLOCK}
+TOC_ENTRY = struct.Struct("<I4x16s32sQQQ48x")
+assert TOC_ENTRY.size == 128
+TOC_COMPRESSORS = {1: Compressor.NONE, 2: Compressor.ZSTD, 4: Compressor.LZ4_BLOCK}
 _COMPRESSOR_MASK = 0xF
 
 
@@ -73,8 +73,8 @@ def read_toc(source: RangeSource, digest: bytes = b"") -> dict[str, TocEntry]:
         raise damaged(0, f"a header of {_HEADER} bytes at the end", f"{source.size} bytes")
     header = source.read_at(end, _HEADER)
     size = _header_size(header, end)
-    if size % _ENTRY.size or not 0 < size <= min(end, MAX_TOC - _HEADER):
-        raise damaged(end, f"a table of entries, each of {_ENTRY.size} bytes", f"{size} bytes")
+    if size % TOC_ENTRY.size or not 0 < size <= min(end, MAX_TOC - _HEADER):
+        raise damaged(end, f"a table of entries, each of {TOC_ENTRY.size} bytes", f"{size} bytes")
     raw = source.read_at(end - size, size)
     if any(digest):
         got = hashlib.sha256(raw + header).digest()
@@ -82,8 +82,8 @@ def read_toc(source: RangeSource, digest: bytes = b"") -> dict[str, TocEntry]:
             what = "verify table of contents of"
             raise DigestMismatch(what, "a RAFS blob", expected=digest.hex(), got=got.hex())
     found = {}
-    for number, fields in enumerate(_ENTRY.iter_unpack(raw)):
-        entry = _entry(*fields, at=end - size + number * _ENTRY.size)
+    for number, fields in enumerate(TOC_ENTRY.iter_unpack(raw)):
+        entry = _entry(*fields, at=end - size + number * TOC_ENTRY.size)
         if entry.name in found:
             raise damaged(end - size, "entries with names of their own", entry.name)
         found[entry.name] = entry
@@ -140,7 +140,7 @@ def _entry(
     *,
     at: int,
 ) -> TocEntry:
-    compressor = _COMPRESSORS.get(flags)
+    compressor = TOC_COMPRESSORS.get(flags)
     text = name.rstrip(b"\0")
     if compressor is None or flags & ~_COMPRESSOR_MASK:
         raise damaged(at, "an entry with one compressor", f"flags {flags:#x}")

@@ -35,16 +35,17 @@ def steers_overlay(bootstrap: Bootstrap) -> bool:
     A bootstrap of version 6 is mounted as it is, with such attributes; `to_tree` leaves them out of
     it as well, for the same devices.
     """
-    return any(_steering(name) for inode in inodes(bootstrap.root) for name in inode.xattrs)
+    return any(is_steering(name) for inode in inodes(bootstrap.root) for name in inode.xattrs)
 
 
-def _steering(name: bytes) -> bool:
+def is_steering(name: bytes) -> bool:
+    """Tell whether an attribute of that name steers an overlay."""
     return name.startswith(_STEERING)
 
 
 def _inode(inode: Inode, layout: Layout) -> ErofsInode:
     xattrs: Mapping[bytes, bytes] = {
-        name: value for name, value in inode.xattrs.items() if not _steering(name)
+        name: value for name, value in inode.xattrs.items() if not is_steering(name)
     }
     return ErofsInode(
         inode.mode,

@@ -35,6 +35,7 @@ from lamina.formats.rafs.layout import (
     V5_INODE_HAS_HOLE,
     V5_INODE_XATTR,
     V5_MAGIC,
+    V5_MAX_PLACE,
     V5_SUPERBLOCK,
     V5_SUPERBLOCK_SIZE,
     V5_TABLE_ENTRY,
@@ -50,8 +51,6 @@ from lamina.formats.rafs.model import Blob, Bootstrap, FileChunk, Inode
 from lamina.formats.rafs.v5_blobs import read_v5_blobs
 
 _ROOT = 1
-_MAX_OFFSET = 1 << 29
-"""Of a record, in units of 8 bytes."""
 _FLAGS_AT = 16
 
 
@@ -194,7 +193,7 @@ class _Inodes:
         if self._used[number - 1]:
             raise damaged(at, "inodes of one name each", f"number {number} once more")
         self._used[number - 1] = 1
-        if not V5_SUPERBLOCK_SIZE // ALIGNMENT <= place < _MAX_OFFSET:
+        if not V5_SUPERBLOCK_SIZE // ALIGNMENT <= place < V5_MAX_PLACE:
             at = self._superblock.inode_table_offset + entry
             raise damaged(at, "the place of an inode", place)
         return self._parse(place * ALIGNMENT)

@@ -24,7 +24,7 @@ from lamina.formats.rafs.layout import (
 from lamina.formats.rafs.metadata import BootstrapData
 from lamina.formats.rafs.model import Blob, MetaPlace
 
-_MAX_BLOBS = 254
+MAX_BLOBS = 254
 """Chunks have 8 bits for the number of one, from 1 on."""
 _ID = re.compile(rb"[0-9a-f]{64}")
 _OWN_ID = b"x" * 64
@@ -41,8 +41,8 @@ def read_v6_blobs(data: BootstrapData, extended: V6Extended) -> tuple[Blob, ...]
     """
     at, size = extended.blob_table_offset, extended.blob_table_size
     count, rest = divmod(size, V6_BLOB.size)
-    if rest or count > _MAX_BLOBS:
-        expected = f"a blob table of at most {_MAX_BLOBS} entries"
+    if rest or count > MAX_BLOBS:
+        expected = f"a blob table of at most {MAX_BLOBS} entries"
         raise damaged(V6_EXTENDED_OFFSET, expected, f"{size} bytes")
     raw = data.take(at, size, "blob table")
     blobs = []
