@@ -37,7 +37,8 @@ class Optimized(NamedTuple):
 
     Attributes:
         converted: the new image.
-        layers: of the image for this machine's platform, base first, each once.
+        layers: of the image for this machine's platform, base first, each once; empty for a Nydus
+            image, whose layers are not those of the source.
     """
 
     converted: Converted
@@ -94,11 +95,13 @@ def optimize_image(
     now = store.images.select(store.image(ref), platform).descriptor.digest
     if now != source.descriptor.digest:
         raise FailedPrecondition("optimize image", ref, hint="it was replaced: record it anew")
-    before = costs(source, store.images, files)
     options = replace(options, prioritized=_prioritized(source, files))
+    if options.nydus is not None:
+        made = store.convert(ref, target, options=options, progress=progress, sync=sync)
+        return Optimized(made, [])
+    before = costs(source, store.images, files)
     converted = store.convert(ref, target, options=options, progress=progress, sync=sync)
-    made = store.images.select(converted.image, platform)
-    after = costs(made, store.images, files)
+    after = costs(store.images.select(converted.image, platform), store.images, files)
     by_source = {layer.source.digest: layer for layer in converted.layers}
     # A blob that is there twice is fetched once, and the upper place has all that is recorded.
     layers = {

@@ -382,7 +382,7 @@ class Store:
         progress: Progress | None = None,
         sync: bool = False,
     ) -> Converted:
-        """Make an image whose layers are eStargz or zstd:chunked of one that was pulled.
+        """Make a lazy image of one that was pulled: of eStargz or zstd:chunked layers, or Nydus.
 
         Args:
             ref: the image; its blobs have to be in the store.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +20,30 @@ from lamina.errors import InvalidArgument
 from lamina.layer.limits import LayerLimits
 
 if TYPE_CHECKING:
+    from lamina.formats.estargz.writer import BlobOptions
+    from lamina.formats.rafs.writer.options import RafsOptions
     from lamina.images.conversion import ConvertOptions
 
 _OPTIONS = (
     click.option("--estargz", is_flag=True, help="Write layers as eStargz.  [default]"),
     click.option("--zstdchunked", is_flag=True, help="Write layers as zstd:chunked."),
+    click.option("--nydus", is_flag=True, help="Write a Nydus image: blobs and one bootstrap."),
+    click.option(
+        "--fs-version",
+        type=click.Choice(["5", "6"]),
+        help="Version of the bootstrap of a Nydus image.  [default: 6]",
+    ),
+    click.option(
+        "--compressor",
+        type=click.Choice(["none", "lz4_block", "gzip", "zstd"]),
+        help="How chunks of a Nydus image are compressed.  [default: zstd]",
+    ),
     click.option(
         "--chunk-size",
         type=Size(),
         default=0,
         metavar="SIZE",
-        help="Split files into chunks of this size.  [default: 4MiB]",
+        help="Split files into chunks of this size.  [default: 4MiB; 1MiB with --nydus]",
     ),
     click.option(
         "--prioritized-chunk-size",
@@ -83,21 +96,49 @@ def conversion_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def convert_options(given: dict[str, Any]) -> ConvertOptions:
     """Return what the options ask for, but for the files that come first."""
-    from lamina.formats.estargz.writer import DEFAULT_CHUNK, BlobFormat, BlobOptions
     from lamina.images.conversion import ConvertOptions
 
-    if given["estargz"] and given["zstdchunked"]:
-        raise InvalidArgument("convert to eStargz and zstd:chunked", hint="choose one of them")
+    chosen = [name for name in ("estargz", "zstdchunked", "nydus") if given[name]]
+    if len(chosen) > 1:
+        what = " and ".join(f"--{name}" for name in chosen)
+        raise InvalidArgument("convert with", what, hint="choose one of them")
+    formats = {"nydus": _rafs_options(given)} if given["nydus"] else {"blob": _blob_options(given)}
     return ConvertOptions(
-        blob=BlobOptions(
-            format=BlobFormat.ZSTD_CHUNKED if given["zstdchunked"] else BlobFormat.ESTARGZ,
-            level=given["compression_level"],
-            chunk_size=given["chunk_size"] or DEFAULT_CHUNK,
-            prioritized_chunk_size=given["prioritized_chunk_size"],
-            min_chunk_size=given["min_chunk_size"],
-        ),
+        **formats,
         platforms=parse_platforms(given["platforms"]),
         all_platforms=given["all_platforms"],
         labels=parse_labels(given["labels"]),
         limits=LayerLimits(max_bytes=given["max_layer_size"]),
     )
+
+
+def _blob_options(given: dict[str, Any]) -> BlobOptions:
+    from lamina.formats.estargz.writer import DEFAULT_CHUNK, BlobFormat, BlobOptions
+
+    _refuse(given, ("fs_version", "compressor"), "needs --nydus")
+    return BlobOptions(
+        format=BlobFormat.ZSTD_CHUNKED if given["zstdchunked"] else BlobFormat.ESTARGZ,
+        level=given["compression_level"],
+        chunk_size=given["chunk_size"] or DEFAULT_CHUNK,
+        prioritized_chunk_size=given["prioritized_chunk_size"],
+        min_chunk_size=given["min_chunk_size"],
+    )
+
+
+def _rafs_options(given: dict[str, Any]) -> RafsOptions:
+    from lamina.formats.rafs.flags import Compressor
+    from lamina.formats.rafs.writer.options import DEFAULT_CHUNK, RafsOptions
+
+    others = ("prioritized_chunk_size", "min_chunk_size", "compression_level")
+    _refuse(given, others, "cannot be used with --nydus")
+    return RafsOptions(
+        version=int(given["fs_version"] or 6),
+        compressor=Compressor[(given["compressor"] or "zstd").upper()],
+        chunk_size=given["chunk_size"] or DEFAULT_CHUNK,
+    )
+
+
+def _refuse(given: dict[str, Any], names: Sequence[str], why: str) -> None:
+    for name in names:
+        if given[name]:
+            raise click.UsageError(f"--{name.replace('_', '-')} {why}")

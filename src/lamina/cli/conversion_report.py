@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lamina.image_optimization import Optimized, OptimizedLayer
     from lamina.images.conversion import Converted
     from lamina.images.conversion_layers import ConvertedLayer
+    from lamina.images.conversion_nydus import NydusLayer
     from lamina.images.recording_cost import LayerCost
 
 _DIGEST_SHOWN = 19
@@ -27,7 +28,10 @@ def plain_converted(converted: Converted) -> dict[str, object]:
         "Name": converted.image.name,
         "Digest": target.digest,
         "MediaType": target.media_type,
-        "Layers": [_plain_layer(layer) for layer in converted.layers],
+        "Layers": [
+            *(_plain_layer(layer) for layer in converted.layers),
+            *(_plain_nydus(layer) for layer in converted.nydus),
+        ],
     }
 
 
@@ -49,10 +53,27 @@ def _plain_layer(layer: ConvertedLayer) -> dict[str, object]:
     }
 
 
+def _plain_nydus(layer: NydusLayer) -> dict[str, object]:
+    """Return what is said of a blob or a bootstrap; of a layer without data, it has no digest."""
+    said: dict[str, object] = {}
+    if layer.source is not None:
+        said |= {"Source": layer.source.digest, "SourceSize": layer.source.size}
+    if layer.target is not None:
+        said |= {"Digest": layer.target.digest, "Size": layer.target.size}
+    if layer.source is not None:
+        said |= {
+            "Chunks": layer.chunks,
+            "NewChunks": layer.new_chunks,
+            "Prioritized": layer.prioritized,
+        }
+    return said
+
+
 def summary(converted: Converted, seconds: float) -> str:
     """Return the line that says how it went."""
-    before = sum(layer.source.size for layer in converted.layers)
-    after = sum(layer.target.size for layer in converted.layers)
+    layers: list[ConvertedLayer | NydusLayer] = [*converted.layers, *converted.nydus]
+    before = sum(layer.source.size for layer in layers if layer.source is not None)
+    after = sum(layer.target.size for layer in layers if layer.target is not None)
     sizes = f"{format_size(before)} of layers are {format_size(after)}"
     return f"{converted.image.name}: done in {seconds:.1f}s, {sizes}"
 
@@ -70,11 +91,13 @@ def plain_optimized(found: Found, optimized: Optimized) -> dict[str, object]:
             "ExitCode": found.run.code,
             "Lost": found.run.lost,
         }
+    said = {**plain_converted(optimized.converted), "Recorded": recorded}
+    if optimized.converted.nydus:
+        return said
     before = [layer.before for layer in optimized.layers]
     after = [layer.after for layer in optimized.layers]
     return {
-        **plain_converted(optimized.converted),
-        "Recorded": recorded,
+        **said,
         "Start": {
             "Layers": [
                 {"Before": _plain_cost(layer.before), "After": _plain_cost(layer.after)}
@@ -91,7 +114,9 @@ def plain_optimized(found: Found, optimized: Optimized) -> dict[str, object]:
 
 
 def print_optimized(optimized: Optimized) -> None:
-    """Print a line for each layer, base first, and their sums."""
+    """Print a line for each layer, base first, and their sums; of a Nydus image, nothing."""
+    if optimized.converted.nydus:
+        return
     columns = ("LAYER", "FILES", "SIZE", "PREFETCH", "BYTES", "NOW", "REQUESTS", "NOW")
     rows = [_row(layer.after.digest[:_DIGEST_SHOWN], [layer]) for layer in optimized.layers]
     print_table(columns, [*rows, _row("all", optimized.layers)], padding=2)

@@ -211,3 +211,6 @@ def _say_kept(converted: Converted) -> None:
     for layer in converted.layers:
         if layer.kept:
             say(f"layer {layer.source.digest} stays as it is: {layer.kept}")
+    for made in converted.nydus:
+        for warning in made.warnings:
+            say(warning)

@@ -1,4 +1,4 @@
-"""Making an image lazy: the same files, in layers as eStargz or zstd:chunked.
+"""Making an image lazy: the same files, in layers as eStargz or zstd:chunked, or as a Nydus image.
 
 Layers, and with them their diff ids, configuration, manifest and index are others than those of the
 source, which stays as it is. All documents are OCI's, since Docker's cannot have the annotations
@@ -18,8 +18,12 @@ import msgspec
 from lamina.core.digest import Digest, sha256
 from lamina.errors import InvalidArgument
 from lamina.formats.estargz.writer import BlobOptions
+from lamina.formats.rafs.annotations import OS_FEATURE
+from lamina.formats.rafs.writer.options import RafsOptions
 from lamina.images.catalogue import Image
-from lamina.images.conversion_layers import ConvertedLayer, LayerConverter, missing_layer
+from lamina.images.conversion_layers import ConvertedLayer, LayerConverter
+from lamina.images.conversion_nydus import NydusConverter, NydusLayer
+from lamina.images.conversion_source import SourceLayers, missing_layer
 from lamina.images.manifest import (
     INDEX_TYPES,
     OCI_CONFIG,
@@ -51,7 +55,8 @@ class ConvertOptions:
     """How to convert an image.
 
     Attributes:
-        blob: how layers are written.
+        blob: how layers are written; without meaning for a Nydus image.
+        nydus: makes a Nydus image of it; None keeps its layers apart.
         platforms: which images of an index; none means the machine's own platform.
         all_platforms: all that an index lists.
         prioritized: which files come first, and are prefetched; a layer that is not named has none,
@@ -62,6 +67,7 @@ class ConvertOptions:
     """
 
     blob: BlobOptions = field(default_factory=BlobOptions)
+    nydus: RafsOptions | None = None
     platforms: tuple[Platform, ...] = ()
     all_platforms: bool = False
     prioritized: Prioritized | None = None
@@ -82,11 +88,13 @@ class Converted:
 
     Attributes:
         image: the new record.
-        layers: what was converted, each once.
+        layers: what was converted, each once; empty for a Nydus image.
+        nydus: what became of the layers of each image, each followed by its bootstrap.
     """
 
     image: Image
     layers: tuple[ConvertedLayer, ...]
+    nydus: tuple[NydusLayer, ...] = ()
 
 
 def convert(
@@ -125,22 +133,22 @@ def convert(
     with operation(store, str(reference), options=wanted, cancel=cancel) as running:
         chosen = choose(store, source.target, options)
         _hold(store, running, source.target, chosen)
-        layers = LayerConverter(
+        source_layers = SourceLayers(
             store.content,
-            running.fetcher,
-            options.blob,
             limits=options.limits,
-            threads=options.threads,
             progress=progress or Silent(),
             cancel=running.cancel,
         )
-        target = _convert(source.target, chosen, options, running, layers)
+        converter = _converter(store, running, source_layers, options)
+        target = _convert(source.target, chosen, options, running, converter)
         if sync is not None:
             sync()
         recorded, garbage = running.record({str(reference): target})
     if garbage and collect is not None:
         collect()
-    return Converted(recorded[0], layers.converted)
+    if isinstance(converter, NydusConverter):
+        return Converted(recorded[0], (), tuple(converter.converted))
+    return Converted(recorded[0], converter.converted)
 
 
 def check(name: str, options: ConvertOptions) -> Reference:
@@ -149,7 +157,10 @@ def check(name: str, options: ConvertOptions) -> Reference:
     Raises:
         InvalidArgument: an option is out of range, or the name has a digest.
     """
-    options.blob.codec()
+    if options.nydus is not None:
+        options.nydus.check()
+    else:
+        options.blob.codec()
     reference = parse(name)
     if reference.digest is not None:
         hint = "its digest is known when it is made: give a tag"
@@ -188,14 +199,36 @@ def _hold(
                 raise missing_layer(layer)
 
 
+def _converter(
+    store: ImageStore, running: Operation, source: SourceLayers, options: ConvertOptions
+) -> LayerConverter | NydusConverter:
+    if options.nydus is not None:
+        return NydusConverter(
+            store.content,
+            running.fetcher,
+            source,
+            options.nydus,
+            threads=options.threads,
+            cancel=running.cancel,
+        )
+    return LayerConverter(
+        store.content,
+        running.fetcher,
+        source,
+        options.blob,
+        threads=options.threads,
+        cancel=running.cancel,
+    )
+
+
 def _convert(
     target: Descriptor,
     chosen: Sequence[PlatformImage],
     options: ConvertOptions,
     running: Operation,
-    layers: LayerConverter,
+    converter: LayerConverter | NydusConverter,
 ) -> Descriptor:
-    made = [_convert_image(image, options, running, layers) for image in chosen]
+    made = [_convert_image(image, options, running, converter) for image in chosen]
     if target.media_type not in INDEX_TYPES:
         return made[0]
     index = read_document(target, running.fetcher.read)
@@ -204,7 +237,7 @@ def _convert(
         msgspec.structs.replace(
             descriptor,
             annotations=image.descriptor.annotations,
-            platform=image.descriptor.platform or image.config.platform,
+            platform=_platform(image, options),
         )
         for descriptor, image in zip(made, chosen, strict=True)
     ]
@@ -214,25 +247,49 @@ def _convert(
     return _keep(running, encode(document), OCI_INDEX)
 
 
+def _platform(image: PlatformImage, options: ConvertOptions) -> Platform:
+    """Return what an index says of an image: a Nydus image names a feature that it needs."""
+    platform = image.descriptor.platform or image.config.platform
+    if options.nydus is None:
+        return platform
+    features = dict.fromkeys([*platform.os_features, OS_FEATURE])
+    return msgspec.structs.replace(platform, os_features=tuple(features))
+
+
 def _convert_image(
-    image: PlatformImage, options: ConvertOptions, running: Operation, layers: LayerConverter
+    image: PlatformImage,
+    options: ConvertOptions,
+    running: Operation,
+    converter: LayerConverter | NydusConverter,
 ) -> Descriptor:
-    made = [
-        layers.convert(layer, diff_id, options.prioritized_of(layer.digest))
-        for layer, diff_id in zip(image.manifest.layers, image.config.rootfs.diff_ids, strict=True)
-    ]
     # Fields that are not known here stay.
     config: dict[str, Any] = json.loads(running.fetcher.read(image.manifest.config))
-    config.setdefault("rootfs", {"type": "layers"})["diff_ids"] = [layer.diff_id for layer in made]
+    if isinstance(converter, NydusConverter):
+        made = converter.convert(image, options.prioritized_of)
+        layers, diff_ids = made.layers, made.diff_ids
+        config["history"] = made.history
+    else:
+        layers, diff_ids = _convert_layers(image, options, converter)
+    config.setdefault("rootfs", {"type": "layers"})["diff_ids"] = diff_ids
     data = json.dumps(config, separators=(",", ":"), ensure_ascii=False).encode()
     manifest = msgspec.structs.replace(
         image.manifest,
         schema_version=2,
         media_type=OCI_MANIFEST,
         config=_keep(running, data, OCI_CONFIG),
-        layers=tuple(layer.target for layer in made),
+        layers=layers,
     )
     return _keep(running, encode(manifest), OCI_MANIFEST)
+
+
+def _convert_layers(
+    image: PlatformImage, options: ConvertOptions, converter: LayerConverter
+) -> tuple[tuple[Descriptor, ...], tuple[Digest, ...]]:
+    made = [
+        converter.convert(layer, diff_id, options.prioritized_of(layer.digest))
+        for layer, diff_id in zip(image.manifest.layers, image.config.rootfs.diff_ids, strict=True)
+    ]
+    return tuple(layer.target for layer in made), tuple(layer.diff_id for layer in made)
 
 
 def _keep(running: Operation, data: bytes, media_type: str) -> Descriptor:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import msgspec
 
 from lamina.core.digest import Digest
 from lamina.core.labels import UNCOMPRESSED
-from lamina.errors import DigestMismatch, NotFound, NotImplementedHere, ResourceExhausted
-from lamina.formats.compression import decompress
+from lamina.errors import NotImplementedHere
 from lamina.formats.estargz.annotations import (
     CHUNKED_DIGESTS,
     CHUNKED_POSITIONS,
@@ -22,7 +19,7 @@ from lamina.formats.estargz.annotations import (
 )
 from lamina.formats.estargz.writer import BlobFormat, BlobOptions, WrittenBlob, write_blob
 from lamina.images.content import ContentStore
-from lamina.images.download import event
+from lamina.images.conversion_source import SourceLayers
 from lamina.images.fetch import Fetcher
 from lamina.images.manifest import (
     DOCKER_FOREIGN,
@@ -34,10 +31,8 @@ from lamina.images.manifest import (
     Descriptor,
     is_foreign,
 )
-from lamina.images.progress import Progress, Stage
+from lamina.images.progress import Stage
 from lamina.images.registry.cancel import Cancel
-from lamina.layer.blob import is_sniffed
-from lamina.layer.limits import LayerLimits
 
 _CRFS = 1
 """The type of TOC that zstd:chunked has."""
@@ -66,12 +61,11 @@ class LayerConverter:
     """Converts layers of the content store.
 
     Args:
-        content: has the layers, and gets the new ones.
+        content: gets the new layers.
         fetcher: of the operation; its lease holds what is written.
+        source: has the layers.
         options: of the blobs.
-        limits: bounds of each layer.
         threads: that compress; 0 for one for each processor.
-        progress: told what happens.
         cancel: stops it from another thread.
     """
 
@@ -79,19 +73,17 @@ class LayerConverter:
         self,
         content: ContentStore,
         fetcher: Fetcher,
+        source: SourceLayers,
         options: BlobOptions,
         *,
-        limits: LayerLimits,
         threads: int,
-        progress: Progress,
         cancel: Cancel,
     ) -> None:
         self._content = content
         self._fetcher = fetcher
+        self._source = source
         self._options = options
-        self._limits = limits
         self._threads = threads
-        self._progress = progress
         self._cancel = cancel
         self._done: dict[Digest, ConvertedLayer] = {}
 
@@ -131,12 +123,12 @@ class LayerConverter:
     ) -> ConvertedLayer:
         if is_foreign(layer.media_type):
             return _kept(layer, diff_id, "it must not be distributed")
-        self._progress.update(event(layer, Stage.CONVERTING))
+        self._source.tell(layer, Stage.CONVERTING)
         try:
             written = self._write(layer, diff_id, prioritized)
         except NotImplementedHere as error:
             return _kept(layer, diff_id, f"cannot {error.what}: {error.subject}")
-        self._progress.update(event(layer, Stage.DONE, layer.size))
+        self._source.tell(layer, Stage.DONE, layer.size)
         is_gzip = self._options.format is BlobFormat.ESTARGZ
         target = Descriptor(
             OCI_LAYER_GZIP if is_gzip else OCI_LAYER_ZSTD,
@@ -152,20 +144,22 @@ class LayerConverter:
         # One writer at a time has the name, and what a killed one has left is written over.
         ref = f"convert-{self._options.format}-{layer.digest}"
         with (
-            self._open(layer) as file,
+            self._source.tar(layer, diff_id) as tar,
             self._content.open_writer(ref, cancel=self._cancel) as writer,
         ):
             try:
                 written = write_blob(
-                    self._chunks(file, layer, diff_id),
+                    tar,
                     writer.write,
                     temporary=self._content.root,
                     options=self._options,
                     prioritized=prioritized,
                     threads=self._threads,
-                    max_entries=self._limits.max_entries,
-                    max_bytes=self._limits.max_bytes,
-                    advance=lambda done, total: self._tell(layer, layer.size * done // total),
+                    max_entries=self._source.limits.max_entries,
+                    max_bytes=self._source.limits.max_bytes,
+                    advance=lambda done, total: self._source.tell(
+                        layer, Stage.CONVERTING, layer.size * done // total
+                    ),
                 )
                 self._fetcher.hold([Descriptor("", written.digest, written.size)])
                 writer.commit({UNCOMPRESSED: written.diff_id})
@@ -173,38 +167,6 @@ class LayerConverter:
                 writer.abort()
                 raise
         return written
-
-    def _open(self, layer: Descriptor) -> BinaryIO:
-        try:
-            return self._content.open(layer.digest)
-        except NotFound as error:
-            raise missing_layer(layer) from error
-
-    def _chunks(self, file: BinaryIO, layer: Descriptor, diff_id: Digest) -> Iterator[bytes]:
-        """Yield the layer's tar; what it is is known, and compared, at its end."""
-        hashed = hashlib.new(diff_id.partition(":")[0])
-        size = 0
-        for chunk in decompress(file.read, sniff=is_sniffed(layer.media_type)):
-            self._cancel.check("convert", layer.digest)
-            size += len(chunk)
-            if size > self._limits.max_bytes:
-                much = f"it has more than {self._limits.max_bytes} bytes uncompressed"
-                raise ResourceExhausted("convert", layer.digest, hint=much)
-            hashed.update(chunk)
-            yield chunk
-        got = f"{diff_id.partition(':')[0]}:{hashed.hexdigest()}"
-        if got != diff_id:
-            raise DigestMismatch("convert", layer.digest, expected=diff_id, got=got)
-
-    def _tell(self, layer: Descriptor, offset: int) -> None:
-        self._cancel.check("convert", layer.digest)
-        self._progress.update(event(layer, Stage.CONVERTING, offset))
-
-
-def missing_layer(layer: Descriptor) -> NotFound:
-    """Return the error for a layer whose blob is not in the store."""
-    hint = "fetch it: lamina images pull --no-unpack REF, with --all-platforms for those of others"
-    return NotFound("blob of a layer", layer.digest, hint=hint)
 
 
 def _kept(layer: Descriptor, diff_id: Digest, reason: str) -> ConvertedLayer:

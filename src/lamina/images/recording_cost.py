@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from lamina.core.digest import Digest
-from lamina.errors import NotFound, OutOfRange
+from lamina.errors import NotFound
 from lamina.formats.erofs.tree import Inode
 from lamina.formats.estargz.annotations import CHUNKED_DIGESTS, TOC_DIGEST
 from lamina.formats.estargz.footer import Kind, find_toc
 from lamina.formats.estargz.toc import read_toc
 from lamina.formats.estargz.tree import LayerTree, to_tree
 from lamina.formats.estargz.units import Unit
+from lamina.images.blob_source import open_blob
 from lamina.images.manifest import Descriptor
 from lamina.images.recording_layers import Attributed
 from lamina.images.store import ImageStore
@@ -87,7 +87,7 @@ def costs(image: PlatformImage, store: ImageStore, recorded: Attributed) -> list
 def _cost(store: ImageStore, layer: Descriptor, paths: Sequence[bytes]) -> LayerCost:
     if LAZY_ANNOTATIONS.isdisjoint(layer.annotations):
         return _whole(layer, paths)
-    with _blob(store, layer) as blob:
+    with open_blob(store.content, layer.digest) as blob:
         location = find_toc(blob)
         if location.kind is Kind.EXTERNAL:
             return _whole(layer, paths)
@@ -189,23 +189,3 @@ class _Reads:
             return False
         unit = self.units[previous]
         return unit.source_offset + unit.source_length == self.units[number].source_offset
-
-
-class _Blob:
-    """A blob of the store as a `RangeSource`."""
-
-    def __init__(self, fd: int, size: int) -> None:
-        self.size = size
-        self._fd = fd
-
-    def read_at(self, offset: int, length: int) -> bytes:
-        data = os.pread(self._fd, length, offset) if 0 <= offset <= self.size else b""
-        if len(data) != length:
-            raise OutOfRange(f"read {length} bytes at {offset} of a blob of {self.size}")
-        return data
-
-
-@contextmanager
-def _blob(store: ImageStore, layer: Descriptor) -> Iterator[_Blob]:
-    with store.content.open(layer.digest) as file:
-        yield _Blob(file.fileno(), os.fstat(file.fileno()).st_size)

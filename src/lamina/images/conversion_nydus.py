@@ -1,0 +1,310 @@
+"""Nydus images: a blob for each layer that has data of its own, and one bootstrap of all."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import msgspec
+
+from lamina.core.digest import Digest
+from lamina.core.labels import UNCOMPRESSED
+from lamina.errors import InvalidArgument
+from lamina.formats.compression import Compression, compressor
+from lamina.formats.estargz.annotations import PREFIXES as LAZY_PREFIXES
+from lamina.formats.rafs.annotations import (
+    BLOB,
+    BLOB_MEDIA_TYPE,
+    BOOTSTRAP,
+    BOOTSTRAP_PATH,
+    FS_VERSION,
+    PREFIX,
+)
+from lamina.formats.rafs.model import Inode
+from lamina.formats.rafs.writer.bootstrap import write_bootstrap
+from lamina.formats.rafs.writer.chunks import ChunkPool
+from lamina.formats.rafs.writer.layer import WrittenLayer, write_layer
+from lamina.formats.rafs.writer.merge import MergedTree
+from lamina.formats.rafs.writer.options import RafsOptions
+from lamina.formats.rafs.writer.tables import Tables, make_tables
+from lamina.formats.tar import END_OF_ARCHIVE, Entry, Type, header, padding
+from lamina.images.content import ContentStore
+from lamina.images.conversion_source import SourceLayers
+from lamina.images.fetch import Fetcher
+from lamina.images.manifest import OCI_LAYER_GZIP, Descriptor, History, is_foreign
+from lamina.images.nydus import bootstrap_layer
+from lamina.images.progress import Stage
+from lamina.images.registry.cancel import Cancel
+from lamina.images.tree import PlatformImage
+
+_STEP = 1 << 20
+_UNTRUE = (PREFIX, *LAZY_PREFIXES)
+"""What annotations begin with that are about the source's blob."""
+
+
+@dataclass(frozen=True, slots=True)
+class NydusLayer:
+    """A layer of a Nydus image, or one of its source that has no data of its own.
+
+    Attributes:
+        source: the layer as it was; None for the bootstrap, and for blobs of a chunk dictionary.
+        target: what it became; None for one without data.
+        chunks: of the files of the source's layer.
+        new_chunks: those of them that the target has.
+        prioritized: files that come first.
+        warnings: what was left out, as sentences.
+    """
+
+    source: Descriptor | None
+    target: Descriptor | None
+    chunks: int = 0
+    new_chunks: int = 0
+    prioritized: int = 0
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NydusImage:
+    """An image's layers now, their diff ids, and what its configuration says of their history."""
+
+    layers: tuple[Descriptor, ...]
+    diff_ids: tuple[Digest, ...]
+    history: list[dict[str, object]]
+
+
+@dataclass(slots=True)
+class _Image:
+    """An image on its way."""
+
+    pool: ChunkPool = field(default_factory=ChunkPool)
+    tree: MergedTree = field(default_factory=MergedTree)
+    layers: list[NydusLayer] = field(default_factory=list)
+    prefetch: list[Inode] = field(default_factory=list)
+    blobs: dict[str, Descriptor] = field(default_factory=dict)
+    """By id: those that the bootstrap may name."""
+
+
+class NydusConverter:
+    """Converts images of the content store.
+
+    Args:
+        content: gets blobs and bootstraps.
+        fetcher: of the operation; its lease holds what is written.
+        source: has the layers.
+        options: of bootstrap and blobs.
+        threads: that compress; 0 for one for each processor.
+        cancel: stops it from another thread.
+
+    Attributes:
+        converted: what was converted so far.
+    """
+
+    def __init__(
+        self,
+        content: ContentStore,
+        fetcher: Fetcher,
+        source: SourceLayers,
+        options: RafsOptions,
+        *,
+        threads: int,
+        cancel: Cancel,
+    ) -> None:
+        self.converted: list[NydusLayer] = []
+        self._content = content
+        self._fetcher = fetcher
+        self._source = source
+        self._options = options
+        self._threads = threads
+        self._cancel = cancel
+
+    def convert(
+        self, image: PlatformImage, prioritized: Callable[[Digest], Sequence[bytes] | None]
+    ) -> NydusImage:
+        """Convert an image.
+
+        Args:
+            image: whose layers are in the store.
+            prioritized: returns the files of a layer that are wanted first.
+
+        Raises:
+            InvalidArgument: it has a layer that must not be distributed, or is a Nydus image.
+            NotFound: a layer's blob is not in the store.
+            DigestMismatch: a layer is not what its image's configuration says.
+            FormatError, ResourceExhausted: as `write_layer`.
+        """
+        _check(image)
+        making = _Image()
+        for layer, diff_id in zip(image.manifest.layers, image.config.rootfs.diff_ids, strict=True):
+            self._add(making, layer, diff_id, prioritized(layer.digest) or ())
+        root = making.tree.root
+        if root is None:
+            raise InvalidArgument(
+                "convert an image without layers to Nydus", image.descriptor.digest
+            )
+        tables = make_tables(root, making.pool.blobs)
+        bootstrap = self._write_bootstrap(image, making, root, tables)
+        blobs = [making.blobs[blob.id] for blob in tables.blobs]
+        layers = [_kept(layer, blobs) for layer in making.layers]
+        self.converted += [*layers, NydusLayer(None, bootstrap[0])]
+        return NydusImage(
+            (*blobs, bootstrap[0]),
+            (*(blob.digest for blob in blobs), bootstrap[1]),
+            _history(image, layers),
+        )
+
+    def _add(
+        self, making: _Image, layer: Descriptor, diff_id: Digest, prioritized: Sequence[bytes]
+    ) -> None:
+        self._source.tell(layer, Stage.CONVERTING)
+        written = self._write_blob(making, layer, diff_id, prioritized)
+        self._source.tell(layer, Stage.DONE, layer.size)
+        making.tree.add(written)
+        making.prefetch += written.prioritized
+        target = None
+        if written.blob is not None:
+            annotations = {
+                name: value
+                for name, value in layer.annotations.items()
+                if not name.startswith(_UNTRUE)
+            }
+            target = Descriptor(
+                BLOB_MEDIA_TYPE,
+                written.digest,
+                written.blob.compressed_size,
+                annotations=annotations | {BLOB: "true"},
+            )
+            making.blobs[written.blob.id] = target
+        making.layers.append(
+            NydusLayer(
+                layer,
+                target,
+                written.chunks,
+                written.blob.chunk_count if written.blob else 0,
+                len(written.prioritized),
+                written.warnings,
+            )
+        )
+
+    def _write_blob(
+        self, making: _Image, layer: Descriptor, diff_id: Digest, prioritized: Sequence[bytes]
+    ) -> WrittenLayer:
+        # One writer at a time has the name, and what a killed one has left is written over.
+        ref = f"convert-nydus-{self._options.version}-{layer.digest}"
+        with (
+            self._source.tar(layer, diff_id) as tar,
+            self._content.open_writer(ref, cancel=self._cancel) as writer,
+        ):
+            try:
+                written = write_layer(
+                    tar,
+                    writer.write,
+                    temporary=self._content.root,
+                    pool=making.pool,
+                    options=self._options,
+                    lower=making.tree.directory if making.tree.root else None,
+                    prioritized=prioritized,
+                    threads=self._threads,
+                    max_entries=self._source.limits.max_entries,
+                    max_bytes=self._source.limits.max_bytes,
+                    advance=lambda done, total: self._source.tell(
+                        layer, Stage.CONVERTING, layer.size * done // total
+                    ),
+                )
+                if written.blob is None:
+                    writer.abort()
+                else:
+                    self._fetcher.hold([Descriptor("", written.digest, 0)])
+                    writer.commit({UNCOMPRESSED: written.digest})
+            except BaseException:
+                writer.abort()
+                raise
+        return written
+
+    def _write_bootstrap(
+        self, image: PlatformImage, making: _Image, root: Inode, tables: Tables
+    ) -> tuple[Descriptor, Digest]:
+        """Return the layer with the bootstrap, and its diff id."""
+        ref = f"convert-nydus-{self._options.version}-{image.descriptor.digest}"
+        with (
+            tempfile.TemporaryFile(dir=self._content.root) as file,
+            self._content.open_writer(ref, cancel=self._cancel) as writer,
+        ):
+            try:
+                write_bootstrap(root, tables, file, self._options, making.prefetch)
+                size = file.tell()
+                file.seek(0)
+                layer = _BootstrapTar(writer.write)
+                layer.add(Entry(b"image/", type=Type.DIRECTORY, mode=0o755))
+                layer.add(Entry(BOOTSTRAP_PATH.encode(), mode=0o444, size=size))
+                while data := file.read(_STEP):
+                    layer.write(data)
+                layer.write(bytes(padding(size)) + END_OF_ARCHIVE)
+                layer.finish()
+                self._fetcher.hold([Descriptor("", writer.digest, 0)])
+                digest = writer.commit({UNCOMPRESSED: layer.diff_id})
+            except BaseException:
+                writer.abort()
+                raise
+        annotations = {BOOTSTRAP: "true", FS_VERSION: str(self._options.version)}
+        size = self._content.info(digest).size
+        return Descriptor(OCI_LAYER_GZIP, digest, size, annotations=annotations), layer.diff_id
+
+
+class _BootstrapTar:
+    """The tar with the bootstrap, written compressed."""
+
+    def __init__(self, write: Callable[[bytes], object]) -> None:
+        self._write = write
+        self._packer = compressor(Compression.GZIP)
+        self._hash = hashlib.sha256()
+
+    @property
+    def diff_id(self) -> Digest:
+        """Digest of the tar so far."""
+        return Digest("sha256:" + self._hash.hexdigest())
+
+    def add(self, entry: Entry) -> None:
+        self.write(header(entry))
+
+    def write(self, data: bytes) -> None:
+        self._hash.update(data)
+        self._write(self._packer.compress(data))
+
+    def finish(self) -> None:
+        self._write(self._packer.flush())
+
+
+def _check(image: PlatformImage) -> None:
+    if bootstrap_layer(image.manifest) is not None:
+        hint = "it is one already: convert the image that it was made of"
+        raise InvalidArgument("convert to a Nydus image", image.descriptor.digest, hint=hint)
+    for layer in image.manifest.layers:
+        if is_foreign(layer.media_type):
+            hint = f"layer {layer.digest} must not be distributed, and its files would be"
+            raise InvalidArgument("convert to a Nydus image", image.descriptor.digest, hint=hint)
+
+
+def _kept(layer: NydusLayer, blobs: Sequence[Descriptor]) -> NydusLayer:
+    """Return a layer; one without blob if no file that the image shows needs it."""
+    return layer if layer.target in blobs else replace(layer, target=None)
+
+
+def _history(image: PlatformImage, layers: Sequence[NydusLayer]) -> list[dict[str, object]]:
+    """Return one entry for each layer, and those that are about none.
+
+    A step whose layer has no blob now has none. An image whose history does not match its layers
+    gets one of its own.
+    """
+    said = image.config.history
+    if sum(not step.empty_layer for step in said) != len(layers):
+        said = tuple(History(created_by=f"layer {layer.digest}") for layer in image.manifest.layers)
+    steps = []
+    made = iter(layers)
+    for step in said:
+        gone = step.empty_layer or next(made).target is None
+        steps.append(msgspec.structs.replace(step, empty_layer=True) if gone else step)
+    steps.append(History(created_by="lamina images convert", comment="Nydus bootstrap"))
+    found: list[dict[str, object]] = msgspec.to_builtins(steps)
+    return found
