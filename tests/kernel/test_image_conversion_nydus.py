@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,10 +28,15 @@ from lamina.images.manifest import Manifest, parse_manifest
 from lamina.images.nydus import bootstrap_layer, open_bootstrap
 from lamina.store import Store
 from tests.erofs import fsck, mounted_image
+from tests.fixtures_command import Command
+from tests.fixtures_registry import LocalRegistry
 from tests.hard_image import NAME, chain, hard_image, load_image, tree
+from tests.images import OCI_MANIFEST, Layer, image
+from tests.rafs import noise
 from tests.rafs_devices import filled
 from tests.trees import describe
 
+pytest_plugins = ["tests.fixtures_registry", "tests.fixtures_command"]
 pytestmark = [pytest.mark.root, pytest.mark.overlay, pytest.mark.erofs]
 TARGET = "registry.example/nydus:1"
 
@@ -100,3 +108,65 @@ def test_the_kernel_shows_what_the_layers_unpacked_have(
             found[name] = found[name]._replace(mtime_ns=entry.mtime_ns)
     assert found == expected
     assert store.fsck(deep=True) == []
+
+
+FILES = {"d/": None, "d/one": noise(20_000), "d/two": b"two" * 9000, "three": b"3"}
+RECORD = b'{"path":"d/two","manifestDigest":"","layerIndex":0}\n'
+
+
+@pytest.mark.registry
+def test_an_image_is_converted_checked_and_carried_by_the_command_line(
+    command: Command, registry: LocalRegistry, tmp_path: Path
+) -> None:
+    files = image(Layer.of(FILES), Layer.of({"d/four": b"4", "d/again": FILES["d/one"]}))
+    registry.push(files.manifest, files.blobs, "app", "1")
+    source, target = f"{registry.host}/app:1", f"{registry.host}/app:nydus"
+    command.run("images", "pull", "--plain-http", "--no-unpack", source)
+    record = tmp_path / "record"
+    record.write_bytes(RECORD)
+    options = ("--nydus", "--chunk-size", "4KiB", "--compressor", "lz4_block")
+    found = command.json(
+        "images", "convert", *options, "--record-in", record, "--json", source, target
+    )
+    assert [(layer.get("Chunks"), layer.get("NewChunks")) for layer in found["Layers"]] == [
+        (13, 10),
+        (6, 1),
+        (None, None),
+    ]
+    assert found["Layers"][0]["Prioritized"] == 1
+    command.run("images", "push", "--plain-http", target)
+    manifest = served_manifest(registry, "app", "nydus")
+    assert [layer["mediaType"] for layer in manifest["layers"]] == [
+        *[BLOB_MEDIA_TYPE] * 2,
+        "application/vnd.oci.image.layer.v1.tar+gzip",
+    ]
+    assert [layer["annotations"] for layer in manifest["layers"]] == [
+        *[{BLOB: "true"}] * 2,
+        {BOOTSTRAP: "true", FS_VERSION: "6"},
+    ]
+    archive = tmp_path / "image.tar"
+    command.run("images", "export", archive, target)
+    command.run("images", "rm", source, target)
+    command.run("images", "import", "--no-unpack", archive)
+    # Nothing is unpacked, so that the image is not ready; but it is sound.
+    [said] = json.loads(command.run("images", "check", "--deep", "--json", code=7).stdout)
+    assert (said["Complete"], said["Faults"]) == (True, [])
+    blob = command.root / f"io.containerd.content.v1.content/blobs/sha256/{id_of(manifest, 0)}"
+    blob.chmod(0o600)
+    with open(blob, "r+b") as file:
+        file.write(b"damaged")
+    error = command.run("images", "check", "--deep", code=13).stderr.decode()
+    assert f"{target}: blob {id_of(manifest, 0)}: " in error
+    assert "1 of 1 Nydus images are damaged" in error
+
+
+def served_manifest(registry: LocalRegistry, repository: str, tag: str) -> dict[str, Any]:
+    url = f"http://{registry.host}/v2/{repository}/manifests/{tag}"
+    request = urllib.request.Request(url, headers={"Accept": OCI_MANIFEST})
+    with urllib.request.urlopen(request) as answer:
+        found: dict[str, Any] = json.load(answer)
+    return found
+
+
+def id_of(manifest: dict[str, Any], layer: int) -> str:
+    return str(manifest["layers"][layer]["digest"]).removeprefix("sha256:")

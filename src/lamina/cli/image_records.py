@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import click
 
 from lamina.cli.app import App, Command, for_each, parse_labels, pass_app, snapshotter_option
-from lamina.cli.output import format_labels, json_option, print_json, print_labels, print_table
+from lamina.cli.output import format_labels, json_option, print_json, print_labels, print_table, say
 from lamina.core.units import format_size
-from lamina.errors import FailedPrecondition, NotFound
+from lamina.errors import DataLoss, FailedPrecondition, NotFound
 
 if TYPE_CHECKING:
     from lamina.images.catalogue import Image
@@ -40,15 +41,22 @@ def list_(app: App, quiet: bool, as_json: bool, filters: tuple[str, ...]) -> Non
 @click.command(cls=Command)
 @snapshotter_option
 @click.option("-q", "--quiet", is_flag=True, help="Print only the names of those that are ready.")
+@click.option("--deep", is_flag=True, help="Decompress and verify every chunk of Nydus images.")
 @json_option
 @click.argument("filters", nargs=-1)
 @pass_app
 def check(
-    app: App, snapshotter: str | None, quiet: bool, as_json: bool, filters: tuple[str, ...]
+    app: App,
+    snapshotter: str | None,
+    quiet: bool,
+    deep: bool,
+    as_json: bool,
+    filters: tuple[str, ...],
 ) -> None:
     """Tell whether all content of images is here, and whether they are unpacked.
 
-    An image is ready if both is so. The exit code is 0 if all of those shown are.
+    An image is ready if both is so. The exit code is 0 if all of those shown are. No registry is
+    asked for any of it.
     """
     from lamina.images.check import available
 
@@ -58,15 +66,17 @@ def check(
         (image, available(image.target, images.read, images.content.has))
         for image in images.catalogue.walk(filters)
     ]
+    faults = {image.name: _faults(app, image) for image, _content in found} if deep else {}
     rows = [(image, content, _unpacked(app, content, name)) for image, content in found]
     ready = [image.name for image, content, unpacked in rows if content.complete and unpacked]
     if as_json:
-        print_json([_plain_check(*row, name) for row in rows])
+        print_json([_plain_check(*row, name, faults) for row in rows])
     elif quiet:
         click.echo("".join(f"{ref}\n" for ref in ready), nl=False)
     else:
         columns = ("REF", "TYPE", "DIGEST", "STATUS", "SIZE", "UNPACKED")
         print_table(columns, [_check_row(*row) for row in rows])
+    _refuse_damaged(faults)
     if len(ready) < len(rows):
         what = f"check: {len(rows) - len(ready)} of {len(rows)} images are not ready in"
         hint = "images pull --no-unpack gets what is missing, images pull unpacks"
@@ -202,9 +212,38 @@ def _check_row(image: Image, content: Availability, unpacked: bool) -> tuple[str
     )
 
 
+def _faults(app: App, image: Image) -> list[str] | None:
+    """Return what is wrong with a Nydus image; None for another, or one without manifest here."""
+    from lamina.images.check import manifest_here
+    from lamina.images.nydus import bootstrap_layer
+    from lamina.images.nydus_check import verify_nydus
+
+    images = app.store.images
+    here = manifest_here(image.target, images.read)
+    if here is None or bootstrap_layer(here[1]) is None:
+        return None
+    return verify_nydus(images.content, here[1])
+
+
+def _refuse_damaged(faults: Mapping[str, list[str] | None]) -> None:
+    damaged = {name: found for name, found in faults.items() if found}
+    for name, found in damaged.items():
+        for fault in found:
+            say(f"{name}: {fault}")
+    if damaged:
+        known = sum(found is not None for found in faults.values())
+        hint = "images pull gets anew what content rm removes"
+        raise DataLoss(f"check: {len(damaged)} of {known} Nydus images are damaged", hint=hint)
+
+
 def _plain_check(
-    image: Image, content: Availability, unpacked: bool, snapshotter: str
+    image: Image,
+    content: Availability,
+    unpacked: bool,
+    snapshotter: str,
+    faults: Mapping[str, list[str] | None],
 ) -> dict[str, object]:
+    said: dict[str, object] = {"Faults": faults[image.name]} if image.name in faults else {}
     return {
         "Name": image.name,
         "Target": _plain_target(image),
@@ -216,6 +255,7 @@ def _plain_check(
         "Snapshotter": snapshotter,
         "ChainID": content.chain_id or "",
         "Unpacked": unpacked,
+        **said,
     }
 
 

@@ -63,7 +63,7 @@ def available(target: Descriptor, read: Reader, has: Callable[[Digest], bool]) -
         read: of local content.
         has: tells whether a blob is there.
     """
-    found = _manifest(target, read)
+    found = manifest_here(target, read)
     if found is None:
         return Availability()
     descriptor, manifest = found
@@ -76,7 +76,8 @@ def available(target: Descriptor, read: Reader, has: Callable[[Digest], bool]) -
     return Availability(True, required, missing, chain_id)
 
 
-def _manifest(target: Descriptor, read: Reader) -> tuple[Descriptor, Manifest] | None:
+def manifest_here(target: Descriptor, read: Reader) -> tuple[Descriptor, Manifest] | None:
+    """Return the manifest that `available` looks at; None where none is here."""
     try:
         image = select(target, default_platform(), read)
         return image.descriptor, image.manifest
