@@ -29,7 +29,8 @@ from lamina.mount import temp_mount, unmount_recursive
 from lamina.snapshotters.lazy_access import Access
 from lamina.snapshotters.lazy_blobs import size_in_manifest
 from lamina.snapshotters.lazy_overlay import REASON_LABEL
-from lamina.snapshotters.stargz.plugin import NEEDS, StargzConfig
+from lamina.snapshotters.lazy_plugin import NEEDS
+from lamina.snapshotters.stargz.plugin import StargzConfig
 from lamina.snapshotters.stargz.toc import LAYER_OF_TOC
 from lamina.store import Store
 from tests.erofs import Bytes
@@ -45,6 +46,7 @@ from tests.fixtures_stargz import (
     end_worker,
     fetched,
     noise,
+    processes,
     push,
     read_all,
     stargz_layer,

@@ -23,6 +23,7 @@ from lamina.errors import (
     OutOfRange,
     Unavailable,
 )
+from lamina.lazy.codecs import Decoder, decode_alone
 from lamina.lazy.completion import Completion
 from lamina.lazy.cost import COST, CostFile
 from lamina.lazy.fetching import Counters, Fetcher
@@ -78,6 +79,7 @@ class LayerCache:
         policy: FillPolicy | None = None,
         workers: Workers | None = None,
         quiet: Quiet | None = None,
+        decoder: Decoder = decode_alone,
     ) -> None:
         """Open the layer in `directory`; `close` closes it.
 
@@ -87,6 +89,7 @@ class LayerCache:
             policy: how to fetch.
             workers: threads to share with other caches; stay the caller's.
             quiet: to share with other caches: their readers come first, too.
+            decoder: decodes units, where some need more than their own bytes.
 
         Raises:
             NotFound: there is no such layer.
@@ -115,6 +118,7 @@ class LayerCache:
             self.data_fd,
             self._policy,
             self.counters,
+            decoder,
         )
         self._ahead = ReadAhead(self._table, self._policy)
         self._workers = workers or Workers(self._policy.workers)

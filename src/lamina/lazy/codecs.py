@@ -10,7 +10,7 @@ import lz4.block
 from isal import igzip_lib
 
 from lamina.errors import FormatError
-from lamina.lazy.unit import MAX_UNIT_BYTES, Codec
+from lamina.lazy.unit import MAX_UNIT_BYTES, Codec, Unit
 
 if sys.version_info >= (3, 14):
     from compression.zstd import ZstdDecompressor, ZstdError
@@ -25,6 +25,8 @@ _LZ4_RATIO = 255
 """Most that a byte of an LZ4 block can become."""
 
 Buffer = bytes | memoryview
+Decoder = Callable[[Unit, Buffer, int], Buffer]
+"""Returns the first bytes of a unit, so many, given its encoded bytes; raises as `decode`."""
 
 
 class _Decompressor(Protocol):
@@ -53,9 +55,16 @@ def decode(codec: Codec, data: Buffer, length: int) -> Buffer:
         return _members("zstd", ZstdDecompressor, ZstdError, data, length)
     if codec is Codec.LZ4_BLOCK:
         return _lz4_block(data, length)
+    if codec is Codec.ZRAN:
+        raise FormatError("zran", 0, expected="a source that tells how to begin", got="none")
     if len(data) < length:
         raise _short("stored bytes", len(data), length)
     return data[:length]
+
+
+def decode_alone(unit: Unit, data: Buffer, length: int) -> Buffer:
+    """Decode a unit that needs nothing but its own bytes."""
+    return decode(unit.codec, data, length)
 
 
 def _lz4_block(data: Buffer, length: int) -> Buffer:

@@ -13,7 +13,7 @@ from lamina.core.cancel import CancelToken, cancellable
 from lamina.core.source import RangeSource
 from lamina.errors import DataLoss, Internal, LaminaError, ResourceExhausted
 from lamina.lazy.checks import digest_of
-from lamina.lazy.codecs import Buffer, decode
+from lamina.lazy.codecs import Buffer, Decoder, decode_alone
 from lamina.lazy.cost import CostFile
 from lamina.lazy.fills import Fill, Fills
 from lamina.lazy.policy import FillPolicy
@@ -77,6 +77,7 @@ class Fetcher:
 
     Args:
         fd: the cache file, opened for reading and writing before anything marks it.
+        decoder: decodes units.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Fetcher:
         fd: int,
         policy: FillPolicy,
         counters: Counters,
+        decoder: Decoder = decode_alone,
     ) -> None:
         self._table = table
         self._map = units
@@ -96,6 +98,7 @@ class Fetcher:
         self._fd = fd
         self._policy = policy
         self._counters = counters
+        self._decoder = decoder
 
     def carry_out(self, fill: Fill) -> None:
         """Bring a request's units into the cache, or say why they did not come; raises nothing."""
@@ -158,7 +161,7 @@ class Fetcher:
     def _store(self, fill: Fill, number: int, data: memoryview) -> None:
         unit = self._table.unit(number)
         try:
-            decoded = decode_unit(unit, data)
+            decoded = decode_unit(unit, data, self._decoder)
         except DataLoss as error:
             self._counters.add(failures=1)
             self._fills.done(fill, number, _named(error, unit))
@@ -193,7 +196,7 @@ class Fetcher:
         return piece.check is not Check.NONE and digest_of(piece.check, data) == piece.digest
 
 
-def decode_unit(unit: Unit, data: memoryview) -> list[Buffer]:
+def decode_unit(unit: Unit, data: memoryview, decoder: Decoder = decode_alone) -> list[Buffer]:
     """Return the verified bytes of each piece of a unit, given its encoded bytes.
 
     Raises:
@@ -201,7 +204,7 @@ def decode_unit(unit: Unit, data: memoryview) -> list[Buffer]:
         FormatError: it cannot be decoded.
     """
     end = max(piece.inner_offset + piece.length for piece in unit.pieces)
-    decoded = memoryview(decode(unit.codec, data, end))
+    decoded = memoryview(decoder(unit, data, end))
     found: list[Buffer] = []
     for piece in unit.pieces:
         part = decoded[piece.inner_offset : piece.inner_offset + piece.length]

@@ -23,6 +23,8 @@ class Codec(enum.IntEnum):
     """One or several zstd frames (RFC 8878)."""
     LZ4_BLOCK = 3
     """One LZ4 block, without frame or length."""
+    ZRAN = 4
+    """Part of a gzip stream, from its middle on; whoever opens the cache knows how to begin."""
 
 
 class Check(enum.IntEnum):

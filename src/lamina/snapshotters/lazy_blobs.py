@@ -14,6 +14,7 @@ from lamina.images.registry.client import Registry
 from lamina.images.registry.credentials import CredentialStore
 from lamina.images.registry.hosts import HostsConfig
 from lamina.lazy.cache import LayerCache
+from lamina.lazy.codecs import Decoder, decode_alone
 from lamina.lazy.policy import FillPolicy
 from lamina.lazy.quiet import quiet_of_process
 from lamina.lazy.sources.description import RegistryDescription, SourceDescription
@@ -23,13 +24,15 @@ from lamina.snapshotters.lazy_access import Access, read_access
 _THREADS = 8
 
 
-def open_layer(directory: Path) -> LayerCache:
-    """Open the cache in a snapshot's directory; see `LayerCache`."""
+def open_layer(directory: Path, decoder: Decoder = decode_alone) -> LayerCache:
+    """Open the cache in a directory that has an `Access` beside it; see `LayerCache`."""
     access = read_access(directory.parent)
     policy = FillPolicy(fill_seconds=access.fetching_seconds)
     opener = functools.partial(open_source, access)
     quiet = quiet_of_process()
-    return LayerCache(directory, opener, policy=policy, workers=_workers(), quiet=quiet)
+    return LayerCache(
+        directory, opener, policy=policy, workers=_workers(), quiet=quiet, decoder=decoder
+    )
 
 
 def open_source(access: Access, description: SourceDescription) -> RangeSource:

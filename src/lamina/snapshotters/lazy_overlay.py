@@ -16,6 +16,7 @@ import logging
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
 
@@ -101,8 +102,20 @@ class LazyOverlayDriver(OverlayStackDriver):
         """Return the metadata of a lazy layer."""
 
     @abstractmethod
+    def devices(self, id: int) -> tuple[Path | None, ...]:
+        """Return the caches of a lazy layer, by the image's devices; None for one without data."""
+
     def caches(self, id: int) -> tuple[Path, ...]:
-        """Return the caches of a lazy layer, in the order of the image's devices."""
+        """Return the caches of a lazy layer."""
+        return tuple(cache for cache in self.devices(id) if cache is not None)
+
+    def empty_device(self) -> Path:
+        """Return the file for a device without data."""
+        raise NotImplementedError
+
+    def mounting(self) -> AbstractContextManager[None]:
+        """Return what to hold while lazy layers are mounted, beside the lock of each."""
+        return contextlib.nullcontext()
 
     def is_lazy(self, id: int) -> bool:
         """Tell whether a layer is served, rather than unpacked."""
@@ -124,7 +137,8 @@ class LazyOverlayDriver(OverlayStackDriver):
 
         layers = [self._layer(id) for id in self.standing(snapshot.parents)]
         for layer in layers:
-            mount_in_turn(layer.point, functools.partial(self._mount, layer.id))
+            with self.mounting():
+                mount_in_turn(layer.point, functools.partial(self._mount, layer.id))
         lazy_eviction.touch(layers)
         super().create(snapshot)
 
@@ -212,8 +226,8 @@ class LazyOverlayDriver(OverlayStackDriver):
         """Return where the data of a lazy layer is; nothing for one that is unpacked."""
         if not self.is_lazy(id):
             return ()
-        image = self.image(id)
-        return tuple(LazyFiles(image, cache, n) for n, cache in enumerate(self.caches(id), 1))
+        image, numbered = self.image(id), enumerate(self.devices(id), 1)
+        return tuple(LazyFiles(image, cache, number) for number, cache in numbered if cache)
 
     def serve(self, id: int) -> None:
         """Mount a lazy layer, and have it served, unless it is complete.
@@ -239,8 +253,9 @@ class LazyOverlayDriver(OverlayStackDriver):
         return LazyWorker(self._root)
 
     def _mount_new(self, id: int) -> None:
-        """Mount a layer that was just made, before anything stands on it."""
-        mount_once(self.point(id), functools.partial(self._mount, id))
+        """Mount a layer that was just made, or was not since the machine has started."""
+        with self.mounting():
+            mount_once(self.point(id), functools.partial(self._mount, id))
 
     def _has_room(self, id: int, size: int) -> bool:
         """Make room for caches of so many bytes; tell if they may be filled in the background."""
@@ -270,7 +285,7 @@ class LazyOverlayDriver(OverlayStackDriver):
             if not self.is_lazy(id):
                 continue
             if not is_mounted(self.point(id)):
-                mount_once(self.point(id), functools.partial(self._mount, id))
+                self._mount_new(id)
             else:
                 self._guard(id)
                 try:
@@ -302,7 +317,7 @@ class LazyOverlayDriver(OverlayStackDriver):
         point = self.point(id)
         if not is_older(point, served):
             return
-        with locked(point):
+        with self.mounting(), locked(point):
             if is_older(point, served):
                 self._mount_erofs(id, self._devices(id))
                 log.warning("mounted a lazy layer anew, as all who served it were killed: "
@@ -319,10 +334,10 @@ class LazyOverlayDriver(OverlayStackDriver):
 
         if id in self._direct or not self._needs_no_gate(id):
             return
-        with locked(self.point(id)):
+        with self.mounting(), locked(self.point(id)):
             # It may have been emptied since.
             if not has_option(self.point(id), _DIRECT) and self._needs_no_gate(id):
-                self._mount_erofs(id, [cache / _DATA for cache in self.caches(id)])
+                self._mount_erofs(id, [self._data(cache) for cache in self.devices(id)])
             self._direct.add(id)
 
     def _needs_no_gate(self, id: int) -> bool:
@@ -347,20 +362,23 @@ class LazyOverlayDriver(OverlayStackDriver):
             self._fetch(cache)
 
     def _devices(self, id: int) -> list[Path]:
-        return [device for cache in self.caches(id) if (device := self._device(cache))]
+        return [self._device(cache) for cache in self.devices(id)]
 
-    def _device(self, cache: Path) -> Path | None:
-        """Return the file to mount for a cache, which is served then; None if it is no device."""
-        if not _has_data(cache):
-            return None
+    def _device(self, cache: Path | None) -> Path:
+        """Return the file to mount as a device; its cache is served from then on."""
+        if cache is None:
+            return self.empty_device()
         return self._worker.add(cache, self.factory, self._gate)
+
+    def _data(self, cache: Path | None) -> Path:
+        """Return the file that has all of a device."""
+        return self.empty_device() if cache is None else cache / _DATA
 
     def _mount_erofs(self, id: int, devices: Sequence[Path]) -> None:
         from lamina.mount import mount_all
 
         options = ["ro", *(f"device={device}" for device in devices)]
-        own = {cache / _DATA for cache in self.caches(id)}
-        if devices and own.issuperset(devices):
+        if devices and devices == [self._data(cache) for cache in self.devices(id)]:
             options.append(_DIRECT)
         mount_all([Mount("erofs", str(self.image(id)), options=tuple(options))], self.point(id))
 

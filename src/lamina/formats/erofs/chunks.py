@@ -65,7 +65,7 @@ def merge_extents(extents: Sequence[Extent]) -> Sequence[Extent]:
 
 
 def plain_run(merged: Sequence[Extent]) -> Extent | None:
-    """Return where a file lies that is one run of blocks, else None; an empty one is in the image."""
+    """Return where a file lies that is one run of blocks, else None; an empty one is at 0."""
     if not merged:
         return Extent(0, 0, 0)
     if len(merged) == 1 and merged[0].device != HOLE:

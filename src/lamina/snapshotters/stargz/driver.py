@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lamina.core.driver import Ability, Claimed, Refused, Snapshot
+from lamina.core.driver import Ability, Claimed, LazyFiles, Refused, Snapshot
 from lamina.errors import FormatError, LaminaError, PermissionDenied, Unauthenticated
 from lamina.snapshotters.lazy_access import ACCESS, Access
 from lamina.snapshotters.lazy_overlay import GATE_LABEL, LOGIN_HINT, LazyOverlayDriver
@@ -74,9 +74,18 @@ class StargzDriver(LazyOverlayDriver):
         """Return the metadata of a lazy layer."""
         return self.of(id) / IMAGE
 
-    def caches(self, id: int) -> tuple[Path, ...]:
-        """Return the one cache that a lazy layer has."""
-        return (self.of(id) / CACHE,)
+    def devices(self, id: int) -> tuple[Path, ...]:
+        """Return the one cache that a lazy layer has, unless no file has data."""
+        cache = self.of(id) / CACHE
+        try:
+            has_data = bool((cache / "data").stat().st_size)
+        except FileNotFoundError:
+            has_data = True  # it is gone: whoever mounts it says so
+        return (cache,) if has_data else ()
+
+    def lazy_layers(self, id: int) -> tuple[LazyFiles, ...]:
+        """Return where the data of a lazy layer would be, too, if it had any."""
+        return (LazyFiles(self.image(id), self.of(id) / CACHE),) if self.is_lazy(id) else ()
 
     def claim(self, snapshot: Snapshot) -> Claimed | Refused:
         """Mount the layer, after its table of contents was read and verified.
