@@ -20,6 +20,7 @@ DRIVERS = {
     "erofs": "lamina.snapshotters.erofs.plugin:PLUGIN",
     "fuse-overlayfs": "lamina.snapshotters.fuse_overlayfs.plugin:PLUGIN",
     "native": "lamina.snapshotters.native.plugin:PLUGIN",
+    "nydus": "lamina.snapshotters.nydus.plugin:PLUGIN",
     "overlayfs": "lamina.snapshotters.overlayfs.plugin:PLUGIN",
     "stargz": "lamina.snapshotters.stargz.plugin:PLUGIN",
     "zfs": "lamina.snapshotters.zfs.plugin:PLUGIN",

@@ -1,0 +1,79 @@
+"""The blobs of an image in their registry: where each is, and how long."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lamina.core.digest import parse_digest
+from lamina.core.source import RangeSource
+from lamina.errors import NotFound, PermissionDenied, Unauthenticated
+from lamina.images.manifest import Manifest, parse_manifest
+from lamina.images.reference import parse
+from lamina.lazy.sources.description import RegistryDescription
+from lamina.snapshotters.lazy_access import Access
+from lamina.snapshotters.lazy_blobs import open_source, registry, size_in_registry
+from lamina.snapshotters.lazy_overlay import LOGIN_HINT
+from lamina.snapshotters.nydus.origin import Origin
+
+
+class ImageRegistry:
+    """The registry of one image.
+
+    Args:
+        access: how to reach it.
+        origin: of the layer with the bootstrap.
+        blobs: of the layers that are blobs.
+    """
+
+    def __init__(self, access: Access, origin: Origin, blobs: Sequence[Origin]) -> None:
+        self._access = access
+        self._origin = origin
+        self._sizes = {blob.digest: blob.size for blob in blobs if blob.size}
+        self._has_manifest = False
+
+    def description(self, id: str, size: int = 0) -> RegistryDescription:
+        """Say where a blob is.
+
+        Args:
+            id: the hexadecimal digits of its SHA-256.
+            size: its bytes if they are known, else 0; a manifest counts more.
+
+        Raises:
+            InvalidArgument: that is no digest, so that no registry has it.
+            LaminaError: the registry does not say how long it is.
+        """
+        digest = parse_digest(f"sha256:{id}")
+        return RegistryDescription(
+            self._origin.reference, digest, self._size(digest) or size or self._asked(digest)
+        )
+
+    def open(self, id: str, size: int = 0) -> RangeSource:
+        """Return the bytes of a blob; as `description`."""
+        return open_source(self._access, self.description(id, size))
+
+    def _size(self, digest: str) -> int:
+        if digest not in self._sizes and self._origin.manifest and not self._has_manifest:
+            self._has_manifest = True
+            self._sizes |= self._sizes_in_manifest()
+        return self._sizes.get(digest, 0)
+
+    def _sizes_in_manifest(self) -> dict[str, int]:
+        manifest = parse_digest(self._origin.manifest)
+        reference = parse(self._origin.reference).with_digest(manifest)
+        try:
+            found, data = registry(self._access).resolve(reference)
+        except (PermissionDenied, Unauthenticated) as error:
+            error.hint = LOGIN_HINT
+            raise
+        except NotFound:
+            return {}  # a blob says itself how long it is
+        parsed = parse_manifest(data, found.media_type)
+        layers = parsed.layers if isinstance(parsed, Manifest) else ()
+        return {layer.digest: layer.size for layer in layers}
+
+    def _asked(self, digest: str) -> int:
+        try:
+            return size_in_registry(self._access, self._origin.reference, parse_digest(digest))
+        except (PermissionDenied, Unauthenticated) as error:
+            error.hint = LOGIN_HINT
+            raise
