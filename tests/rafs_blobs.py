@@ -127,8 +127,12 @@ class BlobBuilder:
         """Return the chunk infos of `blob.meta`, and the batches behind them."""
         if version == 1:
             return b"".join(map(info_v1, self.pieces))
-        infos = b"".join(map(info_v2, self.pieces))
-        return infos + b"".join(struct.pack("<II32x", *sizes) for sizes in self.batches)
+        return b"".join(map(info_v2, self.pieces)) + self.contexts()[0]
+
+    def contexts(self) -> tuple[bytes, int]:
+        """Return what follows chunk infos, and how many batches or contexts that are."""
+        raw = b"".join(struct.pack("<II32x", *sizes) for sizes in self.batches)
+        return raw, len(self.batches)
 
 
 def info_v1(piece: Piece) -> bytes:
@@ -203,10 +207,8 @@ def add_tail(blob: BlobBuilder, features: int, *, version: int, ci_compressor: i
     data = blob.data + tar_header("image.blob", len(blob.data))
     entries = toc_entry("image.blob", blob.data, 0, len(blob.data))
     at = len(data)
-    context_at = 24 * len(blob.pieces)
-    contexts = (
-        (context_at, 40 * len(blob.batches), len(blob.batches)) if blob.batches else (0, 0, 0)
-    )
+    raw, count = blob.contexts()
+    contexts = (24 * len(blob.pieces), len(raw), count) if count else (0, 0, 0)
     place = (at, len(packed), len(infos))
     header = meta_header(features, ci_compressor, len(blob.pieces), place, contexts)
     flags = {NONE: 1, ZSTD: 2}.get(ci_compressor, 4)

@@ -36,12 +36,16 @@ def make_v6(
     version: int = 1,
     chunk_table: bool = True,
     tar: bool = False,
+    builder: BlobBuilder | None = None,
 ) -> tuple[bytes, bytes]:
-    """Return bootstrap and blob; with `tar`, blocks have 512 bytes and the blob is its device."""
+    """Return bootstrap and blob; with `tar`, blocks have 512 bytes and the blob is its device.
+
+    A builder is one that makes another kind of blob.
+    """
     block = 512 if tar else BLOCK
     version = 2 if batch else version
     features = 0x1 | 0x20 | 0x7000_0000 | (4 if version == 2 else 0) | (0x80 if batch else 0)
-    blob = BlobBuilder(compressor, digester, unit=block, batch=batch)
+    blob = builder or BlobBuilder(compressor, digester, unit=block, batch=batch)
     metadata = _V6Metadata(root, blob, block)
     tail = add_tail(blob, features, version=version, ci_compressor=ci_compressor)
     id = hashlib.sha256(tail.blob).hexdigest().encode()

@@ -13,18 +13,21 @@ import pytest
 from lamina.config import load
 from lamina.core.labels import REMOTE
 from lamina.core.mount import Mount
+from lamina.formats.rafs.annotations import REF
 from lamina.lazy.launch import LazyWorker
+from lamina.lazy_images import LazyImages
 from lamina.mount import temp_mount, unmount_recursive
 from lamina.store import Store
 from tests.fixtures_registry import LocalRegistry, running_registry
-from tests.images import ImageFiles
+from tests.images import ImageFiles, digest
 from tests.kernel.test_rafs import seen, without_steering
 from tests.kernel.test_stargz import GATES, end_worker
-from tests.nydus import nydus_image, push, tree_of
+from tests.nydus import annotated_image, blob_layer, bootstrap_layer, nydus_image, push, tree_of
 from tests.rafs import described, noise, sample
 from tests.rafs_blobs import BLAKE3, GZIP, LZ4, NONE, SHA256, ZSTD
 from tests.rafs_v5 import make_v5
 from tests.rafs_v6 import make_v6
+from tests.rafs_zran import make_zran
 
 pytest_plugins = ["tests.fixtures_registry"]
 pytestmark = [pytest.mark.root, pytest.mark.overlay, pytest.mark.erofs, pytest.mark.registry]
@@ -181,4 +184,25 @@ def test_everything_is_there_after_a_restart(
     end_worker(root_dir)
     again = open_store("fuse").snapshotter("nydus")
     with temp_mount(again.mounts("container"), dir=tmp_path) as root:
+        assert read_all(root) == FILES
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_gzip_layer_is_read_from_the_middle_on(
+    open_store: Open, registry: LocalRegistry, tmp_path: Path, gate: str
+) -> None:
+    store = open_store(gate)
+    bootstrap, meta, layer = make_zran(tree_of(FILES))
+    blob, said = blob_layer(meta)
+    original = digest(layer)
+    files = annotated_image((blob, {**said, REF: original}), bootstrap_layer(bootstrap))
+    registry.push_blob(layer, "test")
+    ref = push(registry, files)
+    pull(store, ref)
+    with looking(store, ref, tmp_path) as root:
+        assert (root / "a").read_bytes() == FILES["a"]
+        [shown] = LazyImages(store, "nydus").layers(ref)
+        assert shown.digest == original
+        assert 0 < shown.cost.fetched_bytes < len(layer) / 2
+        os.kill(worker(store).status().pid, signal.SIGKILL)
         assert read_all(root) == FILES
