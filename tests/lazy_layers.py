@@ -26,6 +26,8 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
+ALONE = tuple(codec for codec in Codec if codec is not Codec.ZRAN)
+"""What a unit can be decoded by that knows nothing but its own bytes."""
 IMPATIENT = FillPolicy(fill_seconds=5.0, silence_seconds=0.0)
 
 

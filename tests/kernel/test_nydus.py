@@ -19,9 +19,9 @@ from lamina.lazy_images import LazyImages
 from lamina.mount import temp_mount, unmount_recursive
 from lamina.store import Store
 from tests.fixtures_registry import LocalRegistry, running_registry
+from tests.fixtures_stargz import GATES, end_worker
 from tests.images import ImageFiles, digest
 from tests.kernel.test_rafs import seen, without_steering
-from tests.kernel.test_stargz import GATES, end_worker
 from tests.nydus import annotated_image, blob_layer, bootstrap_layer, nydus_image, push, tree_of
 from tests.rafs import described, noise, sample
 from tests.rafs_blobs import BLAKE3, GZIP, LZ4, NONE, SHA256, ZSTD

@@ -36,10 +36,10 @@ from lamina.lazy.cache import LayerCache
 from lamina.lazy.policy import FillPolicy
 from lamina.lazy.unit import BLOCK, Check, Codec
 from lamina.lazy.workers import Workers
-from tests.lazy_layers import IMPATIENT, Layer, MemorySource, make_layer, padded
+from tests.lazy_layers import ALONE, IMPATIENT, Layer, MemorySource, make_layer, padded
 
 NO_AHEAD = replace(IMPATIENT, readahead_most=0)
-SMALL = make_layer([[5000], [3, 700, 4096], [1], [9000], [4096]], tuple(Codec))
+SMALL = make_layer([[5000], [3, 700, 4096], [1], [9000], [4096]], ALONE)
 
 
 @pytest.fixture
@@ -858,7 +858,7 @@ def test_random_use(data: st.DataObject, tmp_path_factory: pytest.TempPathFactor
     lengths = data.draw(
         st.lists(st.lists(st.integers(1, 6000), min_size=1, max_size=3), min_size=1, max_size=8)
     )
-    layer = make_layer(lengths, data.draw(st.permutations(list(Codec))))
+    layer = make_layer(lengths, data.draw(st.permutations(ALONE)))
     directory = layer.create(tmp_path_factory.mktemp("random") / "layer")
     most = data.draw(st.integers(1, 20_000))
     policy = replace(IMPATIENT, request_bytes=most, background_bytes=most)
