@@ -181,7 +181,7 @@ def test_unit(site: Site, wanted: Record) -> None:
     assert not manage.setup(site, wanted).starts_at_boot
     (system / "run/systemd/system").mkdir(parents=True)
     assert manage.setup(site, wanted).starts_at_boot
-    unit = site.boot_unit()
+    unit = manage.boot_unit(site)
     assert unit.name.startswith("lamina-btrfs-")
     text = unit.path.read_text()
     assert f"ExecStart=lamina --root {site.root} btrfs activate\n" in text

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 from lamina.btrfs.record import Record, Records
 from lamina.btrfs.volume import Volume, named, quota_of
 from lamina.errors import FailedPrecondition, LaminaError, PermissionDenied
+from lamina.provision import site as provision_site
 from lamina.provision.record import without_room
 from lamina.provision.snapshots import RecordedSnapshots, counted
 from lamina.provision.steps import (
     Made,
-    Say,
     differences,
     install_unit,
     require_one_line,
@@ -34,30 +32,13 @@ _UNIT = "lamina-btrfs"
 _SHOWN = 3
 
 
-class Site(NamedTuple):
-    """Where a btrfs is set up.
+Site = provision_site.Site[Records]
+"""Where a btrfs is set up."""
 
-    Attributes:
-        records: what was set up.
-        root: Lamina's.
-        program: what runs `lamina`, for the unit.
-        unit: makes the unit of that name.
-        say: told of each step before it is done.
-    """
 
-    records: Records
-    root: Path
-    program: Sequence[str]
-    unit: Callable[[str], BootUnit]
-    say: Say
-
-    def command(self, verb: str) -> tuple[str, ...]:
-        """Return the command that activates it after a boot, or deactivates it."""
-        return (*self.program, "--root", str(self.root), "btrfs", verb)
-
-    def boot_unit(self) -> BootUnit:
-        """Return the unit of this root; colons for slashes, since dashes are in many names."""
-        return self.unit(f"{_UNIT}-{str(self.root).strip('/').replace('/', ':')}")
+def boot_unit(site: Site) -> BootUnit:
+    """Return the unit of the root; colons for slashes, since dashes are in many names."""
+    return site.unit(f"{_UNIT}-{str(site.root).strip('/').replace('/', ':')}")
 
 
 def setup(site: Site, wanted: Record) -> Made[Record]:
@@ -226,7 +207,7 @@ def _remove_all(site: Site, record: Record) -> None:
 def _remove(site: Site, record: Record) -> None:
     with without_room():
         site.records.write(replace(record, state="removing"))
-    unit = site.boot_unit()
+    unit = boot_unit(site)
     if unit.remove():
         site.say(f"removed {unit.path}")
     Volume(record, site.say).remove()
@@ -236,9 +217,9 @@ def _remove(site: Site, record: Record) -> None:
 def _install_unit(site: Site, record: Record) -> bool:
     text = unit_text(
         f"The btrfs at {record.place} for the btrfs snapshotter",
-        site.command("activate"),
-        stop=site.command("deactivate"),
+        site.command("btrfs", "activate"),
+        stop=site.command("btrfs", "deactivate"),
         writer="lamina btrfs setup",
         places=[site.root, Path(record.file).parent, Path(record.place).parent],
     )
-    return install_unit(site.boot_unit(), text, site.say)
+    return install_unit(boot_unit(site), text, site.say)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lamina.cli.app import App, Group, Size, pass_app
+from lamina.cli.app import App, Group, pass_app
+from lamina.cli.loop_place import force_option, loop_options, make_site, place_of
 from lamina.cli.output import json_option, print_fields, print_json, say
-from lamina.cli.program import program, say_what_to_run_at_boot
+from lamina.cli.program import say_what_to_run_at_boot
 from lamina.core.units import format_size
 
 if TYPE_CHECKING:
@@ -28,21 +29,7 @@ def btrfs() -> None:
 
 
 @btrfs.command()
-@click.option(
-    "--loop",
-    "size",
-    type=Size(),
-    metavar="SIZE",
-    required=True,
-    help="Make it in a sparse file of this size.",
-)
-@click.option(
-    "--dir",
-    "directory",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Where the file is.  [default: ROOT/btrfs]",
-)
+@loop_options(NAME)
 @click.option(
     "--quota",
     type=click.Choice(["none", "simple", "full"]),
@@ -64,14 +51,14 @@ def setup(
     from lamina.btrfs.record import Record
 
     file = (directory or app.root / NAME).resolve() / FILE
-    place = _directory(app).resolve()
+    place = place_of(app, NAME).resolve()
     site = _site(app)
     wanted = Record(file=str(file), size=size, place=str(place), quota=quota or "")
     made = manage.setup(site, wanted)
     before = "was set up before, and is" if made.was_there else "is"
     say(f"btrfs {file} {before} mounted at {place}")
     if not made.starts_at_boot:
-        say_what_to_run_at_boot(site.command("activate"))
+        say_what_to_run_at_boot(site.command(NAME, "activate"))
 
 
 @btrfs.command()
@@ -101,7 +88,7 @@ def status(app: App, as_json: bool) -> None:
     from lamina.btrfs.record import Records
     from lamina.btrfs.status import read_status
 
-    report = read_status(Records(app.root).get(), _directory(app))
+    report = read_status(Records(app.root).get(), place_of(app, NAME))
     if as_json:
         print_json(_plain(report))
     else:
@@ -109,7 +96,7 @@ def status(app: App, as_json: bool) -> None:
 
 
 @btrfs.command()
-@click.option("--force", is_flag=True, help="Even if snapshots are lost; they are named.")
+@force_option
 @pass_app
 def teardown(app: App, force: bool) -> None:
     """Remove the btrfs that was set up with its file, and the unit that mounts it."""
@@ -119,18 +106,9 @@ def teardown(app: App, force: bool) -> None:
 
 
 def _site(app: App) -> Site:
-    from lamina.btrfs.manage import Site
     from lamina.btrfs.record import Records
-    from lamina.provision.unit import BootUnit
 
-    root = app.root.absolute()
-    return Site(records=Records(root), root=root, program=program(), unit=BootUnit, say=say)
-
-
-def _directory(app: App) -> Path:
-    from lamina.plugins import directory_of
-
-    return directory_of(NAME, app.root, app.config)
+    return make_site(app, Records)
 
 
 def _lines(report: Report) -> Iterator[list[str]]:

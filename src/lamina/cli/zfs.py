@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lamina.cli.app import App, Group, Size, pass_app
+from lamina.cli.app import App, Group, pass_app
+from lamina.cli.loop_place import force_option, loop_options, make_site, place_of
 from lamina.cli.output import json_option, print_fields, print_json, say
-from lamina.cli.program import program, say_what_to_run_at_boot
+from lamina.cli.program import say_what_to_run_at_boot
 from lamina.core.units import format_size
 
 if TYPE_CHECKING:
@@ -34,14 +35,7 @@ def _pool_name(_context: click.Context, _parameter: click.Parameter, value: str)
 
 
 @zfs.command()
-@click.option(
-    "--loop",
-    "size",
-    type=Size(),
-    metavar="SIZE",
-    required=True,
-    help="Make it of a sparse file of this size.",
-)
+@loop_options(NAME)
 @click.option(
     "--pool",
     default="lamina",
@@ -49,13 +43,6 @@ def _pool_name(_context: click.Context, _parameter: click.Parameter, value: str)
     show_default=True,
     callback=_pool_name,
     help="Its name.",
-)
-@click.option(
-    "--dir",
-    "directory",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Where the file is.  [default: ROOT/zfs]",
 )
 @pass_app
 def setup(app: App, size: int, pool: str, directory: Path | None) -> None:
@@ -68,7 +55,7 @@ def setup(app: App, size: int, pool: str, directory: Path | None) -> None:
     from lamina.zpool.record import Record
 
     file = (directory or app.root / NAME).absolute() / f"{pool}.zpool"
-    place = _directory(app)
+    place = place_of(app, NAME)
     site = _site(app)
     made = manage.setup(
         site, Record(pool=pool, file=str(file), size=size, mountpoint=str(place.absolute()))
@@ -76,7 +63,7 @@ def setup(app: App, size: int, pool: str, directory: Path | None) -> None:
     before = "was set up before, and is" if made.was_there else "is"
     say(f"pool {pool} {before} mounted at {place}")
     if not made.starts_at_boot:
-        say_what_to_run_at_boot(site.command("activate"))
+        say_what_to_run_at_boot(site.command(NAME, "activate"))
 
 
 @zfs.command()
@@ -106,7 +93,7 @@ def status(app: App, as_json: bool) -> None:
     from lamina.zpool.record import Records
     from lamina.zpool.status import read_status
 
-    place = _directory(app)
+    place = place_of(app, NAME)
     record = Records(app.root).get()
     ours = record is not None and record.mountpoint == str(place.absolute())
     report = read_status(place, file=record.file if record is not None and ours else "")
@@ -117,7 +104,7 @@ def status(app: App, as_json: bool) -> None:
 
 
 @zfs.command()
-@click.option("--force", is_flag=True, help="Even if snapshots are lost; they are named.")
+@force_option
 @pass_app
 def teardown(app: App, force: bool) -> None:
     """Remove the pool that was set up with its file, and the unit that imports it."""
@@ -127,23 +114,9 @@ def teardown(app: App, force: bool) -> None:
 
 
 def _site(app: App) -> Site:
-    from lamina.provision.unit import BootUnit
-    from lamina.zpool.manage import Site
     from lamina.zpool.record import Records
 
-    return Site(
-        records=Records(app.root),
-        root=app.root.absolute(),
-        program=program(),
-        unit=BootUnit,
-        say=say,
-    )
-
-
-def _directory(app: App) -> Path:
-    from lamina.plugins import directory_of
-
-    return directory_of(NAME, app.root, app.config)
+    return make_site(app, Records)
 
 
 def _lines(report: Report) -> Iterator[list[str]]:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 from lamina.core.units import format_size
 from lamina.errors import (
@@ -23,12 +22,12 @@ from lamina.errors import (
 )
 from lamina.linux.mountinfo import mounts_at_or_below
 from lamina.linux.zfs import exists
+from lamina.provision import site as provision_site
 from lamina.provision.record import without_room
 from lamina.provision.snapshots import RecordedSnapshots, counted
 from lamina.provision.sparse import make_sparse, require_place_for, warn_of_small_disk
 from lamina.provision.steps import (
     Made,
-    Say,
     differences,
     install_unit,
     require_one_line,
@@ -53,26 +52,8 @@ PROPERTIES = {"atime": "off", "acltype": "posix", "xattr": "sa", "compression": 
 _SHOWN = 5
 
 
-class Site(NamedTuple):
-    """Where the pool is set up.
-
-    Attributes:
-        records: what was set up.
-        root: Lamina's.
-        program: what runs `lamina`, for the unit.
-        unit: makes the unit of that name.
-        say: told of each step before it is done.
-    """
-
-    records: Records
-    root: Path
-    program: Sequence[str]
-    unit: Callable[[str], BootUnit]
-    say: Say
-
-    def command(self, verb: str) -> tuple[str, ...]:
-        """Return the command that runs a verb after a boot."""
-        return (*self.program, "--root", str(self.root), "zfs", verb)
+Site = provision_site.Site[Records]
+"""Where the pool is set up."""
 
 
 def setup(site: Site, wanted: Record) -> Made[Record]:
@@ -331,8 +312,8 @@ def _remove_empty(directory: Path) -> None:
 def _install_unit(site: Site, record: Record) -> bool:
     text = unit_text(
         f"ZFS pool {record.pool} for Lamina's zfs snapshotter",
-        site.command("activate"),
-        stop=site.command("deactivate"),
+        site.command("zfs", "activate"),
+        stop=site.command("zfs", "deactivate"),
         writer="lamina zfs setup",
         module="zfs",
         places=[site.root, Path(record.file).parent, Path(record.mountpoint).parent],
