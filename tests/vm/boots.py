@@ -1,7 +1,7 @@
 """The virtual machines of a session: started before the tests whose they are have their turn.
 
-They work beside the tests of this machine, as many at a time as leave a processor free; and all of
-the processors are theirs once only tests are left that wait for one.
+As many work at a time as there are processors, on what the tests of this machine leave of them:
+these wait for disks, processes and the clock, and must not be late.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 from tests.vm.machine import Machine
+
+NICENESS = 10
 
 
 class Boot(ABC):
@@ -42,6 +44,7 @@ class Boot(ABC):
         """Start it, unless that was done; on the main thread."""
         if self._machine is None:
             self._machine = self._begin(Path(tempfile.mkdtemp(prefix="vm-")))
+            self._machine.give_way(NICENESS)
         return self._machine
 
     def stop(self) -> None:
@@ -78,25 +81,14 @@ class Boots:
         """Return the boot that a test waits for, if it waits for one."""
         return self.items.get(item)
 
-    def start_beside(self) -> None:
-        """Start what there is room for beside a test of this machine."""
-        self._start(_processors() - 1)
-
     def start_more(self) -> None:
-        """Start what there is room for while nothing else works."""
-        self._start(_processors())
+        """Start what there is room for."""
+        free = len(os.sched_getaffinity(0)) - sum(boot.running() for boot in self._boots)
+        waiting = (boot for boot in self._boots if not boot.started)
+        for boot in islice(waiting, max(free, 0)):
+            boot.start()
 
     def stop(self) -> None:
         """Stop all that were started."""
         for boot in self._boots:
             boot.stop()
-
-    def _start(self, limit: int) -> None:
-        free = max(limit, 1) - sum(boot.running() for boot in self._boots)
-        waiting = (boot for boot in self._boots if not boot.started)
-        for boot in islice(waiting, max(free, 0)):
-            boot.start()
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0))

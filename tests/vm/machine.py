@@ -121,6 +121,11 @@ class Machine(ABC):
             self.stop()
         return not self._late
 
+    def give_way(self, niceness: int) -> None:
+        """Let whatever else the machine of the tests does go first; right after the start."""
+        with contextlib.suppress(ProcessLookupError):
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, niceness)
+
     def wait(self) -> int:
         """Wait for the end; return the command's exit code.
 

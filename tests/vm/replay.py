@@ -67,20 +67,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for name in _EMULATIONS:
             if marker := item.get_closest_marker(name):
                 of_boots[name, marker.kwargs.get("boot", "")].append(item)
-    boots = Boots()
-    for (name, _), members in of_boots.items():
-        if _EMULATIONS[name].wanted():
-            boots.add(_Batch(config, name, members), members)
+    found: list[tuple[Boot, list[pytest.Item]]] = [
+        (_Batch(config, name, members), members)
+        for (name, _), members in of_boots.items()
+        if _EMULATIONS[name].wanted()
+    ]
     for item in items:
         marker = item.get_closest_marker("ahead")
         if marker and not any(map(_lacks, item.iter_markers())):
-            boots.add(Ahead(marker.kwargs["begin"], **_parameters(item)), [item])
-    if not boots.items:
+            found.append((Ahead(marker.kwargs["begin"], **_parameters(item)), [item]))
+    if not found:
         return
+    boots = Boots()
+    for boot, members in sorted(found, key=lambda each: not _is_emulated(each[1][0])):
+        boots.add(boot, members)
     for item in boots.items:
         item.add_marker(pytest.mark.timeout(0))  # a boot has its limit, and starts when it can
     items[:] = [*(item for item in items if item not in boots.items), *boots.items]
     config.stash[_BOOTS] = boots
+
+
+def _is_emulated(item: pytest.Item) -> bool:
+    """Tell whether the processors are emulated, which takes longest."""
+    return any(item.get_closest_marker(name) for name in ("zfs", "qemu"))
 
 
 @functools.cache
@@ -104,7 +113,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
         return None
     boot = boots.of(item)
     if not isinstance(boot, _Batch):
-        boots.start_beside()
+        boots.start_more()
         return None
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for report in boot.reports(item, waiting=boots.start_more):
