@@ -31,6 +31,7 @@ PREFIX = "lamina-test-"
 KEPT_VARIABLES = (
     *("PATH", "TERM", "LANG", "USER", "LOGNAME", "SHELL", "CI", "COLUMNS"),
     "DM_DISABLE_UDEV",  # of a machine that has no udev
+    "LAMINA_TEST_KILLS",  # how often, in tests/kernel/test_stargz_containers.py
     "LAMINA_ZFS_KERNEL",  # where script/zfs-kernel has put what it made
 )
 KEPT_PREFIXES = ("PYTHON", "PYTEST_")
