@@ -257,6 +257,41 @@ def test_sync_remove_frees_before_it_returns(driver: FileDriver, tmp_path: Path)
         assert engine.backlog() == {("free", 2)}
 
 
+class ChainDriver(FileDriver):
+    """Storage that the next snapshot stands on cannot be destroyed before that one's."""
+
+    def destroy(self, id: int) -> None:
+        if id + 1 in self.ids():
+            self._step("refuse")
+            raise FailedPrecondition("destroy", str(id))
+        super().destroy(id)
+
+
+def test_cleanup_tries_again_what_the_storage_of_others_stood_on(tmp_path: Path) -> None:
+    driver = ChainDriver(tmp_path)
+    with Engine("file", driver, tmp_path) as engine, Engine("file", driver, tmp_path) as other:
+        for key in ("1", "2", "3"):
+            engine.prepare(key)
+        for key in ("3", "2", "1"):
+            engine.remove(key)
+        trash = other._store.trash
+        assert trash.claim(1) == [3]
+        refusals = []
+
+        def refuse() -> None:
+            refusals.append(driver.ids())
+            if len(refusals) == 2:  # of all that is left to this engine
+                threading.Thread(target=free).start()
+
+        def free() -> None:
+            other._reaper.destroy([3])
+
+        driver.pause["refuse"] = refuse
+        engine.cleanup()
+        assert driver.ids() == []
+        assert len(refusals) >= 2
+
+
 def test_cleanup_takes_orphans(engine: Engine, driver: FileDriver) -> None:
     engine.prepare("a")
     (driver.directory / "99").touch()

@@ -51,12 +51,16 @@ class Reaper:
     def drain(self) -> None:
         """Destroy all that is in the trash now, and wait for what others are destroying.
 
+        What fails is tried again once more is gone: the storage of a child, which another process
+        is destroying, may have stood on it.
+
         Raises:
             LaminaError: some of it cannot be destroyed.
             Cancelled, DeadlineExceeded: see `check_cancelled`; the rest stays in the trash.
         """
         wanted = self._trash.ids()
         failures: Failures = {}
+        progress = False
         while wanted - failures.keys():
             check_cancelled()
             ids = self._trash.claim(BATCH, besides=failures.keys())
@@ -64,7 +68,11 @@ class Reaper:
                 failures |= self.destroy(ids, stop=is_cancelled)
             else:
                 time.sleep(POLL_SECONDS)
-            wanted &= self._trash.ids()
+            left = self._trash.ids()
+            progress |= not wanted <= left
+            wanted &= left
+            if progress and wanted <= failures.keys():
+                failures, progress = {}, False
         if failures:
             id, error = next(iter(failures.items()))
             what = f"free the storage of {len(failures)} removed snapshots, such as number {id}"
