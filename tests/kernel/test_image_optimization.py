@@ -255,6 +255,7 @@ WRONG = [
     ("convert", ("--optimize", "true", "--record-in", "FILE"), "cannot be used together"),
     ("convert", ("--optimize", "'"), "No closing quotation"),
     ("convert", ("--optimize", ""), "is empty"),
+    ("convert", ("--chunk-size", "0"), "use chunk size.*give a multiple of 4096"),
     ("convert", ("--record-out", "FILE"), "--record-out needs --optimize or --record-in"),
     ("convert", ("--record-in", "FILE"), "no such file|not found"),
     ("optimize", ("--record-in", "FILE", "--env", "A=b"), "leave out --env"),

@@ -17,7 +17,7 @@ from lamina.core.snapshot import Kind, Usage
 from lamina.daemon.calls import CallRecorder, code_name
 from lamina.daemon.http import MetricsServer
 from lamina.daemon.metrics import CONTENT_TYPE, Metrics
-from lamina.errors import LaminaError, NotFound
+from lamina.errors import AlreadyExists, LaminaError, NotFound
 from lamina.meta.totals import Totals
 from lamina.plugins import load
 from lamina.snapshotters.lazy_tally import LazyTotals
@@ -145,11 +145,13 @@ def test_recorder(caplog: pytest.LogCaptureFixture) -> None:
     recorder("Stat", "invented by a client", "k", 3, 0.01, LaminaError("x"))
     recorder("Prepare", "overlayfs", "k 2", 0, 1.5, None)
     recorder("Remove", "overlayfs", "k", 13, 0.0012, NotFound("snapshot", "k"))
+    recorder("Prepare", "overlayfs", "k", 6, 0.01, AlreadyExists("prepare layer", "k"))
     assert measured == [
         ("Stat", "overlayfs", "OK", 0.01),
         ("Stat", "", "InvalidArgument", 0.01),
         ("Prepare", "overlayfs", "OK", 1.5),
         ("Remove", "overlayfs", "Internal", 0.0012),
+        ("Prepare", "overlayfs", "AlreadyExists", 0.01),
     ]
     lines = [
         (record.levelname, record.message, *map(vars(record).get, ("method", "key", "code")))
@@ -159,6 +161,7 @@ def test_recorder(caplog: pytest.LogCaptureFixture) -> None:
         ("INFO", "call failed", "Stat", "k", "InvalidArgument"),
         ("INFO", "call was slow", "Prepare", "k 2", "OK"),
         ("WARNING", "call failed", "Remove", "k", "Internal"),
+        ("INFO", "exists already", "Prepare", "k", "AlreadyExists"),
     ]
     assert vars(caplog.records[2])["duration"] == "1.200ms"
 

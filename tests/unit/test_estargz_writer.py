@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
+import resource
 import stat
 import tarfile
 import zlib
@@ -21,6 +23,7 @@ from lamina.formats.erofs.tar import image_from_tar
 from lamina.formats.erofs.writer import write_image
 from lamina.formats.estargz.footer import find_toc
 from lamina.formats.estargz.writer import BlobFormat, BlobOptions, WrittenBlob, write_blob
+from lamina.formats.estargz.writer.members import Spool
 from lamina.formats.stream import ChunkStream
 from lamina.formats.tar import END_OF_ARCHIVE, Entry, Type, header, padding
 from tests.estargz_reading import Blob, BytesSource, describe, read_blob, walk
@@ -529,3 +532,15 @@ def _extracted(tar: bytes) -> dict[bytes, tuple[object, ...]]:
     image = out.getvalue()
     tree = Image(BytesSource(image)).tree()
     return {path: describe(inode, image) for path, inode in walk(tree) if path}
+
+
+def test_only_a_full_disk_is_called_one(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Spool(tmp_path) as spool:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+        try:
+            with pytest.raises(OSError, match=str(tmp_path)) as caught:
+                list(spool.fill([bytes(8192)]))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.errno == errno.EFBIG

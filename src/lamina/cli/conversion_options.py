@@ -41,7 +41,6 @@ _OPTIONS = (
     click.option(
         "--chunk-size",
         type=Size(),
-        default=0,
         metavar="SIZE",
         help="Split files into chunks of this size.  [default: 4MiB; 1MiB with --nydus]",
     ),
@@ -119,7 +118,7 @@ def _blob_options(given: dict[str, Any]) -> BlobOptions:
     return BlobOptions(
         format=BlobFormat.ZSTD_CHUNKED if given["zstdchunked"] else BlobFormat.ESTARGZ,
         level=given["compression_level"],
-        chunk_size=given["chunk_size"] or DEFAULT_CHUNK,
+        chunk_size=DEFAULT_CHUNK if given["chunk_size"] is None else given["chunk_size"],
         prioritized_chunk_size=given["prioritized_chunk_size"],
         min_chunk_size=given["min_chunk_size"],
     )
@@ -134,7 +133,7 @@ def _rafs_options(given: dict[str, Any]) -> RafsOptions:
     return RafsOptions(
         version=int(given["fs_version"] or 6),
         compressor=Compressor[(given["compressor"] or "zstd").upper()],
-        chunk_size=given["chunk_size"] or DEFAULT_CHUNK,
+        chunk_size=DEFAULT_CHUNK if given["chunk_size"] is None else given["chunk_size"],
     )
 
 

@@ -79,5 +79,8 @@ def _log(
     if code == "OK":
         log.info("call was slow", extra=fields)
         return
+    if code == "AlreadyExists":  # to a client that unpacks, this is the answer "nothing to do"
+        log.info("exists already", extra={**fields, "error": str(error)})
+        return
     level = logging.WARNING if code in _OURS else logging.INFO
     log.log(level, "call failed", extra={**fields, "error": str(error)})

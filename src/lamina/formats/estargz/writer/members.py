@@ -7,6 +7,7 @@ with zeros, since chunks are runs of plain bytes.
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from bisect import bisect_right
@@ -28,6 +29,7 @@ from lamina.formats.tar.layout import number, padding
 RESERVED = frozenset([PREFETCH, NO_PREFETCH, TOC_NAME])
 """Names at the root of the tar that a blob's writer alone makes."""
 _STEP = 1 << 20
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _KNOWN = frozenset(
     [
         Type.REGULAR,
@@ -154,6 +156,8 @@ class Spool:
         try:
             return self._file.write(view) or 0
         except OSError as error:
+            if error.errno not in _FULL:
+                raise OSError(error.errno, error.strerror, self._directory) from error
             raise ResourceExhausted(
                 "write the layer to a temporary file below",
                 self._directory,
