@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lamina.core.mount import Mount
-from lamina.linux import loop, mountapi, openat2, probes
+from lamina.linux import fsverity, loop, mountapi, openat2, probes
 from lamina.linux.directory import call_in_directory
 from lamina.linux.libc import encoded
 from lamina.linux.openat2 import RESOLVE_BENEATH, RESOLVE_IN_ROOT, RESOLVE_NO_SYMLINKS
@@ -37,6 +37,11 @@ MIB = 1 << 20
 )
 def test_sizes_of_structures(structure: type[ctypes.Structure], size: int) -> None:
     assert ctypes.sizeof(structure) == size
+
+
+def test_requests_of_fsverity_have_the_sizes_of_what_they_take() -> None:
+    assert fsverity.FS_IOC_ENABLE_VERITY >> 16 & 0x3FFF == fsverity.ENABLE_ARG.size == 128
+    assert fsverity.FS_IOC_MEASURE_VERITY >> 16 & 0x3FFF == fsverity.DIGEST.size - 32 == 4
 
 
 def test_a_nul_byte_in_a_path_is_refused() -> None:

@@ -25,6 +25,7 @@ from lamina.core.mount import Mount
 from lamina.core.snapshot import Kind, Usage
 from lamina.errors import DataLoss, FailedPrecondition, LaminaError
 from lamina.snapshotters.erofs.immutable import protect
+from lamina.snapshotters.erofs.verity import require_sealed, seal
 from lamina.snapshotters.lower_mounts import is_mounted, locked, mount_once, unmount_all
 from lamina.snapshotters.overlay_stack import OverlayStackDriver
 from lamina.snapshotters.tree import remove_tree, unprotect
@@ -50,6 +51,7 @@ class ErofsDriver(OverlayStackDriver):
         abilities: what kernel and configuration allow.
         mount_options: for every overlay mount.
         immutable: protect images by the inode flag, which the filesystem must have.
+        verity: seal images by fs-verity, which the filesystem must have, and mount no others.
         file_backed: mount files as they are where the kernel can; else through loop devices only.
     """
 
@@ -63,10 +65,12 @@ class ErofsDriver(OverlayStackDriver):
         abilities: frozenset[Ability] = frozenset({Ability.REBASE}),
         mount_options: tuple[str, ...] = (),
         immutable: bool = False,
+        verity: bool = False,
         file_backed: bool = True,
     ) -> None:
         super().__init__(root, abilities=abilities, mount_options=mount_options)
         self._immutable = immutable
+        self._verity = verity
         self._file_backed = file_backed
 
     def image(self, id: int) -> Path:
@@ -85,6 +89,7 @@ class ErofsDriver(OverlayStackDriver):
 
         Raises:
             DataLoss: the image of a layer is gone, or damaged.
+            FailedPrecondition: it is not sealed by fs-verity, where it has to be.
         """
         self._mount_layers(snapshot.parents)
         return super().mounts(snapshot)
@@ -113,6 +118,8 @@ class ErofsDriver(OverlayStackDriver):
                 self._remove_image(path)
             write_layer(fs, new)
             new.rename(image)
+        if self._verity:
+            seal(image)  # before it is immutable, which could not be sealed
         if self._immutable:
             protect(image)
         status = image.stat()
@@ -189,6 +196,8 @@ class ErofsDriver(OverlayStackDriver):
         image = self.image(id)
         if not image.exists():
             raise DataLoss("mount layer", image, hint=_GONE)
+        if self._verity:
+            require_sealed(image)
         self._empty(id)
         mount_image(image, self.fs(id), file_backed=self._file_backed)
 

@@ -32,7 +32,7 @@ class ErofsConfig(SnapshotterConfig):
 
     Attributes:
         ovl_mount_options: further options of every overlay mount.
-        enable_fsverity: seal images by fs-verity; not there yet.
+        enable_fsverity: seal images by fs-verity, and mount none that is not sealed.
         set_immutable: protect images by the immutable flag.
         default_size: of a writable layer in a block device of its own; not there yet.
         dmverity_mode: check images by dm-verity; `on` is not there yet.
@@ -56,9 +56,10 @@ class ErofsConfig(SnapshotterConfig):
         if self.dmverity_mode not in _MODES:
             found.append(f"dmverity_mode: {self.dmverity_mode!r} is none of {', '.join(_MODES)}")
         if self.dmverity_mode == "on":
-            found.append('dmverity_mode: dm-verity is not there yet; "auto" and "off" go without')
-        if self.enable_fsverity:
-            found.append("enable_fsverity: fs-verity is not there yet; leave it false")
+            found.append(
+                'dmverity_mode: dm-verity is not there; "auto" and "off" go without,'
+                " enable_fsverity has the kernel check images"
+            )
         if self._size_problem():
             found.append(self._size_problem())
         if self.layer_content_caches:
@@ -86,17 +87,20 @@ def _driver(config: ErofsConfig, root: Path) -> ErofsDriver:
     from lamina.snapshotters.erofs.driver import ErofsDriver
 
     _require_immutable(config, root)
+    _require_verity(config, root)
     return ErofsDriver(
         root,
         abilities=overlay_support.abilities(slow_chown=False),
         mount_options=overlay_support.overlay_options(root, config.ovl_mount_options),
         immutable=config.set_immutable,
+        verity=config.enable_fsverity,
     )
 
 
 def _check(config: ErofsConfig, directory: Path) -> None:
     check(ID, directory)
     _require_immutable(config, directory)
+    _require_verity(config, directory)
 
 
 def _require_immutable(config: ErofsConfig, root: Path) -> None:
@@ -108,6 +112,19 @@ def _require_immutable(config: ErofsConfig, root: Path) -> None:
         raise FailedPrecondition(
             "protect images by set_immutable", f"{root}: {reason}",
             hint="leave set_immutable false, or move root_path to ext4, xfs or btrfs",
+        )  # fmt: skip
+
+
+def _require_verity(config: ErofsConfig, root: Path) -> None:
+    if not config.enable_fsverity:
+        return
+    from lamina.snapshotters.erofs import verity
+
+    if reason := verity.fault(root):
+        raise FailedPrecondition(
+            "seal images by enable_fsverity", f"{root}: {reason}",
+            hint="leave enable_fsverity false, or move root_path to btrfs or to ext4 made with"
+            " `mkfs.ext4 -O verity`, on a kernel with CONFIG_FS_VERITY",
         )  # fmt: skip
 
 
