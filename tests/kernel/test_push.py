@@ -124,10 +124,13 @@ def test_missing_layers_are_told_before_anything_is_sent(
         served(registry, "other", "1")
 
 
-def test_reference_with_another_digest(store: Store, registry: LocalRegistry) -> None:
+def test_reference_with_a_digest(store: Store, registry: LocalRegistry) -> None:
     ref = have(store, registry)
     with pytest.raises(InvalidArgument, match="push another image"):
         store.push(ref, f"{registry.host}/other@sha256:{'0' * 64}", plain_http=True)
+    digest = store.image(ref).target.digest
+    store.push(ref, f"{registry.host}/other:v1@{digest}", plain_http=True)
+    assert served(registry, "other", "v1") == FILES.manifest
 
 
 def test_login(store: Store, registry: LocalRegistry, tmp_path: Path) -> None:

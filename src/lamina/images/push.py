@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -213,7 +213,9 @@ class _Upload:
 
     def document(self, descriptor: Descriptor, data: bytes, *, tagged: bool) -> None:
         """Upload a manifest or an index under its digest, or under the reference's tag."""
-        reference = self._reference if tagged else self._reference.with_digest(descriptor.digest)
+        reference = self._reference.with_digest(descriptor.digest)
+        if tagged and self._reference.tag:
+            reference = replace(self._reference, digest=None)
         self._registry.push_manifest(reference, descriptor, data, cancel=self._cancel)
         self._progress.update(event(descriptor, Stage.DONE, descriptor.size))
 
