@@ -6,11 +6,13 @@ import json
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lamina.errors import InvalidArgument
 from lamina.formats.erofs.tree import BLOCK
 from lamina.formats.erofs.writer import Device, write_image
 from lamina.formats.rafs.annotations import (
@@ -18,14 +20,17 @@ from lamina.formats.rafs.annotations import (
     BLOB_MEDIA_TYPE,
     BOOTSTRAP,
     FS_VERSION,
+    REFERENCE_BLOB_IDS,
 )
 from lamina.formats.rafs.bootstrap import read_bootstrap
+from lamina.formats.rafs.flags import Compressor
 from lamina.formats.rafs.tree import to_tree
 from lamina.formats.rafs.units import lay_out_v5, lay_out_v6
 from lamina.formats.rafs.writer.options import RafsOptions
 from lamina.images.conversion import ConvertOptions
 from lamina.images.manifest import Manifest, parse_manifest
 from lamina.images.nydus import bootstrap_layer, open_bootstrap
+from lamina.images.nydus_check import verify_nydus
 from lamina.store import Store
 from tests.erofs import fsck, mounted_image
 from tests.fixtures_command import Command
@@ -108,6 +113,42 @@ def test_the_kernel_shows_what_the_layers_unpacked_have(
             found[name] = found[name]._replace(mtime_ns=entry.mtime_ns)
     assert found == expected
     assert store.fsck(deep=True) == []
+
+
+@pytest.mark.parametrize("version", [5, 6])
+def test_chunks_of_a_dictionary_are_not_written_again(
+    store: Store, tmp_path: Path, version: int
+) -> None:
+    load_image(store, "overlayfs", Layer.of({"a": noise(50_000), "b": b"b"}), keep=True)
+    rafs = RafsOptions(version, chunk_size=4096)
+    store.convert(NAME, TARGET, options=ConvertOptions(nydus=rafs))
+    [old] = manifest_of(store, TARGET).layers[:-1]
+    above = {"c": noise(50_000)[:8192] + b"new"}
+    load_image(store, "overlayfs", Layer.of(above), ref="docker.io/library/c:1", keep=True)
+    options = ConvertOptions(nydus=rafs, chunk_dict=TARGET)
+    second = TARGET.replace(":1", ":2")
+    converted = store.convert("docker.io/library/c:1", second, options=options)
+    assert [(layer.chunks, layer.new_chunks) for layer in converted.nydus] == [
+        (0, 0),
+        (3, 1),
+        (0, 0),
+    ]
+    manifest = manifest_of(store, second)
+    first, new, bootstrap = manifest.layers
+    assert first == old
+    assert new.size < old.size
+    assert json.loads(bootstrap.annotations[REFERENCE_BLOB_IDS]) == [old.digest[7:]]
+    assert verify_nydus(store.images.content, manifest) == []
+    image, devices = mountable(store, manifest, tmp_path)
+    with mounted_image(image, tmp_path / "mnt", devices) as root:
+        assert (root / "c").read_bytes() == above["c"]
+    for wrong, said in (
+        (replace(options, nydus=replace(rafs, chunk_size=8192)), "chunk size is 4096"),
+        (replace(options, nydus=replace(rafs, compressor=Compressor.GZIP)), "compressor is ZSTD"),
+        (replace(options, chunk_dict="registry.example/other:1"), "its blobs have to be where"),
+    ):
+        with pytest.raises(InvalidArgument, match=said):
+            store.convert("docker.io/library/c:1", second, options=wrong)
 
 
 FILES = {"d/": None, "d/one": noise(20_000), "d/two": b"two" * 9000, "three": b"3"}

@@ -39,6 +39,11 @@ _OPTIONS = (
         help="How chunks of a Nydus image are compressed.  [default: zstd]",
     ),
     click.option(
+        "--chunk-dict",
+        metavar="REF",
+        help="Leave out chunks that this Nydus image of the same repository has.",
+    ),
+    click.option(
         "--chunk-size",
         type=Size(),
         metavar="SIZE",
@@ -104,6 +109,7 @@ def convert_options(given: dict[str, Any]) -> ConvertOptions:
     formats = {"nydus": _rafs_options(given)} if given["nydus"] else {"blob": _blob_options(given)}
     return ConvertOptions(
         **formats,
+        chunk_dict=given["chunk_dict"] or "",
         platforms=parse_platforms(given["platforms"]),
         all_platforms=given["all_platforms"],
         labels=parse_labels(given["labels"]),
@@ -114,7 +120,7 @@ def convert_options(given: dict[str, Any]) -> ConvertOptions:
 def _blob_options(given: dict[str, Any]) -> BlobOptions:
     from lamina.formats.estargz.writer import DEFAULT_CHUNK, BlobFormat, BlobOptions
 
-    _refuse(given, ("fs_version", "compressor"), "needs --nydus")
+    _refuse(given, ("fs_version", "compressor", "chunk_dict"), "needs --nydus")
     return BlobOptions(
         format=BlobFormat.ZSTD_CHUNKED if given["zstdchunked"] else BlobFormat.ESTARGZ,
         level=given["compression_level"],

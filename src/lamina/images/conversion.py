@@ -18,9 +18,9 @@ import msgspec
 from lamina.core.digest import Digest, sha256
 from lamina.errors import InvalidArgument
 from lamina.formats.estargz.writer import BlobOptions
-from lamina.formats.rafs.annotations import OS_FEATURE
 from lamina.formats.rafs.writer.options import RafsOptions
 from lamina.images.catalogue import Image
+from lamina.images.chunk_dictionary import ChunkDictionary, check_repository, read_dictionary
 from lamina.images.conversion_layers import ConvertedLayer, LayerConverter
 from lamina.images.conversion_nydus import NydusConverter, NydusLayer
 from lamina.images.conversion_source import SourceLayers, missing_layer
@@ -57,6 +57,8 @@ class ConvertOptions:
     Attributes:
         blob: how layers are written; without meaning for a Nydus image.
         nydus: makes a Nydus image of it; None keeps its layers apart.
+        chunk_dict: name of a Nydus image of the same repository: chunks that it has are not written
+            again; "" for none.
         platforms: which images of an index; none means the machine's own platform.
         all_platforms: all that an index lists.
         prioritized: which files come first, and are prefetched; a layer that is not named has none,
@@ -68,6 +70,7 @@ class ConvertOptions:
 
     blob: BlobOptions = field(default_factory=BlobOptions)
     nydus: RafsOptions | None = None
+    chunk_dict: str = ""
     platforms: tuple[Platform, ...] = ()
     all_platforms: bool = False
     prioritized: Prioritized | None = None
@@ -121,8 +124,9 @@ def convert(
         collect: frees what nothing names; called when there may be something.
 
     Raises:
-        NotFound: content is missing, or the image is not for a platform.
-        InvalidArgument: an option is out of range, or the name has a digest.
+        NotFound: content is missing, or the image (or the chunk dictionary) is not for a platform.
+        InvalidArgument: an option is out of range, or the name has a digest; or the image cannot be
+            a Nydus image, or the chunk dictionary none for it.
         FormatError, DigestMismatch: a layer is damaged, or not what its configuration says.
         ResourceExhausted: there is no room.
         Cancelled: told to stop.
@@ -162,6 +166,8 @@ def check(name: str, options: ConvertOptions) -> Reference:
     else:
         options.blob.codec()
     reference = parse(name)
+    if options.chunk_dict:
+        check_repository(parse(options.chunk_dict), reference)
     if reference.digest is not None:
         hint = "its digest is known when it is made: give a tag"
         raise InvalidArgument("convert an image to", name, hint=hint)
@@ -208,6 +214,7 @@ def _converter(
             running.fetcher,
             source,
             options.nydus,
+            dictionary=_dictionary(store, running, options),
             threads=options.threads,
             cancel=running.cancel,
         )
@@ -219,6 +226,23 @@ def _converter(
         threads=options.threads,
         cancel=running.cancel,
     )
+
+
+def _dictionary(
+    store: ImageStore, running: Operation, options: ConvertOptions
+) -> Callable[[Platform], ChunkDictionary] | None:
+    """Return what reads the chunk dictionary for a platform, kept from being collected."""
+    rafs = options.nydus
+    if not options.chunk_dict or rafs is None:
+        return None
+    image = store.catalogue.get(str(parse(options.chunk_dict)))
+
+    def read(platform: Platform) -> ChunkDictionary:
+        manifest = store.select(image, platform).manifest
+        running.fetcher.hold(manifest.layers)
+        return read_dictionary(store.content, manifest, image.name, rafs)
+
+    return read
 
 
 def _convert(
@@ -237,7 +261,7 @@ def _convert(
         msgspec.structs.replace(
             descriptor,
             annotations=image.descriptor.annotations,
-            platform=_platform(image, options),
+            platform=image.descriptor.platform or image.config.platform,
         )
         for descriptor, image in zip(made, chosen, strict=True)
     ]
@@ -245,15 +269,6 @@ def _convert(
         index, schema_version=2, media_type=OCI_INDEX, manifests=tuple(entries)
     )
     return _keep(running, encode(document), OCI_INDEX)
-
-
-def _platform(image: PlatformImage, options: ConvertOptions) -> Platform:
-    """Return what an index says of an image: a Nydus image names a feature that it needs."""
-    platform = image.descriptor.platform or image.config.platform
-    if options.nydus is None:
-        return platform
-    features = dict.fromkeys([*platform.os_features, OS_FEATURE])
-    return msgspec.structs.replace(platform, os_features=tuple(features))
 
 
 def _convert_image(

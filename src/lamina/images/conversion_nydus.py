@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from lamina.formats.rafs.annotations import (
     BOOTSTRAP_PATH,
     FS_VERSION,
     PREFIX,
+    REFERENCE_BLOB_IDS,
 )
 from lamina.formats.rafs.model import Inode
 from lamina.formats.rafs.writer.bootstrap import write_bootstrap
@@ -30,16 +32,23 @@ from lamina.formats.rafs.writer.merge import MergedTree
 from lamina.formats.rafs.writer.options import RafsOptions
 from lamina.formats.rafs.writer.tables import Tables, make_tables
 from lamina.formats.tar import END_OF_ARCHIVE, Entry, Type, header, padding
+from lamina.images.chunk_dictionary import ChunkDictionary
 from lamina.images.content import ContentStore
 from lamina.images.conversion_source import SourceLayers
 from lamina.images.fetch import Fetcher
-from lamina.images.manifest import OCI_LAYER_GZIP, Descriptor, History, is_foreign
+from lamina.images.manifest import OCI_LAYER_GZIP, Descriptor, History, Platform, is_foreign
 from lamina.images.nydus import bootstrap_layer
+from lamina.images.platform import normalize
 from lamina.images.progress import Stage
 from lamina.images.registry.cancel import Cancel
 from lamina.images.tree import PlatformImage
 
 _STEP = 1 << 20
+_CREATED_BY = "lamina images convert"
+_FOREIGN_STEP: dict[str, object] = {
+    "created_by": _CREATED_BY,
+    "comment": "Nydus blob of the chunk dictionary",
+}
 _UNTRUE = (PREFIX, *LAZY_PREFIXES)
 """What annotations begin with that are about the source's blob."""
 
@@ -84,6 +93,8 @@ class _Image:
     prefetch: list[Inode] = field(default_factory=list)
     blobs: dict[str, Descriptor] = field(default_factory=dict)
     """By id: those that the bootstrap may name."""
+    foreign: frozenset[str] = frozenset()
+    """Ids of those that the chunk dictionary has brought."""
 
 
 class NydusConverter:
@@ -94,6 +105,7 @@ class NydusConverter:
         fetcher: of the operation; its lease holds what is written.
         source: has the layers.
         options: of bootstrap and blobs.
+        dictionary: returns the chunks for a platform that need not be written; None for none.
         threads: that compress; 0 for one for each processor.
         cancel: stops it from another thread.
 
@@ -108,6 +120,7 @@ class NydusConverter:
         source: SourceLayers,
         options: RafsOptions,
         *,
+        dictionary: Callable[[Platform], ChunkDictionary] | None,
         threads: int,
         cancel: Cancel,
     ) -> None:
@@ -116,6 +129,7 @@ class NydusConverter:
         self._fetcher = fetcher
         self._source = source
         self._options = options
+        self._dictionary = dictionary
         self._threads = threads
         self._cancel = cancel
 
@@ -129,13 +143,19 @@ class NydusConverter:
             prioritized: returns the files of a layer that are wanted first.
 
         Raises:
-            InvalidArgument: it has a layer that must not be distributed, or is a Nydus image.
+            InvalidArgument: it is a Nydus image, has a layer that must not be distributed, or the
+                dictionary is of no use for it.
             NotFound: a layer's blob is not in the store.
             DigestMismatch: a layer is not what its image's configuration says.
             FormatError, ResourceExhausted: as `write_layer`.
         """
         _check(image)
         making = _Image()
+        if self._dictionary is not None:
+            found = self._dictionary(normalize(image.config.platform))
+            making.pool = found.pool
+            making.blobs |= found.layers
+            making.foreign = frozenset(found.layers)
         for layer, diff_id in zip(image.manifest.layers, image.config.rootfs.diff_ids, strict=True):
             self._add(making, layer, diff_id, prioritized(layer.digest) or ())
         root = making.tree.root
@@ -147,11 +167,12 @@ class NydusConverter:
         bootstrap = self._write_bootstrap(image, making, root, tables)
         blobs = [making.blobs[blob.id] for blob in tables.blobs]
         layers = [_kept(layer, blobs) for layer in making.layers]
-        self.converted += [*layers, NydusLayer(None, bootstrap[0])]
+        foreign = [NydusLayer(None, making.blobs[id]) for id in _foreign(making, tables)]
+        self.converted += [*foreign, *layers, NydusLayer(None, bootstrap[0])]
         return NydusImage(
             (*blobs, bootstrap[0]),
             (*(blob.digest for blob in blobs), bootstrap[1]),
-            _history(image, layers),
+            [_FOREIGN_STEP] * len(foreign) + _history(image, layers),
         )
 
     def _add(
@@ -248,6 +269,8 @@ class NydusConverter:
                 writer.abort()
                 raise
         annotations = {BOOTSTRAP: "true", FS_VERSION: str(self._options.version)}
+        if foreign := _foreign(making, tables):
+            annotations[REFERENCE_BLOB_IDS] = json.dumps(foreign)
         size = self._content.info(digest).size
         return Descriptor(OCI_LAYER_GZIP, digest, size, annotations=annotations), layer.diff_id
 
@@ -286,6 +309,11 @@ def _check(image: PlatformImage) -> None:
             raise InvalidArgument("convert to a Nydus image", image.descriptor.digest, hint=hint)
 
 
+def _foreign(making: _Image, tables: Tables) -> list[str]:
+    """Return the ids of the chunk dictionary's blobs that the image needs."""
+    return [blob.id for blob in tables.blobs if blob.id in making.foreign]
+
+
 def _kept(layer: NydusLayer, blobs: Sequence[Descriptor]) -> NydusLayer:
     """Return a layer; one without blob if no file that the image shows needs it."""
     return layer if layer.target in blobs else replace(layer, target=None)
@@ -305,6 +333,6 @@ def _history(image: PlatformImage, layers: Sequence[NydusLayer]) -> list[dict[st
     for step in said:
         gone = step.empty_layer or next(made).target is None
         steps.append(msgspec.structs.replace(step, empty_layer=True) if gone else step)
-    steps.append(History(created_by="lamina images convert", comment="Nydus bootstrap"))
+    steps.append(History(created_by=_CREATED_BY, comment="Nydus bootstrap"))
     found: list[dict[str, object]] = msgspec.to_builtins(steps)
     return found
