@@ -61,6 +61,12 @@ class TestStargz(SnapshotterContract):
     accesses = ("in-process",)
 
 
+@pytest.mark.erofs
+class TestNydus(SnapshotterContract):
+    plugin = "nydus"
+    differences = DIRECTORY_RENAMES
+
+
 @pytest.mark.root
 class TestNative(SnapshotterContract):
     plugin = "native"

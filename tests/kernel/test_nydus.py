@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,17 +15,29 @@ import pytest
 from lamina.config import load
 from lamina.core.labels import REMOTE
 from lamina.core.mount import Mount
-from lamina.formats.rafs.annotations import REF
+from lamina.core.snapshot import Kind
+from lamina.errors import LaminaError, NotImplementedHere
+from lamina.formats.rafs.annotations import BOOTSTRAP, ENCRYPTED, FS_VERSION, REF
 from lamina.lazy.launch import LazyWorker
+from lamina.lazy.path_patterns import read_patterns
 from lamina.lazy_images import LazyImages
 from lamina.mount import temp_mount, unmount_recursive
 from lamina.store import Store
+from tests.fixtures_containers import Machine
 from tests.fixtures_registry import LocalRegistry, running_registry
-from tests.fixtures_stargz import GATES, end_worker
 from tests.images import ImageFiles, digest
 from tests.kernel.test_rafs import seen, without_steering
-from tests.nydus import annotated_image, blob_layer, bootstrap_layer, nydus_image, push, tree_of
-from tests.rafs import described, noise, sample
+from tests.kernel.test_stargz import GATES, end_worker
+from tests.nydus import (
+    annotated_image,
+    blob_layer,
+    bootstrap_layer,
+    nydus_image,
+    plain_layer,
+    push,
+    tree_of,
+)
+from tests.rafs import CHUNK, described, noise, sample
 from tests.rafs_blobs import BLAKE3, GZIP, LZ4, NONE, SHA256, ZSTD
 from tests.rafs_v5 import make_v5
 from tests.rafs_v6 import make_v6
@@ -206,3 +220,178 @@ def test_gzip_layer_is_read_from_the_middle_on(
         assert 0 < shown.cost.fetched_bytes < len(layer) / 2
         os.kill(worker(store).status().pid, signal.SIGKILL)
         assert read_all(root) == FILES
+
+
+def test_layers_on_a_nydus_image_are_unpacked(
+    open_store: Open, registry: LocalRegistry, tmp_path: Path
+) -> None:
+    store = open_store()
+    bootstrap, blob = make_v6(tree_of(FILES), compressor=ZSTD)
+    above = plain_layer({"dir/": None, "dir/new": b"new", ".wh.text": b""})
+    files = annotated_image(blob_layer(blob), bootstrap_layer(bootstrap), above)
+    ref = push(registry, files)
+    pull(store, ref)
+    without_text = {path: data for path, data in FILES.items() if path != "text"}
+    with looking(store, ref, tmp_path) as root:
+        assert read_all(root) == without_text | {"dir/new": b"new"}
+    engine = store.snapshotter("nydus")
+    with temp_mount(engine.prepare("container", store.launch(ref).chain_id), dir=tmp_path) as root:
+        (root / "a").write_text("changed")
+    engine.commit("committed", "container")
+    with temp_mount(engine.view("look", "committed"), dir=tmp_path, read_only=True) as root:
+        assert read_all(root) == without_text | {"dir/new": b"new", "a": b"changed"}
+
+
+@pytest.mark.parametrize(
+    ("annotations", "said"),
+    [
+        ({BOOTSTRAP: "true", FS_VERSION: "7"}, 'fs-version "7"'),
+        ({BOOTSTRAP: "true", FS_VERSION: "6", ENCRYPTED: "true"}, "it is encrypted"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_by_name(
+    open_store: Open, registry: LocalRegistry, annotations: dict[str, str], said: str
+) -> None:
+    store = open_store()
+    bootstrap, blob = make_v6(tree_of({"a": b"a"}))
+    layer, _ = bootstrap_layer(bootstrap)
+    ref = push(registry, annotated_image(blob_layer(blob), (layer, annotations)))
+    with pytest.raises(NotImplementedHere, match=said):
+        pull(store, ref)
+    assert [info.kind for info in store.snapshotter("nydus").walk()] == [Kind.COMMITTED]
+
+
+def test_bootstraps_that_cannot_be_served_leave_nothing(
+    open_store: Open, registry: LocalRegistry
+) -> None:
+    store = open_store()
+    bootstrap, blob = make_v6(tree_of({"a": b"a"}))
+    tarfs, tar = make_v6(tree_of({"a": b"a"}), tar=True)
+    link = bootstrap_layer(bootstrap, name="image/other")
+    for number, (layers, said) in enumerate(
+        (
+            ((blob_layer(tar), bootstrap_layer(tarfs)), "tarfs"),
+            ((blob_layer(blob), bootstrap_layer(b"none")), "a RAFS bootstrap"),
+            ((blob_layer(blob), link), "find the bootstrap"),
+            ((plain_layer({"b": b"b"}), bootstrap_layer(bootstrap)), "is no Nydus blob"),
+        )
+    ):
+        ref = push(registry, annotated_image(*layers), f"{number}")
+        with pytest.raises(LaminaError, match=said):
+            pull(store, ref)
+    engine = store.snapshotter("nydus")
+    assert {info.kind for info in engine.walk()} == {Kind.COMMITTED}
+    assert [*engine.root.glob("snapshots/*/layer.*")] == [*engine.root.glob("blobs/*")] == []
+    assert str(engine.root) not in Path("/proc/self/mountinfo").read_text()
+
+
+def test_wrong_bytes_fail(open_store: Open, tmp_path: Path) -> None:
+    store = open_store(more="fetching_timeout_sec = 2\n")
+    with running_registry(tmp_path / "registry") as registry:
+        files = made(6, compressor=NONE)
+        ref = push(registry, files)
+        pull(store, ref)
+        [stored] = (tmp_path / "registry").rglob(f"{files.layers[0].digest[7:]}/data")
+        good = stored.read_bytes()
+        at = good.index(FILES["big"][300_000:300_064])
+        stored.write_bytes(good[:at] + b"x" + good[at + 1 :])
+        with looking(store, ref, tmp_path) as root:
+            with pytest.raises(OSError, match="Input/output error"):
+                (root / "big").read_bytes()
+            assert (root / "dir/deep/file").read_bytes() == FILES["dir/deep/file"]
+    log = (store.snapshotter("nydus").root / "lazy/worker.log").read_text()
+    assert "expected blake3:" in log
+
+
+def test_images_share_caches_and_remove_them_with_the_last(
+    open_store: Open, registry: LocalRegistry, tmp_path: Path
+) -> None:
+    store = open_store()
+    bootstrap, blob = make_v6(tree_of(FILES), compressor=ZSTD)
+    refs = [push(registry, nydus_image(bootstrap, blob))]
+    other = annotated_image(blob_layer(blob), bootstrap_layer(bootstrap, name="image.boot"))
+    refs.append(push(registry, other, "2"))
+    for ref in refs:
+        pull(store, ref)
+    engine = store.snapshotter("nydus")
+    with looking(store, refs[0], tmp_path) as root:
+        (root / "text").read_bytes()
+    [shown], [same] = (LazyImages(store, "nydus").layers(ref) for ref in refs)
+    assert shown.local_bytes == same.local_bytes > 0
+    grown = {engine.usage(store.launch(ref).chain_id).size for ref in refs}
+    assert max(grown) - min(grown) >= shown.local_bytes
+    with looking(store, refs[1], tmp_path):  # what one has mounted, is not taken from the other
+        assert engine.shrink(0).freed == 0
+    assert engine.shrink(0).freed > 0
+    store.remove_image(refs[0])
+    store.collect()
+    engine.cleanup()
+    with looking(store, refs[1], tmp_path) as root:
+        assert read_all(root) == FILES
+    store.remove_image(refs[1])
+    store.collect()
+    engine.cleanup()
+    assert [*engine.walk()] == []
+    assert worker(store).status().layers == []
+    assert [*(engine.root / "snapshots").iterdir()] == [*(engine.root / "blobs").iterdir()] == []
+    assert store.fsck() == []
+
+
+def test_what_a_bootstrap_wants_first_is_fetched_at_once(
+    open_store: Open, registry: LocalRegistry
+) -> None:
+    store = open_store()
+    root = tree_of(FILES)
+    bootstrap, blob = make_v6(root, prefetch=[root.children[b"dir"]])
+    ref = push(registry, nydus_image(bootstrap, blob))
+    pull(store, ref)
+    images = LazyImages(store, "nydus")
+    deadline = time.monotonic() + 20
+    while images.layers(ref)[0].local_bytes < len(FILES["dir/deep/file"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert images.layers(ref)[0].local_bytes < len(FILES["dir/deep/file"]) + 2 * CHUNK
+    patterns = read_patterns(["/a", "/nowhere"])
+    assert images.prefetch_paths(ref, patterns) == patterns[1:]
+    images.wait(ref, 30)
+    assert images.layers(ref)[0].state == "complete"
+
+
+def test_check_finds_what_is_damaged(open_store: Open, registry: LocalRegistry) -> None:
+    store = open_store()
+    pull(store, push(registry, made(6, compressor=ZSTD)))
+    engine = store.snapshotter("nydus")
+    [image] = engine.root.glob("snapshots/*/layer.erofs")
+    [cache] = engine.root.glob("blobs/*/cache")
+    unmount_recursive(engine.root / "snapshots")
+    good = image.read_bytes()
+    image.write_bytes(good[:4096] + b"x" * 16 + good[4112:])  # where the table of blobs is
+    os.utime(image, (1, 1))
+    assert engine.fsck() == []
+    [problem] = engine.fsck(deep=True)
+    assert "layer.erofs is damaged" in problem.what
+    image.write_bytes(good)
+    os.utime(image, (1, 1))
+    assert engine.fsck(deep=True) == []
+    cache.rename(cache.with_name("gone"))
+    [problem] = engine.fsck()
+    assert "is gone" in problem.what
+
+
+@pytest.mark.runtime
+def test_container_runs_from_a_nydus_image(machine: Machine, registry: LocalRegistry) -> None:
+    busybox = Path(shutil.which("busybox") or "").read_bytes()
+    bootstrap, blob = make_v6(tree_of({"bin/busybox": busybox}, 0o755), compressor=ZSTD)
+    ref = push(registry, nydus_image(bootstrap, blob))
+    snapshotter = ("--snapshotter", "nydus")
+    try:
+        machine.lamina("images", "pull", "--plain-http", *snapshotter, ref)
+        argv = ("run", "--rm", *snapshotter, ref, machine.id, "/bin/busybox", "echo", "hello")
+        assert machine.lamina(*argv).stdout == "hello\n"
+        assert ref in machine.lamina("lazy", "ls", *snapshotter).stdout
+        assert "/bin/busybox" in machine.lamina("lazy", "map", *snapshotter, ref).stdout
+        machine.lamina("lazy", "wait", *snapshotter, ref)
+        assert "complete" in machine.lamina("lazy", "show", *snapshotter, ref).stdout
+    finally:
+        unmount_recursive(machine.root)
+        end_worker(machine.root)
