@@ -18,6 +18,8 @@ from lamina.core.mount import Mount
 from lamina.core.snapshot import Kind
 from lamina.errors import LaminaError, NotImplementedHere
 from lamina.formats.rafs.annotations import BOOTSTRAP, ENCRYPTED, FS_VERSION, REF
+from lamina.formats.rafs.writer.options import RafsOptions
+from lamina.images.conversion import ConvertOptions
 from lamina.lazy.launch import LazyWorker
 from lamina.lazy.path_patterns import read_patterns
 from lamina.lazy_images import LazyImages
@@ -25,9 +27,10 @@ from lamina.mount import temp_mount, unmount_recursive
 from lamina.store import Store
 from tests.fixtures_containers import Machine
 from tests.fixtures_registry import LocalRegistry, running_registry
+from tests.fixtures_stargz import GATES, end_worker
+from tests.hard_image import NAME, chain, hard_image, load_image, tree
 from tests.images import ImageFiles, digest
 from tests.kernel.test_rafs import seen, without_steering
-from tests.kernel.test_stargz import GATES, end_worker
 from tests.nydus import (
     annotated_image,
     blob_layer,
@@ -162,6 +165,30 @@ def test_each_form_is_the_tree_that_it_was_made_of(
     pull(store, ref)
     with looking(store, ref, tmp_path) as root:
         assert seen(root) == described(without_steering(sample()))
+
+
+@pytest.mark.parametrize("version", [5, 6])
+def test_image_of_many_blobs_is_what_its_layers_have(
+    open_store: Open, registry: LocalRegistry, version: int
+) -> None:
+    store = open_store()
+    started = time.time_ns()
+    load_image(store, "overlayfs", *hard_image(), keep=True)
+    expected = tree(store, "overlayfs", chain(store)[-1])
+    ended = time.time_ns()
+    ref = f"{registry.host}/hard:nydus"
+    options = ConvertOptions(nydus=RafsOptions(version, chunk_size=4096))
+    store.convert(NAME, ref, options=options)
+    store.push(ref, plain_http=True)
+    store.remove_image(ref)
+    pull(store, ref)
+    assert len(LazyImages(store, "nydus").layers(ref)) > 1
+    found = tree(store, "nydus", chain(store, ref)[-1])
+    for name, entry in expected.items():
+        # Of directories that no layer describes, unpacking has its own time, and so has its root.
+        if entry.mode.startswith("d") and (started < entry.mtime_ns < ended or name == "."):
+            found[name] = found[name]._replace(mtime_ns=entry.mtime_ns)
+    assert found == expected
 
 
 @pytest.mark.parametrize("gate", GATES)

@@ -50,6 +50,7 @@ from lamina.snapshotters.lower_mounts import is_mounted
 from lamina.snapshotters.nydus.origin import (
     BLOB_NOTE,
     BOOTSTRAP_NOTE,
+    PULL_HINT,
     Origin,
     origin_of,
     read_origin,
@@ -350,7 +351,7 @@ def _located(origin: Origin, blobs: Iterable[Origin]) -> Origin:
             return one
     raise InvalidArgument(
         "serve a Nydus image: the labels of its layers do not say which image it is",
-        hint="let whoever pulls set cri.image-ref: see the page on nydus",
+        hint=PULL_HINT,
     )
 
 

@@ -16,7 +16,13 @@ BLOB_NOTE = "blob.json"
 BOOTSTRAP_NOTE = "bootstrap.json"
 """The same beside one that has a bootstrap."""
 _REFERENCES = (IMAGE_REF, "containerd.io/snapshot/remote/stargz.reference")
+_DIGESTS = (LAYER_DIGEST, "containerd.io/snapshot/remote/stargz.digest")
+"""As CRI has them, and `ctr-remote images rpull`."""
 _VERSIONS = ("5", "6")
+PULL_HINT = (
+    "push the image and pull it from its registry; a containerd has to set cri.image-ref and"
+    " cri.layer-digest: see docs/snapshotters/nydus.md"
+)
 
 
 class Origin(NamedTuple):
@@ -52,15 +58,18 @@ def origin_of(labels: Mapping[str, str]) -> Origin:
     size = labels.get(LAYER_SIZE, "0")
     if not size.isdecimal():
         raise InvalidArgument(f"label {LAYER_SIZE}", size, hint="a number of bytes is needed")
-    digest = labels.get(LAYER_DIGEST, "")
-    reference = next((labels[name] for name in _REFERENCES if labels.get(name)), "")
+    digest = _first(labels, _DIGESTS)
     return Origin(
-        reference,
+        _first(labels, _REFERENCES),
         parse_digest(digest) if digest else "",
         int(size),
         labels.get(MANIFEST_DIGEST, ""),
         labels.get(PLAIN_HTTP) == "true",
     )
+
+
+def _first(labels: Mapping[str, str], names: tuple[str, ...]) -> str:
+    return next((labels[name] for name in names if labels.get(name)), "")
 
 
 def read_origin(path: Path) -> Origin | None:
@@ -97,8 +106,7 @@ def require_servable(labels: Mapping[str, str]) -> None:
         return
     origin = origin_of(labels)
     if not origin.reference or not origin.digest:
-        hint = "let whoever pulls set cri.image-ref and cri.layer-digest: see the page on nydus"
         raise InvalidArgument(
             "serve a Nydus blob: the labels of its snapshot do not say which image it is of",
-            hint=hint,
+            hint=PULL_HINT,
         )
