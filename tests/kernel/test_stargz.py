@@ -132,6 +132,8 @@ def test_layers_that_are_not_lazy_are_unpacked(
     assert [REMOTE in info.labels for info in infos] == [True, False, True]
     assert infos[1].labels[REASON_LABEL].startswith("it is no eStargz or zstd:chunked")
     assert REASON_LABEL not in infos[2].labels
+    has = store.images.content.has
+    assert [has(parse_digest(layer.digest)) for layer in files.layers] == [False, True, False]
     assert read_all(store, ref, tmp_path) == ALL | {"plain": b"plain"}
 
 

@@ -16,6 +16,7 @@ from lamina.core.labels import DIFF_ID, PARENT_CHAIN_ID, SNAPSHOT_REF, inherited
 from lamina.core.mount import Mount
 from lamina.core.snapshot import Snapshotter
 from lamina.errors import Aborted, AlreadyExists, LaminaError, NotFound
+from lamina.formats.estargz.annotations import CHUNKED_DIGESTS
 from lamina.images.download import Download, event
 from lamina.images.layer_lock import layer_lock
 from lamina.images.manifest import Descriptor
@@ -87,6 +88,13 @@ class Layer:
         labels = {**inherited(self.descriptor.annotations), **self.origin}
         labels |= {SNAPSHOT_REF: self.chain_id, DIFF_ID: self.diff_id}
         return labels | ({PARENT_CHAIN_ID: self.below} if self.below else {})
+
+    @property
+    def may_be_claimed(self) -> bool:
+        """Whether a snapshotter may serve it from its registry: its annotations say how."""
+        names = self.descriptor.annotations
+        chunked = any(name in names for name in CHUNKED_DIGESTS)
+        return bool(self.origin) and (chunked or bool(inherited(names)))
 
 
 class Extractor:

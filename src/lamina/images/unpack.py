@@ -109,26 +109,30 @@ class Unpacker(Extractor):
         return layers
 
     def _unpack_in_turn(self, layers: Sequence[Layer]) -> None:
-        """Extract each layer on top of the one below; downloads run ahead of it."""
-        started = False
-        for layer in layers:
+        """Extract each layer on top of the one below; downloads run ahead of it.
+
+        But a layer that the snapshotter may yet claim is downloaded when it has not.
+        """
+        for number, layer in enumerate(layers):
             with layer.held:
                 self._lock(layer)
                 if self._destination.has(layer.chain_id):
                     self._progress.update(event(layer.descriptor, Stage.EXISTS))
                     continue
                 mounts = self._prepare(layer, layer.below or "")
-                if mounts and not started and not mounts[-1].read_only:
-                    started = True
-                    rest = layers[layers.index(layer) :]
-                    self._fetcher.require_space([each.descriptor for each in rest])
-                    for each, download in zip(rest, self._downloads(rest), strict=True):
-                        each.download = download
+                if mounts and not mounts[-1].read_only and layer.download is None:
+                    self._begin_downloads(layer, layers[number + 1 :])
                 self._fill(layer, mounts, rebase=False)
                 self._commit(layer, "")
         for layer in layers:
             if layer.download is not None:
                 layer.download.wait()
+
+    def _begin_downloads(self, layer: Layer, above: Sequence[Layer]) -> None:
+        rest = [each for each in above if not (each.download or each.may_be_claimed)]
+        self._fetcher.require_space([each.descriptor for each in (layer, *rest)])
+        for each, download in zip((layer, *rest), self._downloads([layer, *rest]), strict=True):
+            each.download = download
 
     def _unpack_at_once(self, layers: Sequence[Layer]) -> None:
         """Extract all layers side by side and commit them in order."""
