@@ -1,14 +1,17 @@
 """Lazy images: their start beside a full pull by containerd, and reading beside source and EROFS.
 
-Converts two images to eStargz and pushes them to Debian's registry on loopback. What is measured:
+Converts images to eStargz and Nydus and pushes them to Debian's registry on loopback. What is
+measured:
 
 - `start`: from `images pull` on an empty root to the first line that `python3` prints in a
-  container, over 100 Mbit/s with 20 ms for there and back, beside containerd's pull and run.
+  container, over 100 Mbit/s with 20 ms for there and back, beside containerd's pull and run; of
+  eStargz, and of Nydus with bootstraps of version 6 and 5.
 - `sequential`: reading 1 GiB of which nothing is local, beside reading the layer's blob from the
   same registry with nothing behind it; over 1 Gbit/s, and over loopback.
 - `local`: reading it once it is all local, page cache dropped, beside the same from the image that
   the erofs snapshotter makes.
 - `find`: `stat` of every file, beside the same; the lazy worker is stopped meanwhile.
+- `memory`: what the worker takes that serves twenty Nydus images, each read in part.
 
 LAMINA_BENCH_LAZY chooses some of them, LAMINA_BENCH_GATES some of the gates.
 """
@@ -27,8 +30,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from bench.figures import RUNS, Figure, paired
-from bench.lazy_images import ONE_FILE, Images, one_file_image, python_image
-from bench.process import drop_caches, timed
+from bench.lazy_images import ONE_FILE, Images, debian_image, one_file_image, python_image
+from bench.process import drop_caches, resident_bytes, timed
 from bench.roots import Root
 from bench.slow_link import SlowLink, slow_link
 from lamina.core.digest import Digest
@@ -39,12 +42,21 @@ from lamina.snapshotters.lazy_blobs import open_source, registry
 from tests.fixtures_containerd import running_containerd
 from tests.fixtures_registry import running_registry
 
-PARTS = "start sequential local find"
+PARTS = "start sequential local find memory"
 GATES = "fanotify fuse"
 COMMAND = ("python3", "-c", "print(1)")
 SLOW_RUNS = 3
 """Of what takes long; the peer's start takes more than a minute."""
 REQUEST_BYTES = 4 << 20
+KINDS = {
+    "stargz": ("stargz", "--estargz"),
+    "nydus-6": ("nydus", "--nydus"),
+    "nydus-5": ("nydus", "--nydus", "--fs-version", "5"),
+}
+"""Of images: the snapshotter, and how they are converted."""
+MEMORY_LIMIT = 150e6
+_COMPRESSORS = ("none", "lz4_block", "gzip", "zstd")
+_CHUNK_SIZES = ("256KiB", "512KiB", "1MiB", "2MiB", "4MiB")
 _numbers = itertools.count()
 
 
@@ -59,7 +71,11 @@ def measure() -> tuple[list[Figure], dict[str, str]]:
         running = stack.enter_context(running_registry(directory / "registry"))
         images = Images(directory, running.host)
         if {"start", "find"} & set(parts):
-            python = images.push(python_image(), "bench/python", "--estargz")
+            kinds = KINDS if "start" in parts else ("stargz",)
+            python = {
+                kind: images.push(python_image(), f"bench/python-{kind}", *KINDS[kind][1:])
+                for kind in kinds
+            }
         if {"sequential", "local"} & set(parts):
             one_file = images.push(one_file_image(), "bench/one-file", "--estargz")
         if "start" in parts:
@@ -69,38 +85,48 @@ def measure() -> tuple[list[Figure], dict[str, str]]:
         if "local" in parts:
             figures += [_local(directory, one_file, gate) for gate in gates]
         if "find" in parts:
-            figures += [_find(directory, python, gate) for gate in gates]
+            figures += [_find(directory, python["stargz"], gate) for gate in gates]
+        if "memory" in parts:
+            figures += _memory(directory, images, gates)
     said = subprocess.run(["containerd", "--version"], check=True, capture_output=True, text=True)
     return figures, {"containerd": said.stdout.split()[2]}
 
 
-def _start(directory: Path, reference: str, host: str, gates: list[str]) -> list[Figure]:
+def _start(
+    directory: Path, references: dict[str, str], host: str, gates: list[str]
+) -> list[Figure]:
     """Measure the first line of a container whose image has to come first, and what came."""
     figures = []
+    peer = "ctr images pull, ctr run"
     with slow_link(host, bits=100e6, delay=0.010) as link:
-        reference = reference.replace(host, link.host)
+        references = {kind: ref.replace(host, link.host) for kind, ref in references.items()}
         theirs, whole = zip(
-            *(_peer_start(directory, reference, link) for _ in range(SLOW_RUNS)), strict=True
+            *(_peer_start(directory, references["stargz"], link) for _ in range(SLOW_RUNS)),
+            strict=True,
         )
-        for gate in gates:
+        for kind, gate in itertools.product(references, gates):
             ours, came = zip(
-                *(_our_start(directory, reference, link, gate) for _ in range(RUNS)), strict=True
+                *(_our_start(directory, kind, references[kind], link, gate) for _ in range(RUNS)),
+                strict=True,
             )
-            peer = "ctr images pull, ctr run"
+            name = f"lazy-start-{kind}-{gate}"
             figures += [
-                Figure(f"lazy-start-{gate}", list(ours), list(theirs), 0.1, peer),
-                Figure(f"lazy-start-{gate}-fetched", list(came), list(whole), None, peer, "B"),
+                Figure(name, list(ours), list(theirs), 0.1, peer),
+                Figure(f"{name}-fetched", list(came), list(whole), None, peer, "B"),
             ]
     return figures
 
 
-def _our_start(directory: Path, reference: str, link: SlowLink, gate: str) -> tuple[float, float]:
-    with Root(directory, "stargz", gate) as root:
+def _our_start(
+    directory: Path, kind: str, reference: str, link: SlowLink, gate: str
+) -> tuple[float, float]:
+    snapshotter = KINDS[kind][0]
+    with Root(directory, snapshotter, gate) as root:
         drop_caches()
         link.bytes_sent()
         began = time.perf_counter()
         root.pull(reference)
-        run = root.argv("run", "--rm", "--snapshotter", "stargz", reference, _id(), *COMMAND)
+        run = root.argv("run", "--rm", "--snapshotter", snapshotter, reference, _id(), *COMMAND)
         return _first_line(run, began), link.bytes_sent()
 
 
@@ -207,6 +233,26 @@ def _find(directory: Path, reference: str, gate: str) -> Figure:
         finally:
             os.kill(worker, signal.SIGCONT)
     return Figure(f"lazy-find-{gate}", *samples, 1.0, "the erofs snapshotter")
+
+
+def _memory(directory: Path, images: Images, gates: list[str]) -> list[Figure]:
+    """Measure the resident memory of the worker, in bytes."""
+    kinds = list(itertools.product(_COMPRESSORS, _CHUNK_SIZES))
+    options = [("--nydus", "--compressor", c, "--chunk-size", size) for c, size in kinds]
+    references = [
+        images.push(debian_image(), f"bench/debian-{number}", *given)
+        for number, given in enumerate(options)
+    ]
+    figures = []
+    for gate in gates:
+        with Root(directory, "nydus", gate, quiet=True) as root:
+            for reference in references:
+                root.pull(reference)
+                _read(root.mount(reference) / "usr/bin/bash")
+            taken = float(resident_bytes(root.worker.status().pid))
+        name = f"lazy-worker-memory-{gate}"
+        figures.append(Figure(name, [taken], [MEMORY_LIMIT], 1.0, "the limit", "B"))
+    return figures
 
 
 def _read(file: Path) -> float:

@@ -23,11 +23,14 @@ class Images:
     def __init__(self, directory: Path, registry: str) -> None:
         self._directory = directory
         self._registry = registry
+        self._imported: set[Path] = set()
 
     def push(self, layout: Path, name: str, *options: str) -> str:
         """Convert the only image of a layout as the options say, push it, return its reference."""
-        source, target = f"{self._registry}/{name}:plain", f"{self._registry}/{name}:latest"
-        self._lamina("images", "import", "--no-unpack", "--index-name", source, str(layout))
+        source, target = f"{layout.name}:plain", f"{self._registry}/{name}:latest"
+        if layout not in self._imported:
+            self._lamina("images", "import", "--no-unpack", "--index-name", source, str(layout))
+            self._imported.add(layout)
         self._lamina("images", "convert", "--quiet", *options, source, target)
         self._lamina("images", "push", "--quiet", "--plain-http", target)
         return target
@@ -41,6 +44,11 @@ def python_image() -> Path:
     """Return an OCI layout of Debian with Python, below three layers of other files: 1.6 GB."""
     above = [generated(layer, seed) for seed, layer in enumerate(LAYERS)]
     return build_of(CACHE / "lazy-python", [_debian, *above])
+
+
+def debian_image() -> Path:
+    """Return an OCI layout of Debian with Python, in one layer."""
+    return build_of(CACHE / "lazy-debian", [_debian])
 
 
 def one_file_image() -> Path:

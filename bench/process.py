@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -38,6 +39,12 @@ def peak_memory(argv: Sequence[str]) -> int:
     small = [sys.executable, "-I", "-S", "-c", _PEAK, *argv]
     done = subprocess.run(small, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     return int(done.stdout) * 1024
+
+
+def resident_bytes(pid: int) -> int:
+    """Return the resident set of a process, in bytes."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)[1]) * 1024  # type: ignore[index]
 
 
 def drop_caches() -> None:

@@ -14,8 +14,8 @@ from bench.startup import LAMINA
 from lamina.lazy.launch import LazyWorker
 from lamina.mount import unmount_recursive
 
-_CONFIG = """version = 3
-[plugins."io.containerd.snapshotter.v1.stargz"]
+_LAZY = ("stargz", "nydus")
+_SECTION = """[plugins."io.containerd.snapshotter.v1.{name}"]
 gate = "{gate}"
 no_background_fetch = {quiet}
 """
@@ -28,7 +28,7 @@ class Root:
     Args:
         directory: that it is made in.
         snapshotter: which.
-        gate: of stargz.
+        gate: of lazy layers.
         quiet: fetch nothing that is not read.
     """
 
@@ -38,9 +38,9 @@ class Root:
         self.path = directory / f"root-{next(_numbers)}"
         self.path.mkdir()
         self.snapshotter = snapshotter
-        self.mounted = self.path / "mounted"
         config = self.path / "config.toml"
-        config.write_text(_CONFIG.format(gate=gate, quiet=str(quiet).lower()))
+        sections = (_SECTION.format(name=n, gate=gate, quiet=str(quiet).lower()) for n in _LAZY)
+        config.write_text("version = 3\n" + "".join(sections))
         self._lamina = [LAMINA, "--root", str(self.path), "--config", str(config)]
 
     def argv(self, *arguments: str) -> list[str]:
@@ -53,9 +53,10 @@ class Root:
 
     def mount(self, reference: str) -> Path:
         """Mount an image and return where."""
-        self.mounted.mkdir(exist_ok=True)
-        self("images", "mount", *self._with, reference, str(self.mounted))
-        return self.mounted
+        place = self.path / f"mounted-{next(_numbers)}"
+        place.mkdir()
+        self("images", "mount", *self._with, reference, str(place))
+        return place
 
     def __call__(self, *arguments: str) -> None:
         """Run a command; its failure ends the benchmark."""
@@ -64,8 +65,8 @@ class Root:
 
     @property
     def worker(self) -> LazyWorker:
-        """The worker of stargz."""
-        return LazyWorker(self.path / "io.containerd.snapshotter.v1.stargz")
+        """The worker of the snapshotter."""
+        return LazyWorker(self.path / f"io.containerd.snapshotter.v1.{self.snapshotter}")
 
     @property
     def _with(self) -> tuple[str, str]:
@@ -78,7 +79,7 @@ class Root:
         """Unmount and delete it, once nothing of it runs."""
         wait_for_janitor(self.path)
         unmount_recursive(self.path)
-        if self.snapshotter == "stargz":
+        if self.snapshotter in _LAZY:
             pkill = ("pkill", "-KILL", "-f", str(self.worker.directory))
             subprocess.run(pkill, check=False)
             time.sleep(0.5)
