@@ -14,7 +14,8 @@ from lamina.formats.rafs.model import Bootstrap
 from lamina.formats.rafs.units import lay_out_v5, lay_out_v6
 from lamina.formats.rafs.writer.bootstrap import write_bootstrap
 from lamina.formats.rafs.writer.chunks import ChunkPool
-from lamina.formats.rafs.writer.layer import WrittenLayer, write_layer
+from lamina.formats.rafs.writer.layer import write_layer
+from lamina.formats.rafs.writer.layer_files import WrittenLayer
 from lamina.formats.rafs.writer.merge import MergedTree
 from lamina.formats.rafs.writer.options import RafsOptions
 from lamina.formats.rafs.writer.tables import make_tables

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import time
 import urllib.request
@@ -12,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from lamina.errors import InvalidArgument
+from lamina.core.digest import Digest
+from lamina.errors import InvalidArgument, NotImplementedHere
 from lamina.formats.erofs.tree import BLOCK
 from lamina.formats.erofs.writer import Device, write_image
 from lamina.formats.rafs.annotations import (
@@ -20,10 +22,12 @@ from lamina.formats.rafs.annotations import (
     BLOB_MEDIA_TYPE,
     BOOTSTRAP,
     FS_VERSION,
+    REF,
     REFERENCE_BLOB_IDS,
 )
+from lamina.formats.rafs.blob_meta import read_blob_meta
 from lamina.formats.rafs.bootstrap import read_bootstrap
-from lamina.formats.rafs.flags import Compressor
+from lamina.formats.rafs.flags import BlobFeatures, Compressor
 from lamina.formats.rafs.tree import to_tree
 from lamina.formats.rafs.units import lay_out_v5, lay_out_v6
 from lamina.formats.rafs.writer.options import RafsOptions
@@ -32,11 +36,11 @@ from lamina.images.manifest import Manifest, parse_manifest
 from lamina.images.nydus import bootstrap_layer, open_bootstrap
 from lamina.images.nydus_check import verify_nydus
 from lamina.store import Store
-from tests.erofs import fsck, mounted_image
+from tests.erofs import Bytes, fsck, mounted_image
 from tests.fixtures_command import Command
 from tests.fixtures_registry import LocalRegistry
 from tests.hard_image import NAME, chain, hard_image, load_image, tree
-from tests.images import OCI_MANIFEST, Layer, image
+from tests.images import OCI_LAYER_GZIP, OCI_MANIFEST, Layer, image
 from tests.rafs import noise
 from tests.rafs_devices import filled
 from tests.trees import describe
@@ -66,14 +70,16 @@ def mountable(store: Store, manifest: Manifest, directory: Path) -> tuple[Path, 
     with open_bootstrap(store.images.content, layer) as source:
         raw = source.read_at(0, source.size)
         bootstrap = read_bootstrap(source)
-    layout = (lay_out_v6 if bootstrap.version == 6 else lay_out_v5)(bootstrap)
-    blobs = {
-        index: store.images.content.path(layer.digest).read_bytes()
-        for index, layer in enumerate(manifest.layers[:-1])
-    }
-    assert [f"sha256:{blob.id}" for blob in bootstrap.blobs] == [
-        layer.digest for layer in manifest.layers[:-1]
-    ]
+    content = store.images.content
+    blobs, metas = {}, {}
+    for index, (blob, layer) in enumerate(zip(bootstrap.blobs, manifest.layers[:-1], strict=True)):
+        # The data is the layer itself, or what it refers to.
+        place = Digest(layer.annotations.get(REF, layer.digest))
+        assert place == f"sha256:{blob.id}"
+        blobs[index] = content.path(place).read_bytes()
+        if blob.features & BlobFeatures.SEPARATE:
+            metas[index] = read_blob_meta(Bytes(content.path(layer.digest).read_bytes()), blob)
+    layout = lay_out_v6(bootstrap, metas) if bootstrap.version == 6 else lay_out_v5(bootstrap)
     image = directory / "image"
     image.write_bytes(raw)
     if bootstrap.version == 5:
@@ -81,9 +87,9 @@ def mountable(store: Store, manifest: Manifest, directory: Path) -> tuple[Path, 
             devices = [Device(device.size // BLOCK) for device in layout.devices]
             write_image(to_tree(bootstrap, layout), out, devices=devices)
     paths = []
-    for number, content in enumerate(filled(layout, bootstrap, blobs)):
+    for number, data in enumerate(filled(layout, bootstrap, blobs)):
         paths.append(directory / f"device{number}")
-        paths[-1].write_bytes(content)
+        paths[-1].write_bytes(data)
     return image, paths
 
 
@@ -149,6 +155,50 @@ def test_chunks_of_a_dictionary_are_not_written_again(
     ):
         with pytest.raises(InvalidArgument, match=said):
             store.convert("docker.io/library/c:1", second, options=wrong)
+
+
+def test_data_stays_in_the_layers_of_the_source(store: Store, tmp_path: Path) -> None:
+    layers = [
+        replace(layer, blob=packed(layer.blob), media_type=OCI_LAYER_GZIP)
+        for layer in hard_image(sparse=False)
+    ]
+    load_image(store, "overlayfs", *layers, keep=True)
+    expected = tree(store, "overlayfs", chain(store)[-1])
+    rafs = RafsOptions(compressor=Compressor.GZIP, chunk_size=8192)
+    options = ConvertOptions(nydus=rafs, oci_ref=True)
+    target = NAME.replace(":1", ":nydus")
+    store.convert(NAME, target, options=options)
+    manifest = manifest_of(store, target)
+    known = {layer.digest for layer in layers}
+    assert all(layer.annotations[BLOB] == "true" for layer in manifest.layers[:-1])
+    assert {layer.annotations[REF] for layer in manifest.layers[:-1]} <= known
+    assert verify_nydus(store.images.content, manifest) == []
+    image, devices = mountable(store, manifest, tmp_path)
+    with mounted_image(image, tmp_path / "mnt", devices) as root:
+        found = describe(root)
+    assert {name: entry.content for name, entry in found.items()} == {
+        name: entry.content for name, entry in expected.items()
+    }
+    with pytest.raises(InvalidArgument, match="its blobs have to be where"):
+        store.convert(NAME, TARGET, options=options)
+    load_image(store, "overlayfs", *hard_image(sparse=False), keep=True)
+    with pytest.raises(InvalidArgument, match="it has to be gzip"):
+        store.convert(NAME, target, options=options)
+    sparse = hard_image()[0]
+    load_image(
+        store,
+        "overlayfs",
+        replace(sparse, blob=packed(sparse.blob), media_type=OCI_LAYER_GZIP),
+        keep=True,
+    )
+    with pytest.raises(NotImplementedHere, match="leave a sparse file in its gzip layer"):
+        store.convert(NAME, target, options=options)
+
+
+def packed(tar: bytes) -> bytes:
+    """Return a layer of several gzip members with several blocks each."""
+    middle = len(tar) // 2
+    return gzip.compress(tar[:middle], 1) + gzip.compress(tar[middle:], 9)
 
 
 FILES = {"d/": None, "d/one": noise(20_000), "d/two": b"two" * 9000, "three": b"3"}

@@ -39,6 +39,11 @@ _OPTIONS = (
         help="How chunks of a Nydus image are compressed.  [default: zstd]",
     ),
     click.option(
+        "--oci-ref",
+        is_flag=True,
+        help="Leave the data of a Nydus image in SOURCE's layers, which have to be gzip.",
+    ),
+    click.option(
         "--chunk-dict",
         metavar="REF",
         help="Leave out chunks that this Nydus image of the same repository has.",
@@ -109,6 +114,7 @@ def convert_options(given: dict[str, Any]) -> ConvertOptions:
     formats = {"nydus": _rafs_options(given)} if given["nydus"] else {"blob": _blob_options(given)}
     return ConvertOptions(
         **formats,
+        oci_ref=given["oci_ref"],
         chunk_dict=given["chunk_dict"] or "",
         platforms=parse_platforms(given["platforms"]),
         all_platforms=given["all_platforms"],
@@ -120,7 +126,7 @@ def convert_options(given: dict[str, Any]) -> ConvertOptions:
 def _blob_options(given: dict[str, Any]) -> BlobOptions:
     from lamina.formats.estargz.writer import DEFAULT_CHUNK, BlobFormat, BlobOptions
 
-    _refuse(given, ("fs_version", "compressor", "chunk_dict"), "needs --nydus")
+    _refuse(given, ("fs_version", "compressor", "oci_ref", "chunk_dict"), "needs --nydus")
     return BlobOptions(
         format=BlobFormat.ZSTD_CHUNKED if given["zstdchunked"] else BlobFormat.ESTARGZ,
         level=given["compression_level"],
@@ -136,9 +142,12 @@ def _rafs_options(given: dict[str, Any]) -> RafsOptions:
 
     others = ("prioritized_chunk_size", "min_chunk_size", "compression_level")
     _refuse(given, others, "cannot be used with --nydus")
+    if given["oci_ref"]:
+        _refuse(given, ("compressor",), "cannot be used with --oci-ref")
+    default = "gzip" if given["oci_ref"] else "zstd"
     return RafsOptions(
         version=int(given["fs_version"] or 6),
-        compressor=Compressor[(given["compressor"] or "zstd").upper()],
+        compressor=Compressor[(given["compressor"] or default).upper()],
         chunk_size=DEFAULT_CHUNK if given["chunk_size"] is None else given["chunk_size"],
     )
 

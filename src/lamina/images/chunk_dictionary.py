@@ -40,15 +40,20 @@ class ChunkDictionary(NamedTuple):
     layers: dict[str, Descriptor]
 
 
-def check_repository(dictionary: Reference, target: Reference) -> None:
+def check_repository(what: str, image: Reference, target: Reference) -> None:
     """Refuse an image of another repository: who pulls the new one looks in its own for all blobs.
+
+    Args:
+        what: is done with the image, for errors.
+        image: whose blobs are referred to.
+        target: name of the new image.
 
     Raises:
         InvalidArgument: it is one.
     """
-    if (dictionary.host, dictionary.repository) != (target.host, target.repository):
-        hint = f"its blobs have to be where those of {target} are to be"
-        raise InvalidArgument(_WHAT, dictionary, hint=hint)
+    if (image.host, image.repository) != (target.host, target.repository):
+        hint = f"its blobs have to be where those of {target} are to be: tag it so, and push it"
+        raise InvalidArgument(what, image, hint=hint)
 
 
 def read_dictionary(

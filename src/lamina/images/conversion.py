@@ -18,6 +18,7 @@ import msgspec
 from lamina.core.digest import Digest, sha256
 from lamina.errors import InvalidArgument
 from lamina.formats.estargz.writer import BlobOptions
+from lamina.formats.rafs.flags import Compressor
 from lamina.formats.rafs.writer.options import RafsOptions
 from lamina.images.catalogue import Image
 from lamina.images.chunk_dictionary import ChunkDictionary, check_repository, read_dictionary
@@ -45,6 +46,7 @@ from lamina.images.tree import PlatformImage, images, read_document, read_image,
 from lamina.layer.limits import LayerLimits
 
 ALL_LAYERS = "*"
+_IN_LAYERS = "leave the data of an image in its layers"
 
 Prioritized = Mapping[str, Sequence[bytes]]
 """Paths that are wanted first, in order, by the digest of the source's layer or `ALL_LAYERS`."""
@@ -57,6 +59,8 @@ class ConvertOptions:
     Attributes:
         blob: how layers are written; without meaning for a Nydus image.
         nydus: makes a Nydus image of it; None keeps its layers apart.
+        oci_ref: leave the data of a Nydus image in the source's layers, which have to be gzip, and
+            in the same repository; not with a chunk dictionary.
         chunk_dict: name of a Nydus image of the same repository: chunks that it has are not written
             again; "" for none.
         platforms: which images of an index; none means the machine's own platform.
@@ -70,6 +74,7 @@ class ConvertOptions:
 
     blob: BlobOptions = field(default_factory=BlobOptions)
     nydus: RafsOptions | None = None
+    oci_ref: bool = False
     chunk_dict: str = ""
     platforms: tuple[Platform, ...] = ()
     all_platforms: bool = False
@@ -133,6 +138,8 @@ def convert(
     """
     options = options or ConvertOptions()
     reference = check(name, options)
+    if options.oci_ref:
+        check_repository(_IN_LAYERS, parse(source.name), reference)
     wanted = Options(labels=options.labels)
     with operation(store, str(reference), options=wanted, cancel=cancel) as running:
         chosen = choose(store, source.target, options)
@@ -163,15 +170,23 @@ def check(name: str, options: ConvertOptions) -> Reference:
     """
     if options.nydus is not None:
         options.nydus.check()
+        if options.oci_ref:
+            _check_reference(options, options.nydus)
     else:
         options.blob.codec()
     reference = parse(name)
     if options.chunk_dict:
-        check_repository(parse(options.chunk_dict), reference)
+        check_repository("use as chunk dictionary", parse(options.chunk_dict), reference)
     if reference.digest is not None:
         hint = "its digest is known when it is made: give a tag"
         raise InvalidArgument("convert an image to", name, hint=hint)
     return reference
+
+
+def _check_reference(options: ConvertOptions, rafs: RafsOptions) -> None:
+    if (rafs.version, rafs.compressor, options.chunk_dict) != (6, Compressor.GZIP, ""):
+        hint = "only version 6 can, the compressor is gzip, and there is no chunk dictionary"
+        raise InvalidArgument(_IN_LAYERS, hint=hint)
 
 
 def choose(store: ImageStore, target: Descriptor, options: ConvertOptions) -> list[PlatformImage]:
@@ -214,6 +229,7 @@ def _converter(
             running.fetcher,
             source,
             options.nydus,
+            oci_ref=options.oci_ref,
             dictionary=_dictionary(store, running, options),
             threads=options.threads,
             cancel=running.cancel,

@@ -22,12 +22,15 @@ from lamina.formats.rafs.annotations import (
     BOOTSTRAP_PATH,
     FS_VERSION,
     PREFIX,
+    REF,
     REFERENCE_BLOB_IDS,
 )
 from lamina.formats.rafs.model import Inode
 from lamina.formats.rafs.writer.bootstrap import write_bootstrap
 from lamina.formats.rafs.writer.chunks import ChunkPool
-from lamina.formats.rafs.writer.layer import WrittenLayer, write_layer
+from lamina.formats.rafs.writer.gzip_layer import GzipLayer, index_layer
+from lamina.formats.rafs.writer.layer import write_layer
+from lamina.formats.rafs.writer.layer_files import WrittenLayer
 from lamina.formats.rafs.writer.merge import MergedTree
 from lamina.formats.rafs.writer.options import RafsOptions
 from lamina.formats.rafs.writer.tables import Tables, make_tables
@@ -36,6 +39,8 @@ from lamina.images.chunk_dictionary import ChunkDictionary
 from lamina.images.content import ContentStore
 from lamina.images.conversion_source import SourceLayers
 from lamina.images.fetch import Fetcher
+from lamina.images.gzip_scan import GzipScan
+from lamina.images.ingest import Writer
 from lamina.images.manifest import OCI_LAYER_GZIP, Descriptor, History, Platform, is_foreign
 from lamina.images.nydus import bootstrap_layer
 from lamina.images.platform import normalize
@@ -105,6 +110,7 @@ class NydusConverter:
         fetcher: of the operation; its lease holds what is written.
         source: has the layers.
         options: of bootstrap and blobs.
+        oci_ref: leave data in the source's layers, which have to be gzip.
         dictionary: returns the chunks for a platform that need not be written; None for none.
         threads: that compress; 0 for one for each processor.
         cancel: stops it from another thread.
@@ -120,6 +126,7 @@ class NydusConverter:
         source: SourceLayers,
         options: RafsOptions,
         *,
+        oci_ref: bool,
         dictionary: Callable[[Platform], ChunkDictionary] | None,
         threads: int,
         cancel: Cancel,
@@ -129,6 +136,7 @@ class NydusConverter:
         self._fetcher = fetcher
         self._source = source
         self._options = options
+        self._oci_ref = oci_ref
         self._dictionary = dictionary
         self._threads = threads
         self._cancel = cancel
@@ -190,12 +198,11 @@ class NydusConverter:
                 for name, value in layer.annotations.items()
                 if not name.startswith(_UNTRUE)
             }
-            target = Descriptor(
-                BLOB_MEDIA_TYPE,
-                written.digest,
-                written.blob.compressed_size,
-                annotations=annotations | {BLOB: "true"},
-            )
+            annotations[BLOB] = "true"
+            if self._oci_ref:
+                annotations[REF] = layer.digest
+            size = written.blob.meta_size or written.blob.compressed_size
+            target = Descriptor(BLOB_MEDIA_TYPE, written.digest, size, annotations=annotations)
             making.blobs[written.blob.id] = target
         making.layers.append(
             NydusLayer(
@@ -213,26 +220,10 @@ class NydusConverter:
     ) -> WrittenLayer:
         # One writer at a time has the name, and what a killed one has left is written over.
         ref = f"convert-nydus-{self._options.version}-{layer.digest}"
-        with (
-            self._source.tar(layer, diff_id) as tar,
-            self._content.open_writer(ref, cancel=self._cancel) as writer,
-        ):
+        write = self._index if self._oci_ref else self._write
+        with self._content.open_writer(ref, cancel=self._cancel) as writer:
             try:
-                written = write_layer(
-                    tar,
-                    writer.write,
-                    temporary=self._content.root,
-                    pool=making.pool,
-                    options=self._options,
-                    lower=making.tree.directory if making.tree.root else None,
-                    prioritized=prioritized,
-                    threads=self._threads,
-                    max_entries=self._source.limits.max_entries,
-                    max_bytes=self._source.limits.max_bytes,
-                    advance=lambda done, total: self._source.tell(
-                        layer, Stage.CONVERTING, layer.size * done // total
-                    ),
-                )
+                written = write(making, layer, diff_id, prioritized, writer)
                 if written.blob is None:
                     writer.abort()
                 else:
@@ -242,6 +233,57 @@ class NydusConverter:
                 writer.abort()
                 raise
         return written
+
+    def _write(
+        self,
+        making: _Image,
+        layer: Descriptor,
+        diff_id: Digest,
+        prioritized: Sequence[bytes],
+        writer: Writer,
+    ) -> WrittenLayer:
+        limits = self._source.limits
+        with self._source.tar(layer, diff_id) as tar:
+            return write_layer(
+                tar,
+                writer.write,
+                temporary=self._content.root,
+                pool=making.pool,
+                options=self._options,
+                lower=making.tree.directory if making.tree.root else None,
+                prioritized=prioritized,
+                threads=self._threads,
+                max_entries=limits.max_entries,
+                max_bytes=limits.max_bytes,
+                advance=lambda done, total: self._source.tell(
+                    layer, Stage.CONVERTING, layer.size * done // total
+                ),
+            )
+
+    def _index(
+        self,
+        making: _Image,
+        layer: Descriptor,
+        diff_id: Digest,
+        prioritized: Sequence[bytes],
+        writer: Writer,
+    ) -> WrittenLayer:
+        """Write where the chunks of a gzip layer are in it."""
+        limits = self._source.limits
+        scan = GzipScan(layer)
+        with self._source.tar(layer, diff_id, scan.unpack) as tar:
+            return index_layer(
+                tar,
+                scan.result,
+                writer.write,
+                layer=GzipLayer(layer.digest.partition(":")[2], layer.size),
+                pool=making.pool,
+                options=self._options,
+                lower=making.tree.directory if making.tree.root else None,
+                prioritized=prioritized,
+                max_entries=limits.max_entries,
+                max_bytes=limits.max_bytes,
+            )
 
     def _write_bootstrap(
         self, image: PlatformImage, making: _Image, root: Inode, tables: Tables

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from lamina.core.digest import Digest
 from lamina.errors import DigestMismatch, NotFound, ResourceExhausted
-from lamina.formats.compression import decompress
+from lamina.formats.compression import Read, decompress
 from lamina.images.content import ContentStore
 from lamina.images.download import event
 from lamina.images.manifest import Descriptor
@@ -16,6 +16,9 @@ from lamina.images.progress import Progress, Stage
 from lamina.images.registry.cancel import Cancel
 from lamina.layer.blob import is_sniffed
 from lamina.layer.limits import LayerLimits
+
+Unpack = Callable[[Read], Iterator[bytes]]
+"""Yields what is compressed in the bytes that a function reads."""
 
 
 class SourceLayers:
@@ -37,8 +40,15 @@ class SourceLayers:
         self._cancel = cancel
 
     @contextmanager
-    def tar(self, layer: Descriptor, diff_id: Digest) -> Iterator[Iterator[bytes]]:
+    def tar(
+        self, layer: Descriptor, diff_id: Digest, unpack: Unpack | None = None
+    ) -> Iterator[Iterator[bytes]]:
         """Open a layer for the body: yield its tar, which is compared at its end.
+
+        Args:
+            layer: in the store.
+            diff_id: digest of the tar.
+            unpack: decompresses it; None for whatever it is.
 
         Raises:
             NotFound: its blob is not in the store.
@@ -50,6 +60,9 @@ class SourceLayers:
         except NotFound as error:
             raise missing_layer(layer) from error
         with file:
+            if unpack is not None:
+                yield self._chunks(unpack(file.read), layer, diff_id)
+                return
             yield self._chunks(
                 decompress(file.read, sniff=is_sniffed(layer.media_type)), layer, diff_id
             )

@@ -104,9 +104,8 @@ class _Check:
                 self._check_device(bootstrap, device, executor)
 
     def _check_blob(self, blob: Blob) -> None:
-        layer = self._layers.get(blob.id)
-        if layer is None and not blob.features & BlobFeatures.SEPARATE:
-            raise NotFound("layer of the manifest for blob", blob.id)
+        if _place_of_tables(blob) not in self._layers:
+            raise NotFound("layer of the manifest for blob", _place_of_tables(blob))
         size = self._content.info(_digest(blob.id)).size
         if blob.compressed_size and size != blob.compressed_size:
             expected = f"{blob.compressed_size} bytes"
@@ -116,9 +115,7 @@ class _Check:
         self, index: int, blob: Blob, metas: dict[int, BlobMeta], digests: dict[int, bytes]
     ) -> None:
         """Read what a blob has behind its chunks, and compare what has a digest."""
-        separate = blob.features & BlobFeatures.SEPARATE
-        id = blob.meta_digest.hex() if separate else blob.id
-        with open_blob(self._content, _digest(id)) as source:
+        with open_blob(self._content, _digest(_place_of_tables(blob))) as source:
             if blob.features & BlobFeatures.HAS_TOC:
                 toc = read_toc(source, blob.toc_digest)
                 for entry in toc.values():
@@ -143,6 +140,11 @@ class _Check:
                 self._cancel.check("verify blob", blob.id)
                 found = filter(None, executor.map(check, units))
                 self.faults += [f"blob {blob.id}: {fault}" for fault in found]
+
+
+def _place_of_tables(blob: Blob) -> str:
+    """Return the id of the blob with `blob.meta`, which is a layer where the data is none."""
+    return blob.meta_digest.hex() if blob.features & BlobFeatures.SEPARATE else blob.id
 
 
 def _lay_out(

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
-from typing import BinaryIO, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import BinaryIO, NamedTuple, Protocol
 
 from lamina.errors import FormatError, ResourceExhausted
 from lamina.formats.erofs.data import DataArea
 from lamina.formats.erofs.layer_tree import LayerTree
 from lamina.formats.erofs.layout import MAX_NAME, MAX_TARGET, MAX_XATTR_VALUE
-from lamina.formats.erofs.tree import Inode
+from lamina.formats.erofs.tree import Extent, Inode
 from lamina.formats.erofs.writer import reserved_blocks, write_image
 from lamina.formats.erofs.xattrs import split_name
 from lamina.formats.stream import ChunkStream
@@ -36,6 +36,15 @@ from lamina.formats.tar.layer import (
 )
 
 OPAQUE_XATTR = b"trusted.overlay.opaque"
+
+
+class Bodies(Protocol):
+    """What takes the data of files."""
+
+    def store(self, reader: TarReader, entry: Entry) -> Sequence[Extent]:
+        """Take the body of the reader's current entry; return where it lies."""
+        ...
+
 
 Implied = Callable[[bytes], Inode | None]
 """Returns the directory that lower layers have at a path, if any."""
@@ -125,7 +134,7 @@ def image_from_tar(
 
 def tree_from_tar(
     stream: ChunkStream,
-    data: DataArea,
+    data: Bodies,
     *,
     max_entries: int,
     max_bytes: int,
@@ -162,7 +171,7 @@ class _Builder:
     def __init__(
         self,
         reader: TarReader,
-        data: DataArea,
+        data: Bodies,
         limits: _Limits,
         implied: Implied | None,
         *,

@@ -29,18 +29,18 @@ META_MAGIC = 0xB10BB10B
 META_HEADER = struct.Struct("<IIIIQQQQQI4032xI")
 assert META_HEADER.size == HEADER_SIZE
 _BLOCK = 4096
-_INFO_V1 = struct.Struct("<QQ")
-_INFO_V2 = struct.Struct("<QQQ")
+INFO_V1 = struct.Struct("<QQ")
+INFO_V2 = struct.Struct("<QQQ")
 _BATCH = struct.Struct("<II32x")
 assert _BATCH.size == 40
-_ZRAN = struct.Struct("<QQQIIIBB2x")
-assert _ZRAN.size == 40
+ZRAN = struct.Struct("<QQQIIIBB2x")
+assert ZRAN.size == 40
 _MAX_BATCH = 2 * MAX_CHUNK_SIZE
 
 _LONGER = BlobFeatures.BATCH | BlobFeatures.ZRAN | BlobFeatures.IS_CHUNKDICT_GENERATED
 """Blobs that may have more than chunk infos."""
-_COMPRESSED, _IN_ZRAN, _IN_BATCH, _ENCRYPTED, _HAS_CRC32 = 0x1, 0x2, 0x4, 0x8, 0x10
-_KNOWN = _COMPRESSED | _IN_ZRAN | _IN_BATCH | _HAS_CRC32
+IN_COMPRESSED, IN_ZRAN, _IN_BATCH, _ENCRYPTED, _HAS_CRC32 = 0x1, 0x2, 0x4, 0x8, 0x10
+_KNOWN = IN_COMPRESSED | IN_ZRAN | _IN_BATCH | _HAS_CRC32
 
 
 class ChunkInfo(NamedTuple):
@@ -177,7 +177,7 @@ class _Parser:
 
     def parse(self) -> BlobMeta:
         features = self._blob.features
-        info = _INFO_V2 if self._version_2 else _INFO_V1
+        info = INFO_V2 if self._version_2 else INFO_V1
         end = self._header.entries * info.size
         if end > len(self._raw):
             raise damaged(self._at, f"{end} bytes of chunk infos", len(self._raw))
@@ -207,10 +207,10 @@ class _Parser:
             self._batches.append(batch)
 
     def _read_contexts(self) -> None:
-        table = self._table(_ZRAN.size)
+        table = self._table(ZRAN.size)
         first = self._header.context_offset + len(table)
         pool = self._raw[first : self._header.context_offset + self._header.context_size]
-        for fields in _ZRAN.iter_unpack(table):
+        for fields in ZRAN.iter_unpack(table):
             in_offset, out_offset, dict_offset, in_size, out_size, dict_size, byte, bits = fields
             if dict_size > MAX_DICTIONARY or dict_offset > len(pool) - dict_size:
                 got = f"{dict_size} at byte {dict_offset}"
@@ -254,7 +254,7 @@ class _Parser:
             if not known or inner_end > self._batches[chunk.context].uncompressed_size:
                 raise damaged(self._at, where + "inside a batch", f"one in {chunk.context}")
             packed = self._batches[chunk.context].compressed_size
-        elif flags & _IN_ZRAN:
+        elif flags & IN_ZRAN:
             known = chunk.context < len(self._contexts)
             if not known or inner_end > self._contexts[chunk.context].out_size:
                 raise damaged(self._at, where + "inside a context", f"one in {chunk.context}")
@@ -276,13 +276,13 @@ def _unpack_v1(first: int, second: int) -> tuple[int, ChunkInfo]:
 
 def _unpack_v2(first: int, second: int, data: int) -> tuple[int, ChunkInfo]:
     flags = first >> 56
-    inside = bool(flags & (_IN_BATCH | _IN_ZRAN))
+    inside = bool(flags & (_IN_BATCH | IN_ZRAN))
     chunk = ChunkInfo(
         (first & 0xFFFF_FFFF) << 12,
         (first >> 32 & 0xFFFFFF) + 1,
         second & 0xFF_FFFF_FFFF,
         second >> 40,
-        bool(flags & _COMPRESSED),
+        bool(flags & IN_COMPRESSED),
         data >> 32 if inside else NO_CONTEXT,
         data & 0xFFFF_FFFF if inside else 0,
     )

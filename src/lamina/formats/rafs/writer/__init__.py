@@ -9,6 +9,8 @@ Memory: some kilobytes for each file of the image and a few hundred bytes for ea
 chunks for each thread. A layer's files wait in a temporary file, since what comes last may have to
 come first.
 
-Not supported: batches, encryption, bootstraps inside of blobs, tars and gzip layers as blobs,
-holes: they are stored as zeros.
+`gzip_layer` leaves the data in gzip layers that are there before, and tells where to decompress.
+
+Not supported: batches, encryption, bootstraps inside of blobs, tars as blobs, holes, which are
+stored as zeros.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lamina.formats.erofs.tree import Inode as LowerInode
 from lamina.formats.rafs.model import Inode
-from lamina.formats.rafs.writer.layer import WrittenLayer, is_whiteout
+from lamina.formats.rafs.writer.layer_files import WrittenLayer, is_whiteout
 
 
 class MergedTree:
