@@ -15,7 +15,7 @@ import pytest
 from lamina.config import load
 from lamina.core.labels import REMOTE
 from lamina.core.mount import Mount
-from lamina.core.snapshot import Kind
+from lamina.core.snapshot import Info, Kind
 from lamina.errors import LaminaError, NotImplementedHere
 from lamina.formats.rafs.annotations import BOOTSTRAP, ENCRYPTED, FS_VERSION, REF
 from lamina.formats.rafs.writer.options import RafsOptions
@@ -24,6 +24,7 @@ from lamina.lazy.launch import LazyWorker
 from lamina.lazy.path_patterns import read_patterns
 from lamina.lazy_images import LazyImages
 from lamina.mount import temp_mount, unmount_recursive
+from lamina.snapshotters.lazy_overlay import GATE_LABEL
 from lamina.store import Store
 from tests.fixtures_containers import Machine
 from tests.fixtures_registry import LocalRegistry, running_registry
@@ -226,6 +227,32 @@ def test_everything_is_there_after_a_restart(
     again = open_store("fuse").snapshotter("nydus")
     with temp_mount(again.mounts("container"), dir=tmp_path) as root:
         assert read_all(root) == FILES
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_complete_images_need_nobody(
+    open_store: Open, tmp_path: Path, root_dir: Path, gate: str
+) -> None:
+    store = open_store(gate)
+    with running_registry(tmp_path / "registry") as registry:
+        ref = push(registry, made(6, compressor=LZ4))
+        pull(store, ref)
+        images = LazyImages(store, "nydus")
+        with looking(store, ref, tmp_path) as root:
+            (root / "dir/deep/file").read_bytes()
+        [line] = trace = images.trace(ref)
+        assert line["layer"] == images.layers(ref)[0].digest
+        images.prefetch_trace(ref, trace)
+        images.wait(ref, 30)
+    assert [*filter(None, map(gate_of, store.snapshotter("nydus").walk()))] == [gate]
+    with looking(store, ref, tmp_path) as root:
+        end_worker(root_dir)
+        assert read_all(root) == FILES
+    assert store.fsck() == []
+
+
+def gate_of(info: Info) -> str:
+    return info.labels.get(GATE_LABEL, "")
 
 
 @pytest.mark.parametrize("gate", GATES)

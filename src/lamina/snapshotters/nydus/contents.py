@@ -87,12 +87,9 @@ def read_contents(path: Path, open_blob: OpenBlob) -> Contents:
     return Contents(bootstrap, layout, not steers_overlay(bootstrap))
 
 
-def write_metadata(contents: Contents, source: Path, path: Path) -> None:
-    """Write the image that is mounted: the bootstrap, or one of its inodes."""
+def write_image_of(contents: Contents, path: Path) -> None:
+    """Write an image of a bootstrap's inodes, where the kernel does not mount it as it is."""
     with path.open("xb") as out:
-        if contents.is_mountable:
-            out.write(source.read_bytes())
-            return
         devices = [Device(device.size // BLOCK) for device in contents.layout.devices]
         write_image(to_tree(contents.bootstrap, contents.layout), out, devices=devices)
 

@@ -21,7 +21,7 @@ import functools
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -35,6 +35,7 @@ from lamina.errors import (
     FailedPrecondition,
     FormatError,
     InvalidArgument,
+    LaminaError,
     NotFound,
 )
 from lamina.formats.rafs.annotations import (
@@ -45,7 +46,7 @@ from lamina.formats.rafs.annotations import (
 )
 from lamina.snapshotters.directories import make_directory
 from lamina.snapshotters.lazy_access import Access
-from lamina.snapshotters.lazy_overlay import LazyOverlayDriver
+from lamina.snapshotters.lazy_overlay import GATE_LABEL, LazyOverlayDriver
 from lamina.snapshotters.lower_mounts import is_mounted
 from lamina.snapshotters.nydus.origin import (
     BLOB_NOTE,
@@ -217,6 +218,19 @@ class NydusDriver(LazyOverlayDriver):
                 mine -= set(self.caches(other))
         return sum(map(allocated, mine))
 
+    def info_labels(self, id: int) -> Mapping[str, str]:
+        """Return why a layer is not lazy, or through which gate its image is read."""
+        shown = super().info_labels(id)
+        if not self.is_lazy(id):
+            return shown
+        from lamina.lazy.layer import read_layer
+
+        try:
+            gates = {read_layer(cache).gate for cache in self.caches(id)}
+        except LaminaError:
+            return shown  # `fsck` tells what is damaged
+        return {**shown, GATE_LABEL: ",".join(sorted(gates))} if gates else shown
+
     def problem_of(self, id: int, *, deep: bool) -> Problem | None:
         """Look into what is mounted for a layer, and for its caches; None where all is sound."""
         from lamina.snapshotters.nydus.check import fault_of
@@ -248,8 +262,11 @@ class NydusDriver(LazyOverlayDriver):
         registry = ImageRegistry(access, origin, blobs)
         found = contents.read_contents(bootstrap, registry.open)
         self._make_caches(id, found, access, registry)
-        contents.write_metadata(found, bootstrap, directory / _NEW_IMAGE)
-        bootstrap.unlink()
+        if found.is_mountable:
+            bootstrap.rename(directory / _NEW_IMAGE)
+        else:
+            contents.write_image_of(found, directory / _NEW_IMAGE)
+            bootstrap.unlink()
         make_directory(self.point(id), 0o755)
         (directory / _NEW_IMAGE).rename(self.image(id))
         self._mark(id, found)
@@ -268,11 +285,15 @@ class NydusDriver(LazyOverlayDriver):
 
         plans = plans_of(found, registry.description)
         with self._blobs.locked():
-            names = [
-                blobs.NONE if plan is None else self._blobs.make(plan, access, self._gate)
-                for plan in plans
-            ]
-            blobs.write_devices(self.of(id), names)
+            try:
+                names = [
+                    blobs.NONE if plan is None else self._blobs.make(plan, access, self._gate)
+                    for plan in plans
+                ]
+                blobs.write_devices(self.of(id), names)
+            except BaseException:
+                self._blobs.sweep(self._names(), self._worker.remove)
+                raise
 
     def _mark(self, id: int, found: Contents) -> None:
         """Note what is fetched at once, and whether the rest is in the background."""
