@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from lamina.core.mount import Mount
 from lamina.core.snapshot import Info, Kind
 from lamina.errors import LaminaError, NotImplementedHere
 from lamina.formats.rafs.annotations import BOOTSTRAP, ENCRYPTED, FS_VERSION, REF
+from lamina.formats.rafs.flags import Compressor
 from lamina.formats.rafs.writer.options import RafsOptions
 from lamina.images.conversion import ConvertOptions
 from lamina.lazy.launch import LazyWorker
@@ -29,8 +32,8 @@ from lamina.store import Store
 from tests.fixtures_containers import Machine
 from tests.fixtures_registry import LocalRegistry, running_registry
 from tests.fixtures_stargz import GATES, end_worker
-from tests.hard_image import NAME, chain, hard_image, load_image, tree
-from tests.images import ImageFiles, digest
+from tests.hard_image import chain, hard_image, load_image, tree
+from tests.images import OCI_LAYER_GZIP, ImageFiles, Layer, digest
 from tests.kernel.test_rafs import seen, without_steering
 from tests.nydus import (
     annotated_image,
@@ -168,28 +171,40 @@ def test_each_form_is_the_tree_that_it_was_made_of(
         assert seen(root) == described(without_steering(sample()))
 
 
-@pytest.mark.parametrize("version", [5, 6])
-def test_image_of_many_blobs_is_what_its_layers_have(
-    open_store: Open, registry: LocalRegistry, version: int
+@pytest.mark.parametrize(("version", "refers"), [(5, False), (6, False), (6, True)])
+def test_converted_image_is_what_its_layers_have(
+    open_store: Open, registry: LocalRegistry, version: int, refers: bool
 ) -> None:
     store = open_store()
+    layers = hard_image(sparse=False)
+    if refers:
+        layers = tuple(map(gzipped, layers))
+    source, ref = f"{registry.host}/hard:1", f"{registry.host}/hard:nydus"
     started = time.time_ns()
-    load_image(store, "overlayfs", *hard_image(), keep=True)
-    expected = tree(store, "overlayfs", chain(store)[-1])
+    load_image(store, "overlayfs", *layers, ref=source, keep=True)
+    expected = tree(store, "overlayfs", chain(store, source)[-1])
     ended = time.time_ns()
-    ref = f"{registry.host}/hard:nydus"
-    options = ConvertOptions(nydus=RafsOptions(version, chunk_size=4096))
-    store.convert(NAME, ref, options=options)
+    store.push(source, plain_http=True)
+    compressor = Compressor.GZIP if refers else Compressor.ZSTD
+    rafs = RafsOptions(version, compressor=compressor, chunk_size=4096)
+    options = ConvertOptions(nydus=rafs, oci_ref=refers)
+    store.convert(source, ref, options=options)
     store.push(ref, plain_http=True)
     store.remove_image(ref)
     pull(store, ref)
-    assert len(LazyImages(store, "nydus").layers(ref)) > 1
+    shown = LazyImages(store, "nydus").layers(ref)
+    assert len(shown) > 1
+    assert not refers or {one.digest for one in shown} <= {layer.digest for layer in layers}
     found = tree(store, "nydus", chain(store, ref)[-1])
     for name, entry in expected.items():
         # Of directories that no layer describes, unpacking has its own time, and so has its root.
         if entry.mode.startswith("d") and (started < entry.mtime_ns < ended or name == "."):
             found[name] = found[name]._replace(mtime_ns=entry.mtime_ns)
     assert found == expected
+
+
+def gzipped(layer: Layer) -> Layer:
+    return replace(layer, blob=gzip.compress(layer.blob), media_type=OCI_LAYER_GZIP)
 
 
 @pytest.mark.parametrize("gate", GATES)
