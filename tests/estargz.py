@@ -41,14 +41,15 @@ def tar_member(name: str, body: bytes) -> bytes:
 
 def make_blob(files: dict[str, bytes], chunk: int, *, shared: int = 0, mode: int = 0o644) -> bytes:
     """Make an eStargz blob; streams are begun once the last has `shared` bytes of the tar."""
-    blob, entries, pending = b"", [], b""
+    blob, entries, pending = bytearray(), [], b""
     for name, body in files.items():
         pending += tar_member(name, body)
         entry: dict[str, Any] = {"name": name, "type": "reg", "size": len(body), "mode": mode}
         for at in range(0, len(body), chunk):
             part = body[at : at + chunk]
             if len(pending) >= shared:
-                blob, pending = blob + member(pending), b""
+                blob += member(pending)
+                pending = b""
             place: dict[str, Any] = {"offset": len(blob), "innerOffset": len(pending)}
             place |= {"chunkOffset": at, "chunkDigest": sha256(part)}
             place |= {"chunkSize": chunk} if len(body) - at >= chunk else {}
@@ -59,7 +60,7 @@ def make_blob(files: dict[str, bytes], chunk: int, *, shared: int = 0, mode: int
             entries.append(entry)
         pending += bytes(-len(body) % 512)
     blob += member(pending)
-    return blob + toc_member(entries) + estargz_footer(len(blob))
+    return bytes(blob) + toc_member(entries) + estargz_footer(len(blob))
 
 
 def toc_member(entries: list[dict[str, Any]]) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import json
 import os
 import random
@@ -60,7 +61,9 @@ def write_config(directory: Path, gate: str, *, quiet: bool = True, more: str = 
 
 def stargz_layer(files: dict[str, bytes], mode: int = 0o644) -> Layer:
     blob = make_blob(files, CHUNK, mode=mode)
-    return Layer(blob, digest(gzip.decompress(blob)))
+    # Not gzip.decompress, which copies what is left of a blob for each of its many members.
+    with gzip.open(io.BytesIO(blob)) as tar:
+        return Layer(blob, digest(tar.read()))
 
 
 def toc_digest(blob: bytes) -> str:
