@@ -32,15 +32,16 @@ from lamina.formats.rafs.tree import to_tree
 from lamina.formats.rafs.units import lay_out_v5, lay_out_v6
 from lamina.formats.rafs.writer.options import RafsOptions
 from lamina.images.conversion import ConvertOptions
-from lamina.images.manifest import Manifest, parse_manifest
+from lamina.images.manifest import OCI_INDEX, Descriptor, Manifest, parse_manifest
 from lamina.images.nydus import bootstrap_layer, open_bootstrap
 from lamina.images.nydus_check import verify_nydus
+from lamina.images.platform import parse_platform
 from lamina.store import Store
 from tests.erofs import Bytes, fsck, mounted_image
 from tests.fixtures_command import Command
 from tests.fixtures_registry import LocalRegistry
 from tests.hard_image import NAME, chain, hard_image, load_image, tree
-from tests.images import OCI_LAYER_GZIP, OCI_MANIFEST, Layer, image
+from tests.images import OCI_LAYER_GZIP, OCI_MANIFEST, Layer, digest, image, index
 from tests.rafs import noise
 from tests.rafs_devices import filled
 from tests.trees import describe
@@ -48,6 +49,8 @@ from tests.trees import describe
 pytest_plugins = ["tests.fixtures_registry", "tests.fixtures_command"]
 pytestmark = [pytest.mark.root, pytest.mark.overlay, pytest.mark.erofs]
 TARGET = "registry.example/nydus:1"
+FILES = {"d/": None, "d/one": noise(20_000), "d/two": b"two" * 9000, "three": b"3"}
+RECORD = b'{"path":"d/two","manifestDigest":"","layerIndex":0}\n'
 
 
 @pytest.fixture
@@ -72,13 +75,13 @@ def mountable(store: Store, manifest: Manifest, directory: Path) -> tuple[Path, 
         bootstrap = read_bootstrap(source)
     content = store.images.content
     blobs, metas = {}, {}
-    for index, (blob, layer) in enumerate(zip(bootstrap.blobs, manifest.layers[:-1], strict=True)):
+    for number, (blob, layer) in enumerate(zip(bootstrap.blobs, manifest.layers[:-1], strict=True)):
         # The data is the layer itself, or what it refers to.
         place = Digest(layer.annotations.get(REF, layer.digest))
         assert place == f"sha256:{blob.id}"
-        blobs[index] = content.path(place).read_bytes()
+        blobs[number] = content.path(place).read_bytes()
         if blob.features & BlobFeatures.SEPARATE:
-            metas[index] = read_blob_meta(Bytes(content.path(layer.digest).read_bytes()), blob)
+            metas[number] = read_blob_meta(Bytes(content.path(layer.digest).read_bytes()), blob)
     layout = lay_out_v6(bootstrap, metas) if bootstrap.version == 6 else lay_out_v5(bootstrap)
     image = directory / "image"
     image.write_bytes(raw)
@@ -157,6 +160,30 @@ def test_chunks_of_a_dictionary_are_not_written_again(
             store.convert("docker.io/library/c:1", second, options=wrong)
 
 
+def test_all_images_of_an_index_are_converted(store: Store) -> None:
+    above = Layer.of({"d/": None, "d/again": FILES["d/one"]})
+    images = [
+        image(Layer.of(FILES), above, Layer.of({"arch": name.encode()}), architecture=name)
+        for name in ("amd64", "arm64")
+    ]
+    documents = [each.manifest for each in images]
+    for blob in (*images[0].blobs, *images[1].blobs, *documents, index(*images)):
+        found = Descriptor(OCI_INDEX, Digest(digest(blob)), len(blob))
+        store.images.content.put(blob, found)
+    store.images.catalogue.put(NAME, found)
+    options = ConvertOptions(nydus=RafsOptions(), all_platforms=True)
+    converted = store.convert(NAME, TARGET, options=options)
+    # The second layer of each has nothing of its own.
+    assert [layer.target is None for layer in converted.nydus] == [False, True, False, False] * 2
+    for name in ("amd64", "arm64"):
+        made = store.images.select(converted.image, parse_platform(f"linux/{name}"))
+        assert len(made.manifest.layers) == 3
+        assert verify_nydus(store.images.content, made.manifest) == []
+        assert [step.empty_layer for step in made.config.history] == [False, True, False, False]
+    with pytest.raises(InvalidArgument, match="it is one already"):
+        store.convert(TARGET, NAME, options=options)
+
+
 def test_data_stays_in_the_layers_of_the_source(store: Store, tmp_path: Path) -> None:
     layers = [
         replace(layer, blob=packed(layer.blob), media_type=OCI_LAYER_GZIP)
@@ -199,10 +226,6 @@ def packed(tar: bytes) -> bytes:
     """Return a layer of several gzip members with several blocks each."""
     middle = len(tar) // 2
     return gzip.compress(tar[:middle], 1) + gzip.compress(tar[middle:], 9)
-
-
-FILES = {"d/": None, "d/one": noise(20_000), "d/two": b"two" * 9000, "three": b"3"}
-RECORD = b'{"path":"d/two","manifestDigest":"","layerIndex":0}\n'
 
 
 @pytest.mark.registry

@@ -44,7 +44,6 @@ assert CHUNK.size == 80
 
 V5_INODE_SYMLINK = 0x1
 """Flags of an inode."""
-V5_INODE_HARDLINK = 0x2
 V5_INODE_XATTR = 0x4
 V5_INODE_HAS_HOLE = 0x8
 V5_MAX_PLACE = 1 << 29

@@ -2,9 +2,9 @@
 
     superblock, inode table, prefetch table, blob table, extended blob table, inodes
 
-Numbers of the inode table are given directory by directory, so that children follow each other;
-records lie in the same order. Each name of a hard link has a record, with the number of the first
-as its inode number.
+Numbers of the inode table are given directory by directory, so that children follow each other, and
+each subdirectory is followed by what is below it; records lie in the same order. Each name of a
+hard link has a record, with the number of the first as its inode number.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from lamina.formats.rafs.layout import (
     V5_BLOB,
     V5_EXTENDED_BLOB,
     V5_INODE,
-    V5_INODE_HARDLINK,
     V5_INODE_SYMLINK,
     V5_INODE_XATTR,
     V5_MAGIC,
@@ -152,19 +151,24 @@ class _Writer:
 
     def _number(self, root: Inode) -> list[_Record]:
         """Return the records of all names, by their numbers."""
-        records = [_Record(b"/", root, 1, 0, 2)]
-        for place, record in enumerate(records):
-            directory = record.inode
+        records = [_Record(b"/", root, 1, 0, 0)]
+        waiting = [0]
+        while waiting:
+            place = waiting.pop()
+            record = records[place]
             # A directory without children names the place where they would be.
             records[place] = record._replace(first_child=len(records) + 1)
-            if not directory.is_directory:
-                continue
+            below = []
             # Digests follow the order of children.
-            directory.children = dict(sorted(directory.children.items()))
-            for name, child in directory.children.items():
+            children = dict(sorted(record.inode.children.items()))
+            record.inode.children = children
+            for name, child in children.items():
                 number = self._numbers.setdefault(child, len(records) + 1)
                 self._links[child] = self._links.get(child, 0) + 1
+                if child.is_directory:
+                    below.append(len(records))
                 records.append(_Record(name, child, number, record.ino, 0))
+            waiting += reversed(below)
         return records
 
     def _set_digests(self) -> None:
@@ -198,7 +202,6 @@ class _Writer:
         is_directory = inode.is_directory
         links = self._links.get(inode, 1)
         flags = V5_INODE_SYMLINK if stat.S_ISLNK(inode.mode) else 0
-        flags |= V5_INODE_HARDLINK if links > 1 else 0
         flags |= V5_INODE_XATTR if inode.xattrs else 0
         size = inode.size or len(inode.target)
         if is_directory:
@@ -217,7 +220,7 @@ class _Writer:
             aligned(size, _SECTOR) // _SECTOR,
             flags,
             links,
-            record.first_child if is_directory else 0,
+            record.first_child,
             len(inode.children) if is_directory else len(inode.chunks),
             len(record.name),
             len(inode.target),
