@@ -20,6 +20,7 @@ import stat
 import struct
 from typing import NamedTuple
 
+from lamina.formats.crc32c import crc32c
 from lamina.formats.erofs.tree import BLOCK
 
 BLOCK_BITS = 12
@@ -27,6 +28,8 @@ assert 1 << BLOCK_BITS == BLOCK
 
 EROFS_SUPER_OFFSET = 1024
 EROFS_SUPER_MAGIC_V1 = 0xE0F5E1E2
+CRC_SEED = 0xFFFFFFFF
+"""Of the superblock's CRC-32C, which is not inverted at the end."""
 
 EROFS_FEATURE_COMPAT_SB_CHKSUM = 0x1
 EROFS_FEATURE_COMPAT_MTIME = 0x2
@@ -345,26 +348,7 @@ def decode_rdev(value: int) -> int:
     return os.makedev(value >> 8 & 0xFFF, value & 0xFF | value >> 12 & 0xFFF00)
 
 
-def _crc32c_table() -> tuple[int, ...]:
-    table = []
-    for byte in range(256):
-        for _ in range(8):
-            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
-        table.append(byte)
-    return tuple(table)
-
-
-_CRC32C = _crc32c_table()
-
-
-def crc32c(data: bytes, crc: int = 0xFFFFFFFF) -> int:
-    """Return the CRC with the Castagnoli polynomial, without the inversion at the end."""
-    for byte in data:
-        crc = crc >> 8 ^ _CRC32C[(crc ^ byte) & 0xFF]
-    return crc
-
-
 def superblock_checksum(block: bytes) -> int:
     """Return the checksum that belongs in the superblock of block 0, whatever is there now."""
     field = EROFS_SUPER_OFFSET + 4
-    return crc32c(block[EROFS_SUPER_OFFSET:field] + bytes(4) + block[field + 4 : BLOCK])
+    return crc32c(CRC_SEED, block[EROFS_SUPER_OFFSET:field] + bytes(4) + block[field + 4 : BLOCK])

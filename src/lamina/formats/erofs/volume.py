@@ -6,7 +6,9 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 
+from lamina.formats.crc32c import crc32c
 from lamina.formats.erofs.layout import (
+    CRC_SEED,
     DEVICE_SLOT,
     EROFS_FEATURE_COMPAT_SB_CHKSUM,
     EROFS_FEATURE_INCOMPAT_48BIT,
@@ -24,7 +26,6 @@ from lamina.formats.erofs.layout import (
     SUPERBLOCK,
     DeviceSlot,
     Superblock,
-    crc32c,
 )
 from lamina.formats.erofs.metadata import Metadata, damaged
 from lamina.formats.erofs.tree import Extent
@@ -155,7 +156,7 @@ def _check_checksum(metadata: Metadata, superblock: Superblock) -> None:
     size = 1 << superblock.blkszbits
     size -= EROFS_SUPER_OFFSET if size > EROFS_SUPER_OFFSET else 0
     data = metadata.read(EROFS_SUPER_OFFSET, size, "block of the superblock")
-    checksum = crc32c(data[:4] + bytes(4) + data[8:])
+    checksum = crc32c(CRC_SEED, data[:4] + bytes(4) + data[8:])
     if checksum != superblock.checksum:
         got = f"{superblock.checksum:#010x}"
         raise damaged(EROFS_SUPER_OFFSET + 4, f"the checksum {checksum:#010x}", got)
