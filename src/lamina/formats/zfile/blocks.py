@@ -1,0 +1,68 @@
+"""Blocks: compressed and decompressed, each by itself."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import cast
+
+import lz4.block
+
+from lamina.formats.zfile.layout import Algorithm, damaged
+
+if sys.version_info >= (3, 14):
+    from compression.zstd import ZstdDecompressor, ZstdError
+    from compression.zstd import compress as _zstd_compress
+else:
+    from backports.zstd import ZstdDecompressor, ZstdError
+    from backports.zstd import compress as _zstd_compress
+
+Buffer = bytes | memoryview
+
+_ZSTD_LEVEL = 3
+
+# lz4 has no types.
+_Lz4Fault = cast("type[Exception]", lz4.block.LZ4BlockError)
+_lz4_decompress = cast("Callable[..., bytes]", lz4.block.decompress)
+_lz4_compress = cast("Callable[..., bytes]", lz4.block.compress)
+
+
+def compress_block(algorithm: Algorithm, data: Buffer) -> bytes:
+    """Return a block compressed, which may be longer; equal blocks become equal bytes."""
+    if algorithm is Algorithm.LZ4:
+        return _lz4_compress(data, store_size=False)
+    return _zstd_compress(data, level=_ZSTD_LEVEL)
+
+
+def decompress_block(algorithm: Algorithm, data: Buffer, size: int, at: int) -> bytes:
+    """Return the `size` bytes of a block; whatever `data` says, no more are made.
+
+    Args:
+        algorithm: how it is compressed.
+        data: all of it, without the CRC.
+        size: bytes, uncompressed.
+        at: its byte in the file, for the error.
+
+    Raises:
+        FormatError: it is damaged, or has another number of bytes.
+    """
+    expected = f"a block of {size} bytes, compressed by {algorithm.name}"
+    try:
+        found = _decompress(algorithm, data, size)
+    except (_Lz4Fault, ZstdError) as error:
+        raise damaged(at, expected, error) from error
+    if found is None or len(found) != size:
+        raise damaged(at, expected, "another number of bytes")
+    return found
+
+
+def _decompress(algorithm: Algorithm, data: Buffer, size: int) -> bytes | None:
+    """Return at most `size` bytes; None where the frame goes on, or something follows it."""
+    if algorithm is Algorithm.LZ4:
+        return _lz4_decompress(data, uncompressed_size=size)
+    frame = ZstdDecompressor()
+    found = frame.decompress(data, size)
+    # The end of a frame may be seen only when more is asked for.
+    if not frame.eof and frame.decompress(b"", 1):
+        return None
+    return found if frame.eof and not frame.unused_data else None

@@ -1,0 +1,136 @@
+"""ZFiles: those made by hand are read, those written read alike, and what is damaged is refused."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lamina.errors import FormatError, OutOfRange
+from lamina.formats.zfile.reader import read_zfile
+from tests.erofs import Bytes
+from tests.rafs import noise
+from tests.zfile import LZ4, ZSTD, lz4_blocks, make_zfile, slot
+
+DATA = b"words " * 2000 + noise(9000)
+
+
+def read_all(raw: bytes) -> bytes:
+    found = read_zfile(Bytes(raw))
+    return found.read_at(0, found.size)
+
+
+@pytest.mark.parametrize("flags", [(0x1B, 0x16), (0x13, 0x16), (0x03, 0x06)])
+@pytest.mark.parametrize("crc", [True, False])
+def test_reads(flags: tuple[int, int], crc: bool) -> None:
+    raw = make_zfile(lz4_blocks(DATA), len(DATA), flags=flags, crc=crc)
+    assert read_all(raw) == DATA
+
+
+def test_reads_any_range() -> None:
+    found = read_zfile(Bytes(make_zfile(lz4_blocks(DATA * 9), len(DATA) * 9)))
+    for offset, length in ((0, 1), (4095, 2), (4096, 4096), (100_000, 60_001), (len(DATA) * 9, 0)):
+        assert found.read_at(offset, length) == (DATA * 9)[offset : offset + length]
+    with pytest.raises(OutOfRange):
+        found.read_at(found.size, 1)
+    assert found.blocks == 47
+    start, length = found.stored(20, 23)
+    assert found.decode(20, 23, found._source.read_at(start, length)) == (DATA * 9)[81920:94208]
+
+
+def test_what_old_writers_left_in_memory_is_passed_over() -> None:
+    """The base layer of 2021 has neither digests nor cleared fields."""
+    raw = bytearray(make_zfile(lz4_blocks(DATA), len(DATA), flags=(0x43, 0x46)))
+    for at in (0, len(raw) - 512):
+        raw[at + 28 : at + 32] = noise(4)
+        raw[at + 36 : at + 40] = noise(4)
+        raw[at + 64 : at + 72] = noise(8)
+        raw[at + 89 : at + 512] = noise(423)
+    raw[40:48] = noise(8)
+    assert read_all(bytes(raw)) == DATA
+
+
+@pytest.mark.parametrize("flags", [(0x1B, 0x16), (0x13, 0x16)])
+def test_cut_off(flags: tuple[int, int]) -> None:
+    raw = make_zfile(lz4_blocks(b"ab" * 3000), 6000, flags=flags)
+    for length in range(len(raw)):
+        with pytest.raises(FormatError):
+            read_zfile(Bytes(raw[:length]))
+
+
+@pytest.mark.parametrize("flags", [(0x1B, 0x16), (0x13, 0x16)])
+def test_each_bit_that_counts_is_verified(flags: tuple[int, int]) -> None:
+    raw = make_zfile(lz4_blocks(b"ab" * 3000), 6000, flags=flags)
+    end = len(raw) - (512 if flags[0] & 8 else 0)
+    for at in range(end):
+        changed = bytearray(raw)
+        changed[at] ^= 1 << at % 8
+        with pytest.raises(FormatError):
+            read_all(bytes(changed))
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        (slot(0x1B, block_size=4097), "power of two"),
+        (slot(0x1B, block_size=2048), "power of two"),
+        (slot(0x1B, block_size=1 << 17), "power of two"),
+        (slot(0x1B, algorithm=0), "LZ4"),
+        (slot(0x1B, dictionary=1), "dictionary"),
+        (slot(0x3B), "not compressed"),
+        (slot(0x1B, crc=2), "0 or 1"),
+        (slot(0x1B, table=(512, 1, 4097)), "2 blocks"),
+        (slot(0x1B, table=(511, 0, 0)), "jump table"),
+        (slot(0x1B, table=(1 << 63, 0, 0)), "jump table"),
+        (slot(0x1B, table=(512, 1 << 61, 1 << 63)), "jump table"),
+        (slot(0x1A), "of a header"),
+        (slot(0x11), "of a data file"),
+        (slot(0x1B, digest=1), "digest"),
+    ],
+)
+def test_headers_refused(header: bytes, expected: str) -> None:
+    with pytest.raises(FormatError, match=expected):
+        read_zfile(Bytes(header + bytes(4096)))
+
+
+@pytest.mark.parametrize("trailer", [slot(0x13), slot(0x12), slot(0x16, block_size=8192)])
+def test_trailers_refused(trailer: bytes) -> None:
+    with pytest.raises(FormatError):
+        read_zfile(Bytes(slot(0x13) + trailer))
+
+
+@pytest.mark.parametrize("length", [0, 4, 8193, 6000])
+def test_lengths_refused(length: int) -> None:
+    """None, no more than a CRC, more than any compressor makes, more than there is."""
+    table = struct.pack("<I", length)
+    header = slot(0x0B, table=(600, 1, 4096))
+    with pytest.raises(FormatError):
+        read_zfile(Bytes(header + bytes(88) + table + bytes(512)))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "block"),
+    [
+        (LZ4, lz4_blocks(bytes(4095))[0]),
+        (LZ4, lz4_blocks(bytes(4097), 4097)[0]),
+        (LZ4, b"\xff" * 20),
+        (ZSTD, b"\xff" * 20),
+    ],
+)
+def test_blocks_of_another_size_are_refused(algorithm: int, block: bytes) -> None:
+    with pytest.raises(FormatError, match="a block of 4096 bytes"):
+        read_all(make_zfile([block], 4096, algorithm=algorithm))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 255)), min_size=1, max_size=4))
+def test_changes_without_checksums(changes: list[tuple[int, int]]) -> None:
+    raw = bytearray(make_zfile(lz4_blocks(b"ab" * 9000), 18000, flags=(0x03, 0x06), crc=False))
+    for at, value in changes:
+        raw[at % len(raw)] = value
+    try:
+        read_all(bytes(raw))
+    except FormatError:
+        pass
