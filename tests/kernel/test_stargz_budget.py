@@ -217,3 +217,27 @@ def test_emptied_layers_are_mounted_from_their_cache_files_once_more(
         assert all(has_option(point, "noatime") for point in points)
         assert len(engine.shrink(0).layers) == len(points)
         assert read_all(store, ref, tmp_path) == ALL
+
+
+def test_damaged_data_is_found_and_fetched_again(
+    open_store: Callable[..., Store], registry: LocalRegistry, files: ImageFiles, tmp_path: Path
+) -> None:
+    store = open_store()
+    ref = push(registry, files)
+    store.pull(ref, snapshotter="stargz", plain_http=True)
+    cache = caches(store)[top(store, ref)]
+    with (cache / "data").open("r+b") as data:
+        worker(store).wait(cache, 30)
+        assert store.fsck(deep=True) == []
+        start = (cache / "data").read_bytes().index(ALL["other"][:100])
+        data.seek(start)
+        data.write(b"damage")
+    assert store.fsck() == []
+    [problem] = store.fsck(deep=True)
+    assert problem.what.endswith(f"bytes of {cache / 'data'} are damaged")
+    engine = engine_of(store)
+    engine.view("container", top(store, ref))
+    assert [str(one) for one in store.repair(deep=True).left] == [str(problem)]
+    engine.remove("container")
+    assert store.repair(deep=True).left == []
+    assert read_all(store, ref, tmp_path) == ALL

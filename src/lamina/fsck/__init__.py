@@ -77,15 +77,27 @@ def repair(store: Store, *, deep: bool = False) -> Repaired:
     """Mend what can be mended; see `Store.repair`."""
     outcomes: list[Outcome] = []
     tried: set[tuple[str, str]] = set()
-    left: list[Problem] = []
-    for number in range(PASSES):
-        left = check(store, deep=deep and number == 0)
-        new = [p for p in left if p.repair and (p.subject, p.what) not in tried]
+    left = check(store)
+    hidden: list[Problem] = []
+    if deep:
+        seen = set(map(_key, left))
+        hidden = [problem for problem in check(store, deep=True) if _key(problem) not in seen]
+    for _ in range(PASSES):
+        found = [*left, *hidden]
+        new = [problem for problem in found if problem.repair and _key(problem) not in tried]
         if not new:
             break
-        tried.update((problem.subject, problem.what) for problem in new)
+        tried.update(map(_key, new))
         outcomes += map(_mended, new)
-    return Repaired(outcomes, left)
+        mended = {_key(outcome.problem) for outcome in outcomes if not outcome.failure}
+        # What only reading all of it can tell is not read a second time.
+        hidden = [problem for problem in hidden if _key(problem) not in mended]
+        left = check(store)
+    return Repaired(outcomes, [*left, *hidden])
+
+
+def _key(problem: Problem) -> tuple[str, str]:
+    return problem.subject, problem.what
 
 
 def _mended(problem: Problem) -> Outcome:

@@ -24,7 +24,7 @@ from lamina.core.driver import Ability, LazyFiles, Refused, Shrunk, Snapshot
 from lamina.core.labels import UNPACKED
 from lamina.core.mount import Mount
 from lamina.core.snapshot import EMPTY_LABELS, Usage
-from lamina.errors import DataLoss, LaminaError, NotFound
+from lamina.errors import DataLoss, FailedPrecondition, FormatError, LaminaError, NotFound
 from lamina.snapshotters.lazy_access import Access
 from lamina.snapshotters.lower_mounts import is_mounted, mount_in_turn, mount_once, unmount_all
 from lamina.snapshotters.overlay_stack import OverlayStackDriver
@@ -190,8 +190,42 @@ class LazyOverlayDriver(OverlayStackDriver):
         yield from self._damaged(exists, deep=False)
 
     def damage(self, exists: Callable[[int], bool]) -> Iterator[Problem]:
-        """Yield the lazy layers whose metadata is damaged somewhere else."""
-        return self._damaged(exists, deep=True)
+        """Yield the lazy layers whose metadata is damaged somewhere else, or what is cached."""
+        yield from self._damaged(exists, deep=True)
+        seen: set[Path] = set()
+        for id in self.ids():
+            if not (exists(id) and self.is_lazy(id)):
+                continue
+            for cache in self._sound_caches(id):
+                if cache not in seen:
+                    seen.add(cache)
+                    yield from self._damaged_cache(id, cache)
+
+    def _sound_caches(self, id: int) -> tuple[Path, ...]:
+        """Return the caches of a layer; none where other checks tell what is wrong with it."""
+        try:
+            return self.caches(id)
+        except LaminaError:
+            return ()
+
+    def _damaged_cache(self, id: int, cache: Path) -> Iterator[Problem]:
+        from lamina.core.problem import Problem, Repair
+        from lamina.lazy.checking import damaged_bytes
+
+        fix = "remove the images that have this layer with `lamina images rm`, and pull them again"
+        try:
+            count = damaged_bytes(cache)
+        except FormatError as error:
+            yield Problem(str(id), str(error), fix)
+            return
+        if count:
+            repair = Repair("empties it, so that it is fetched anew", lambda: self._empty(id))
+            yield Problem(str(id), f"{count} bytes of {cache / _DATA} are damaged", "", repair)
+
+    def _empty(self, id: int) -> None:
+        if self._evict(self._layer(id)) is None:
+            hint = "remove the containers that stand on it, and try again"
+            raise FailedPrecondition("empty the caches of layer", id, hint=hint)
 
     def problem_of(self, id: int, *, deep: bool) -> Problem | None:
         """Look into the metadata of a lazy layer; None where it is sound, or gone."""
