@@ -6,6 +6,7 @@ import gzip
 import os
 import shutil
 import signal
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,10 +30,11 @@ from lamina.lazy_images import LazyImages
 from lamina.mount import temp_mount, unmount_recursive
 from lamina.snapshotters.lazy_overlay import GATE_LABEL
 from lamina.store import Store
+from tests.archives import Archive
 from tests.fixtures_containers import Machine
 from tests.fixtures_registry import LocalRegistry, running_registry
 from tests.fixtures_stargz import GATES, end_worker
-from tests.hard_image import chain, hard_image, load_image, tree
+from tests.hard_image import chain, hard_image, layer, load_image, tree
 from tests.images import OCI_LAYER_GZIP, ImageFiles, Layer, digest
 from tests.kernel.test_rafs import seen, without_steering
 from tests.nydus import (
@@ -336,12 +338,16 @@ def test_bootstraps_that_cannot_be_served_leave_nothing(
     store = open_store()
     bootstrap, blob = make_v6(tree_of({"a": b"a"}))
     tarfs, tar = make_v6(tree_of({"a": b"a"}), tar=True)
-    link = bootstrap_layer(bootstrap, name="image/other")
+    elsewhere = bootstrap_layer(bootstrap, name="image/other")
+    link = archived(Archive().symlink("image", "/etc"))
+    pipe = archived(Archive().entry("image/image.boot", tarfile.FIFOTYPE))
     for number, (layers, said) in enumerate(
         (
             ((blob_layer(tar), bootstrap_layer(tarfs)), "tarfs"),
             ((blob_layer(blob), bootstrap_layer(b"none")), "a RAFS bootstrap"),
-            ((blob_layer(blob), link), "find the bootstrap"),
+            ((blob_layer(blob), elsewhere), "find the bootstrap"),
+            ((blob_layer(blob), link), "symbolic links"),
+            ((blob_layer(blob), pipe), "something else"),
             ((plain_layer({"b": b"b"}), bootstrap_layer(bootstrap)), "is no Nydus blob"),
         )
     ):
@@ -352,6 +358,10 @@ def test_bootstraps_that_cannot_be_served_leave_nothing(
     assert {info.kind for info in engine.walk()} == {Kind.COMMITTED}
     assert [*engine.root.glob("snapshots/*/layer.*")] == [*engine.root.glob("blobs/*")] == []
     assert str(engine.root) not in Path("/proc/self/mountinfo").read_text()
+
+
+def archived(archive: Archive) -> tuple[Layer, dict[str, str]]:
+    return layer(archive), {BOOTSTRAP: "true", FS_VERSION: "6"}
 
 
 def test_wrong_bytes_fail(open_store: Open, tmp_path: Path) -> None:

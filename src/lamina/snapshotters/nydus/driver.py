@@ -383,7 +383,7 @@ def _opened_beneath(directory: Path) -> Iterator[BinaryIO]:
 
     root = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     resolve = how.RESOLVE_BENEATH | how.RESOLVE_NO_SYMLINKS
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+    flags = os.O_PATH | os.O_NOFOLLOW  # nothing happens, be it a device
     try:
         fd = _first(
             lambda name: how.openat2(name, flags, dir_fd=root, resolve=resolve),
@@ -391,10 +391,13 @@ def _opened_beneath(directory: Path) -> Iterator[BinaryIO]:
         )
     finally:
         os.close(root)
-    with os.fdopen(fd, "rb") as source:
+    try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise FormatError("rafs", 0, expected=f"a file {BOOTSTRAP_PATH}", got="something else")
-        yield source
+        with Path(f"/proc/self/fd/{fd}").open("rb") as source:
+            yield source
+    finally:
+        os.close(fd)
 
 
 def _first(open_one: Callable[[str], int], names: Sequence[str]) -> int:
