@@ -416,6 +416,25 @@ def test_images_share_caches_and_remove_them_with_the_last(
     assert store.fsck() == []
 
 
+def test_an_image_shares_the_caches_of_what_it_is_based_on(
+    open_store: Open, registry: LocalRegistry, tmp_path: Path
+) -> None:
+    store = open_store()
+    base = Layer.of({"kept": noise(100_000), "changed": noise(50_000, b"1")})
+    above = Layer.of({"changed": b"changed"})
+    rafs = ConvertOptions(nydus=RafsOptions(chunk_size=4096))
+    for name, layers in (("base", (base,)), ("app", (base, above))):
+        source, ref = (f"{registry.host}/app:{tag}" for tag in (f"{name}-oci", name))
+        load_image(store, "overlayfs", *layers, ref=source, keep=True)
+        store.convert(source, ref, options=rafs)
+        store.push(ref, plain_http=True)
+        store.remove_image(ref)
+        pull(store, ref)
+    assert len([*store.snapshotter("nydus").root.glob("blobs/*")]) == 2
+    with looking(store, f"{registry.host}/app:app", tmp_path) as root:
+        assert read_all(root) == {"kept": noise(100_000), "changed": b"changed"}
+
+
 def test_what_a_bootstrap_wants_first_is_fetched_at_once(
     open_store: Open, registry: LocalRegistry
 ) -> None:

@@ -87,19 +87,24 @@ def test_contexts_of_a_gzip_layer(tmp_path: Path) -> None:
 def test_caches_are_shared_within_a_repository_and_removed_with_the_last(tmp_path: Path) -> None:
     blobs = Blobs(tmp_path)
 
-    def made(reference: str, size: int = 5) -> str:
-        piece = Piece(0, size, 0, Check.SHA256, bytes(32))
-        units = [Unit(0, 5, 0, size, Codec.ZSTD, [piece])]
+    def made(reference: str, size: int = 5, *, count: int = 2) -> str:
+        units = [
+            Unit(10 * n, 5, 4096 * n, size, Codec.ZSTD, [Piece(0, size, 4096 * n, *check)])
+            for n in range(count)
+        ]
         source = RegistryDescription(reference, DIGEST, 100)
-        plan = BlobPlan(DIGEST[7:], source, 4096, units, ())
+        plan = BlobPlan(DIGEST[7:], source, 3 * 4096, units, ())
         return blobs.make(plan, Access("certs"), "fuse")
 
+    check = (Check.SHA256, bytes(32))
     let_go: list[Path] = []
     with blobs.locked():
         name = made(IMAGE)
         assert made("registry.example/app:2") == made(f"registry.example/app@{DIGEST}") == name
+        assert made(IMAGE, count=1) == name
         others = {made("registry.example/other:1"), made("example:5000/app:1"), made(IMAGE, 6)}
-        assert len(others - {name}) == 3
+        others.add(made(IMAGE, count=3))
+        assert len(others - {name}) == 4
         blobs.empty_device()
         assert read_layer(blobs.cache(name)).gate == "fuse"
         assert read_access(blobs.cache(name).parent).hosts == "certs"

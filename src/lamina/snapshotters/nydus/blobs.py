@@ -1,4 +1,6 @@
-"""The caches of blobs, which images of one repository share where the same is made of a blob.
+"""The caches of blobs, which images of one repository share.
+
+One image uses another's cache of a blob where that has all chunks that it needs, at their places.
 
     ROOT/blobs/NAME/cache           the data, as far as it was fetched: see `lamina.lazy.layer`
     ROOT/blobs/NAME/registry.json   how to reach its registry
@@ -16,13 +18,13 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from lamina.errors import DataLoss
+from lamina.errors import DataLoss, LaminaError
 from lamina.formats.rafs.zran import ZranContext
-from lamina.lazy.layer import LayerFile, create_layer
+from lamina.lazy.layer import TABLE, LayerFile, create_layer, read_layer
 from lamina.lazy.sources.description import RegistryDescription
 from lamina.lazy.table import Header, UnitTable
 from lamina.lazy.unit import Unit
@@ -84,7 +86,7 @@ class Blobs:
             os.close(fd)
 
     def make(self, plan: BlobPlan, access: Access, gate: str) -> str:
-        """Make a cache with nothing in it, unless there is one; return its name.
+        """Return the name of a cache for all of a plan, one that there is or a new one.
 
         The lock has to be held.
 
@@ -97,6 +99,9 @@ class Blobs:
         name = _name(plan, table.getvalue())
         if self.cache(name).is_dir():
             return name
+        for path in sorted(self.path.glob(f"{plan.blob[:_ID_DIGITS]}.*")):
+            if _covers(path / CACHE, plan):
+                return path.name
         new = self.path / f"{_NEW}{name}"
         remove_tree(new)  # of a process that was killed
         remove_tree(self.path / name)
@@ -132,11 +137,36 @@ class Blobs:
             remove_tree(path)
 
 
+def _covers(cache: Path, plan: BlobPlan) -> bool:
+    """Tell whether a cache is of the same blob, and has every chunk of a plan where that has it."""
+    try:
+        source, table = read_layer(cache).source, UnitTable.open(cache / TABLE)
+    except (LaminaError, FileNotFoundError):
+        return False  # `fsck` tells what is damaged
+    with closing(table):
+        if not isinstance(source, RegistryDescription):
+            return False
+        if _identity(source) != _identity(plan.source):
+            return False
+        units = map(table.unit, range(len(table)))
+        found = {piece.cache_offset: piece for unit in units for piece in unit.pieces}
+        return table.cache_size == plan.size and all(
+            piece.cache_offset in found and found[piece.cache_offset][1:] == piece[1:]
+            for unit in plan.units
+            for piece in unit.pieces
+        )
+
+
+def _identity(source: RegistryDescription) -> tuple[str, str]:
+    """Return the repository of a blob, and the blob."""
+    repository = source.reference.rpartition("@")[0] or source.reference
+    host, _, path = repository.rpartition("/")
+    return f"{host}/{path.partition(':')[0]}", source.digest
+
+
 def _name(plan: BlobPlan, table: bytes) -> str:
     """Return what caches of the same are called, and no others."""
-    repository = plan.source.reference.rpartition("@")[0] or plan.source.reference
-    host, _, path = repository.rpartition("/")
-    key = hashlib.sha256(f"{host}/{path.partition(':')[0]} {plan.source.digest} ".encode())
+    key = hashlib.sha256(" ".join(_identity(plan.source)).encode())
     key.update(table)
     for one in plan.contexts:
         key.update(repr(one[:4]).encode() + bytes(one.dictionary) + bytes((one.byte, one.bits)))

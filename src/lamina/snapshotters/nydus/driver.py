@@ -297,16 +297,15 @@ class NydusDriver(LazyOverlayDriver):
 
     def _mark(self, id: int, found: Contents) -> None:
         """Note what is fetched at once, and whether the rest is in the background."""
-        from lamina.lazy.unit_list import WANTED, write_units
         from lamina.snapshotters.lazy_eviction import COMPLETES
-        from lamina.snapshotters.nydus.prefetch import wanted_units
+        from lamina.snapshotters.nydus.prefetch import want_first, wanted_places
 
-        wanted = wanted_units(found.bootstrap, found.layout) if self._prefetches else {}
+        wanted = wanted_places(found.bootstrap, found.layout) if self._prefetches else {}
         size = sum(device.size for device in found.layout.devices)
         completes = self._has_room(id, size) and self._completes
         for number, cache in enumerate(self.devices(id), 1):
             if cache is not None and wanted.get(number):
-                write_units(cache / WANTED, wanted[number])
+                want_first(cache, wanted[number])
             if cache is not None and completes:
                 (cache / COMPLETES).touch()
 

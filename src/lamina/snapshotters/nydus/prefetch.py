@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
 
 from lamina.formats.rafs.flags import ChunkFlags
 from lamina.formats.rafs.model import Bootstrap
-from lamina.formats.rafs.units import DeviceLayout, Layout, inodes
+from lamina.formats.rafs.units import Layout, inodes
+from lamina.lazy.layer import TABLE
+from lamina.lazy.table import UnitTable
+from lamina.lazy.unit_list import WANTED, write_units
+
+Place = tuple[int, int]
+"""The first byte of a device, and the one behind the last."""
 
 
-def wanted_units(bootstrap: Bootstrap, layout: Layout) -> dict[int, list[int]]:
-    """Return the units that the prefetch table names, by the number of their device, in its order.
+def wanted_places(bootstrap: Bootstrap, layout: Layout) -> dict[int, list[Place]]:
+    """Return what the prefetch table names, by the number of its device, in the table's order.
 
     A directory stands for all that is below it.
     """
-    starts = [[unit.cache_offset for unit in device.units] for device in layout.devices]
-    found: dict[int, dict[int, None]] = {}
+    found: dict[int, list[Place]] = {}
     for wanted in bootstrap.prefetch:
         for inode in inodes(wanted):
             for _, chunk in inode.chunks:
                 if chunk.flags & ChunkFlags.HOLE:
                     continue
                 device, place = layout.places[chunk]
-                unit = bisect_right(starts[device - 1], place) - 1
-                found.setdefault(device, {})[unit] = None
-    return {device: list(units) for device, units in found.items()}
+                end = place + chunk.uncompressed_size
+                found.setdefault(device, []).append((place, end))
+    return found
 
 
-def content_bytes(devices: Sequence[DeviceLayout]) -> int:
-    """Return the bytes that all units of devices have."""
-    return sum(unit.cache_length for device in devices for unit in device.units)
+def want_first(cache: Path, places: Iterable[Place]) -> None:
+    """Note which units of a cache have these bytes."""
+    with closing(UnitTable.open(cache / TABLE)) as table:
+        units = dict.fromkeys(unit for place in places for unit in table.find(*place))
+    write_units(cache / WANTED, units)
