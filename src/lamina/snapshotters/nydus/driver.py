@@ -213,10 +213,10 @@ class NydusDriver(LazyOverlayDriver):
         from lamina.lazy.emptying import allocated
 
         mine = set(self.caches(id))
-        for other in self.ids():
-            if mine and other < id:
-                mine -= set(self.caches(other))
-        return sum(map(allocated, mine))
+        if not mine:
+            return 0
+        shared = {cache for other in self.ids() if other < id for cache in self.caches(other)}
+        return sum(map(allocated, mine - shared))
 
     def info_labels(self, id: int) -> Mapping[str, str]:
         """Return why a layer is not lazy, or through which gate its image is read."""
