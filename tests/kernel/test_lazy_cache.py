@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from lamina.errors import ResourceExhausted
-from lamina.lazy.unit import Codec
-from tests.lazy_layers import IMPATIENT, MemorySource, make_layer
+from tests.lazy_layers import ALONE, IMPATIENT, MemorySource, make_layer
 
 pytestmark = pytest.mark.root
 
@@ -27,7 +26,7 @@ def small_disk(path: Path, size: str) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_an_error_and_loses_nothing(tmp_path: Path) -> None:
-    layer = make_layer([[200_000]] * 10, tuple(Codec))
+    layer = make_layer([[200_000]] * 10, ALONE)
     with small_disk(tmp_path / "disk", "1m") as disk:
         directory = layer.create(disk / "layer")
         cache = layer.open(directory, MemorySource(layer.blob), IMPATIENT)
@@ -39,7 +38,6 @@ def test_a_full_disk_is_an_error_and_loses_nothing(tmp_path: Path) -> None:
 
         cache = layer.open(directory, MemorySource(layer.blob), IMPATIENT)
         assert cache.local_bytes == there
-        assert cache.verify() == 0
         with pytest.raises(ResourceExhausted):
             cache.fill(0, cache.size)
         subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)

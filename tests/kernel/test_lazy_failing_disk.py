@@ -12,10 +12,9 @@ import pytest
 
 from lamina.lazy.launch import LazyWorker
 from lamina.lazy.served import GateName
-from lamina.lazy.unit import Codec
 from lamina.mount.unmounting import unmount_recursive
 from tests.kernel.test_lazy_worker import GATES, SECONDS, Lazy, _attempts
-from tests.lazy_layers import FACTORY, IMPATIENT, Layer, make_layer
+from tests.lazy_layers import ALONE, FACTORY, IMPATIENT, Layer, make_layer
 
 pytestmark = [pytest.mark.root, pytest.mark.loop]
 
@@ -66,7 +65,7 @@ def forget_pages(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def layer() -> Layer:
-    return make_layer([[200_000]] * 40, tuple(Codec))
+    return make_layer([[200_000]] * 40, ALONE)
 
 
 def test_what_the_disk_has_lost_is_not_believed(layer: Layer, tmp_path: Path) -> None:

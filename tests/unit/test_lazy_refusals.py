@@ -36,7 +36,7 @@ def test_of_a_source_that_gave_others_only_these_units_are_refused() -> None:
 
 def test_who_has_hardly_waited_may_ask_again() -> None:
     refused = Refusals()
-    refused.note([1], ERRORS[0], time.monotonic())
+    refused.note([1], ERRORS[0], time.monotonic() - 0.01)
     refused.check(range(1, 2))
 
 

@@ -20,7 +20,6 @@ from lamina.images.registry.hosts import HostsConfig
 from lamina.images.registry.retry import RetryPolicy
 from lamina.lazy.cache import LayerCache
 from lamina.lazy.policy import FillPolicy
-from lamina.lazy.unit import Codec
 from tests.faulty_registry import (
     FaultyRegistry,
     cut,
@@ -31,9 +30,9 @@ from tests.faulty_registry import (
     stall,
     status,
 )
-from tests.lazy_layers import IMPATIENT, make_layer
+from tests.lazy_layers import ALONE, IMPATIENT, make_layer
 
-LAYER = make_layer([[40_000], [3, 700, 4096], [90_000], [9000]] * 3, tuple(Codec))
+LAYER = make_layer([[40_000], [3, 700, 4096], [90_000], [9000]] * 3, ALONE)
 
 
 @pytest.fixture

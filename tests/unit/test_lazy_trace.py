@@ -140,17 +140,6 @@ def test_costs_outlive_the_cache(tmp_path: Path) -> None:
     assert cost.wait_seconds > first.counters.wait_seconds
 
 
-def test_damage_found_is_no_longer_local(tmp_path: Path) -> None:
-    layer = make_layer([[5000], [6000]])
-    directory = layer.create(tmp_path / "layer")
-    cache = layer.open(directory)
-    cache.complete()
-    os.pwrite(cache.data_fd, b"\xff\xfe", 100)
-    assert cache.verify() == 1
-    assert read_cost(directory).local_bytes == cache.local_bytes == 6000
-    cache.close()
-
-
 def test_a_cost_file_that_is_none_says_nothing(tmp_path: Path) -> None:
     whole = pack(Cost(requests=1, wait_seconds=2.5, cache_bytes=1 << 40))
     assert unpack(whole) == Cost(requests=1, wait_seconds=2.5, cache_bytes=1 << 40)

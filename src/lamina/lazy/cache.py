@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack
 from itertools import compress
 from pathlib import Path
@@ -38,9 +38,8 @@ from lamina.lazy.sources.description import Opener
 from lamina.lazy.sources.on_demand import SourceOnDemand
 from lamina.lazy.table import UnitTable
 from lamina.lazy.trace import TRACE, Trace
-from lamina.lazy.unit import Check
 from lamina.lazy.unit_list import WANTED, read_units, stretches
-from lamina.lazy.unit_map import Identity, State, UnitMap
+from lamina.lazy.unit_map import Identity, UnitMap
 from lamina.lazy.users import Users
 from lamina.lazy.workers import Workers
 from lamina.meta.boot import boot_id
@@ -324,22 +323,6 @@ class LayerCache:
                 raise OSError(errno.EIO, "the disk has lost what was written", self.data_path)
             os.fdatasync(self._map_fd)
 
-    def verify(self) -> int:
-        """Check every unit that is said to be local; forget the damaged ones, so that they are
-        fetched again when they are read.
-
-        What a mount has read of the damaged bytes stays in its memory until it is unmounted.
-
-        Returns:
-            How many were damaged.
-
-        Raises:
-            OSError: the cache file cannot be read.
-            Cancelled: see `core.cancel`.
-            FailedPrecondition: the cache is closed.
-        """
-        return sum(self._forget_damaged(number) for number in self._local_units())
-
     def close(self) -> None:
         """Give up what is under way and let go of the directory.
 
@@ -445,28 +428,3 @@ class LayerCache:
     def _read_ahead(self, units: range) -> None:
         if ahead := self._ahead.after(units):
             self._begin(ahead, urgent=False)
-
-    def _local_units(self) -> Iterator[int]:
-        with self._users.one():
-            count = len(self._table)
-        for number in range(count):
-            check_cancelled()
-            if self._map.state(number) in {State.LOCAL, State.DURABLE}:
-                yield number
-
-    def _forget_damaged(self, number: int) -> bool:
-        """Forget a unit that is damaged; one that nothing can verify is taken for whole."""
-        with self._users.one():
-            unit = self._table.unit(number)
-            if all(piece.check is Check.NONE for piece in unit.pieces):
-                return False
-            if self._fetcher.is_whole(unit):
-                return False
-            log.warning(
-                "cached bytes are damaged",
-                extra={"path": str(self.data_path), "offset": unit.cache_offset},
-            )
-            with self._syncing:  # or a sync that began before could call what replaces it durable
-                self._map.mark(number, State.MISSING)
-            self.counters.add(local_bytes=-unit.cache_length)
-            return True

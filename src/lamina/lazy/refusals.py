@@ -14,7 +14,7 @@ from lamina.errors import DeadlineExceeded, Unavailable
 
 LONGEST = 3.0
 """Seconds: the kernel asks again within milliseconds, and later readers are to have their time."""
-_SHORTEST_WAIT = 0.1
+SHORTEST_WAIT = 0.5
 """Seconds: who has waited less may as well ask the source again."""
 
 Vain = DeadlineExceeded | Unavailable
@@ -58,7 +58,7 @@ class Refusals:
             began: when the wait did, in `time.monotonic()` seconds.
         """
         now = time.monotonic()
-        if now - began < _SHORTEST_WAIT:
+        if now - began < SHORTEST_WAIT:
             return
         until = now + min(now - began, LONGEST)
         with self._lock:
