@@ -11,6 +11,7 @@ when something is to stand on it. Layers that are not lazy are directories, as o
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import logging
 import time
@@ -48,6 +49,8 @@ _DIRECT = "noatime"
 _NO_ACCESS = Access()
 _WRITING_SECONDS = 60.0
 """Since the last change of metadata: what is claimed now, is being written."""
+_RELEASE_SECONDS, _LOOK_SECONDS = 1.0, 0.02
+"""How long the kernel may take to close the files of what was just unmounted."""
 _SECTOR = 512
 """Bytes of `st_blocks`."""
 
@@ -160,10 +163,27 @@ class LazyOverlayDriver(OverlayStackDriver):
         return Usage(2, self.image(snapshot.id).stat().st_blocks * _SECTOR)
 
     def destroy(self, id: int) -> None:
-        """Unmount a lazy layer and let go of it; remove the directory."""
+        """Unmount a lazy layer and let go of it; remove the directory.
+
+        Raises:
+            FailedPrecondition: somebody still has it mounted, and would read zeros or errors.
+        """
         unmount_all(self.point(id))
+        self._require_unused(id)
         self.let_go(id)
         super().destroy(id)
+
+    def _require_unused(self, id: int) -> None:
+        """Return if nothing has a lazy layer mounted, in whichever namespace, alone or below."""
+        image = self.image(id)
+        deadline = time.monotonic() + _RELEASE_SECONDS
+        while image.exists() and _is_open(image):
+            if time.monotonic() > deadline:
+                hint = "unmount what stands on it; it is removed with the next cleanup then"
+                raise FailedPrecondition(
+                    "remove lazy layer that is still mounted", image, hint=hint
+                )
+            time.sleep(_LOOK_SECONDS)
 
     def let_go(self, id: int) -> None:
         """Have the caches of a lazy layer, which is not mounted, served no more."""
@@ -447,3 +467,15 @@ class LazyOverlayDriver(OverlayStackDriver):
 
 def _has_data(cache: Path) -> bool:
     return bool((cache / _DATA).stat().st_size)
+
+
+def _is_open(image: Path) -> bool:
+    """Tell whether an image is mounted; no where the filesystem cannot tell."""
+    from lamina.linux.file_lease import is_open_elsewhere
+
+    try:
+        return is_open_elsewhere(image)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return False
