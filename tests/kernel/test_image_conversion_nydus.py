@@ -31,9 +31,9 @@ from lamina.formats.rafs.flags import BlobFeatures, Compressor
 from lamina.formats.rafs.tree import to_tree
 from lamina.formats.rafs.units import lay_out_v5, lay_out_v6
 from lamina.formats.rafs.writer.options import RafsOptions
-from lamina.images.conversion import ConvertOptions
+from lamina.images.conversion import ALL_LAYERS, ConvertOptions
 from lamina.images.manifest import OCI_INDEX, Descriptor, Manifest, parse_manifest
-from lamina.images.nydus import bootstrap_layer, open_bootstrap
+from lamina.images.nydus import bootstrap_layer, image_bootstrap, open_bootstrap
 from lamina.images.nydus_check import verify_nydus
 from lamina.images.platform import parse_platform
 from lamina.store import Store
@@ -158,6 +158,22 @@ def test_chunks_of_a_dictionary_are_not_written_again(
     ):
         with pytest.raises(InvalidArgument, match=said):
             store.convert("docker.io/library/c:1", second, options=wrong)
+
+
+def test_what_makes_a_layer_lazy_is_no_file_of_the_image(store: Store) -> None:
+    load_image(store, "overlayfs", Layer.of({"a": b"1" * 9000}), keep=True)
+    store.convert(NAME, TARGET, options=ConvertOptions(prioritized={ALL_LAYERS: [b"a"]}))
+    second = TARGET.replace(":1", ":2")
+    rafs = RafsOptions(compressor=Compressor.GZIP)
+    for source in (NAME, TARGET):
+        store.convert(source, second, options=ConvertOptions(nydus=rafs))
+        bootstrap = image_bootstrap(store.images.content, manifest_of(store, second))
+        assert list(bootstrap.root.children) == [b"a"]
+    third = ConvertOptions(nydus=rafs, oci_ref=True)
+    store.convert(TARGET, second, options=third)
+    bootstrap = image_bootstrap(store.images.content, manifest_of(store, second))
+    assert list(bootstrap.root.children) == [b"a"]
+    assert verify_nydus(store.images.content, manifest_of(store, second)) == []
 
 
 def test_all_images_of_an_index_are_converted(store: Store) -> None:

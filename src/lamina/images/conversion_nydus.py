@@ -15,6 +15,7 @@ from lamina.core.labels import UNCOMPRESSED
 from lamina.errors import InvalidArgument
 from lamina.formats.compression import Compression, compressor
 from lamina.formats.estargz.annotations import PREFIXES as LAZY_PREFIXES
+from lamina.formats.estargz.writer.members import RESERVED
 from lamina.formats.rafs.annotations import (
     BLOB,
     BLOB_MEDIA_TYPE,
@@ -251,6 +252,7 @@ class NydusConverter:
                 pool=making.pool,
                 options=self._options,
                 lower=making.tree.directory if making.tree.root else None,
+                leave_out=_left_out(layer),
                 prioritized=prioritized,
                 threads=self._threads,
                 max_entries=limits.max_entries,
@@ -280,6 +282,7 @@ class NydusConverter:
                 pool=making.pool,
                 options=self._options,
                 lower=making.tree.directory if making.tree.root else None,
+                leave_out=_left_out(layer),
                 prioritized=prioritized,
                 max_entries=limits.max_entries,
                 max_bytes=limits.max_bytes,
@@ -349,6 +352,12 @@ def _check(image: PlatformImage) -> None:
         if is_foreign(layer.media_type):
             hint = f"layer {layer.digest} must not be distributed, and its files would be"
             raise InvalidArgument("convert to a Nydus image", image.descriptor.digest, hint=hint)
+
+
+def _left_out(layer: Descriptor) -> frozenset[bytes]:
+    """Return names in the root that are there for readers of a lazy layer."""
+    is_lazy = any(name.startswith(LAZY_PREFIXES) for name in layer.annotations)
+    return RESERVED if is_lazy else frozenset()
 
 
 def _foreign(making: _Image, tables: Tables) -> list[str]:

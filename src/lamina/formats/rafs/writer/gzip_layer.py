@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from blake3 import blake3
@@ -23,6 +23,7 @@ from lamina.formats.rafs.writer.layer_files import (
     Files,
     WrittenLayer,
     copy_tree,
+    drop_names,
     opaque_of,
     with_chunks,
 )
@@ -56,6 +57,7 @@ def index_layer(
     pool: ChunkPool,
     options: RafsOptions,
     lower: Implied | None = None,
+    leave_out: Collection[bytes] = (),
     prioritized: Sequence[bytes] = (),
     max_entries: int = 20_000_000,
     max_bytes: int = 1 << 40,
@@ -70,6 +72,7 @@ def index_layer(
         pool: gets the layer as a blob, and its chunks.
         options: of version 6.
         lower: as for `write_layer`, as are all that follow.
+        leave_out: names in the root that are no files of the image.
         prioritized: paths that are wanted first; the order of data cannot follow it.
         max_entries: members of the archive at most.
         max_bytes: of its files at most.
@@ -93,6 +96,7 @@ def index_layer(
         whiteouts=lower is not None,
     )
     stream.drain()
+    drop_names(tree.root, leave_out)
     files = Files(tree.root, prioritized)
     index = _Index(pool, options, Contexts(*scanned()))
     for inode in sorted(files.order, key=_offset):

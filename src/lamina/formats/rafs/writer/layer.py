@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,6 +21,7 @@ from lamina.formats.rafs.writer.layer_files import (
     Files,
     WrittenLayer,
     copy_tree,
+    drop_names,
     opaque_of,
     with_chunks,
 )
@@ -39,6 +40,7 @@ def write_layer(
     pool: ChunkPool,
     options: RafsOptions,
     lower: Implied | None = None,
+    leave_out: Collection[bytes] = (),
     prioritized: Sequence[bytes] = (),
     threads: int = 0,
     max_entries: int = 20_000_000,
@@ -57,6 +59,7 @@ def write_layer(
         options: how.
         lower: returns directories of the layers below; None for the lowest layer, whose whiteouts
             are carried out.
+        leave_out: names in the root that are no files of the image.
         prioritized: paths that are wanted first, in this order.
         threads: that compress; 0 for one for each processor.
         max_entries: members of the archive at most.
@@ -69,6 +72,7 @@ def write_layer(
     """
     with tempfile.TemporaryFile(dir=temporary) as spool:
         tree = _read(tar, spool, temporary, lower, max_entries, max_bytes)
+        drop_names(tree.root, leave_out)
         files = Files(tree.root, prioritized)
         with ChunkWriter(write, pool, options, threads=threads) as writing:
             _add_files(writing, spool, files.order, options.chunk_size, advance)

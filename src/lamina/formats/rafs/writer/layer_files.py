@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from lamina.core.digest import Digest
@@ -130,6 +130,12 @@ def _inode(inode: TarInode) -> Inode:
         target=inode.target,
         xattrs=xattrs,
     )
+
+
+def drop_names(root: TarInode, names: Iterable[bytes]) -> None:
+    """Take names out of the root, such as what makes a layer an eStargz layer."""
+    for name in names:
+        root.children.pop(name, None)
 
 
 def is_whiteout(inode: Inode) -> bool:
