@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-
-import msgspec
 
 from lamina.core.digest import Digest
 from lamina.core.labels import UNCOMPRESSED
 from lamina.errors import InvalidArgument
-from lamina.formats.compression import Compression, compressor
 from lamina.formats.estargz.annotations import PREFIXES as LAZY_PREFIXES
 from lamina.formats.estargz.writer.members import RESERVED
 from lamina.formats.rafs.annotations import (
     BLOB,
     BLOB_MEDIA_TYPE,
     BOOTSTRAP,
-    BOOTSTRAP_PATH,
     FS_VERSION,
     PREFIX,
     REF,
@@ -35,26 +29,20 @@ from lamina.formats.rafs.writer.layer_files import WrittenLayer
 from lamina.formats.rafs.writer.merge import MergedTree
 from lamina.formats.rafs.writer.options import RafsOptions
 from lamina.formats.rafs.writer.tables import Tables, make_tables
-from lamina.formats.tar import END_OF_ARCHIVE, Entry, Type, header, padding
 from lamina.images.chunk_dictionary import ChunkDictionary
 from lamina.images.content import ContentStore
 from lamina.images.conversion_source import SourceLayers
 from lamina.images.fetch import Fetcher
 from lamina.images.gzip_scan import GzipScan
 from lamina.images.ingest import Writer
-from lamina.images.manifest import OCI_LAYER_GZIP, Descriptor, History, Platform, is_foreign
+from lamina.images.manifest import OCI_LAYER_GZIP, Descriptor, Platform, is_foreign
 from lamina.images.nydus import bootstrap_layer
+from lamina.images.nydus_documents import nydus_history, write_bootstrap_layer
 from lamina.images.platform import normalize
 from lamina.images.progress import Stage
 from lamina.images.registry.cancel import Cancel
 from lamina.images.tree import PlatformImage
 
-_STEP = 1 << 20
-_CREATED_BY = "lamina images convert"
-_FOREIGN_STEP: dict[str, object] = {
-    "created_by": _CREATED_BY,
-    "comment": "Nydus blob of the chunk dictionary",
-}
 _UNTRUE = (PREFIX, *LAZY_PREFIXES)
 """What annotations begin with that are about the source's blob."""
 
@@ -181,7 +169,7 @@ class NydusConverter:
         return NydusImage(
             (*blobs, bootstrap[0]),
             (*(blob.digest for blob in blobs), bootstrap[1]),
-            [_FOREIGN_STEP] * len(foreign) + _history(image, layers),
+            nydus_history(image, [layer.target is not None for layer in layers], len(foreign)),
         )
 
     def _add(
@@ -293,23 +281,17 @@ class NydusConverter:
     ) -> tuple[Descriptor, Digest]:
         """Return the layer with the bootstrap, and its diff id."""
         ref = f"convert-nydus-{self._options.version}-{image.descriptor.digest}"
-        with (
-            tempfile.TemporaryFile(dir=self._content.root) as file,
-            self._content.open_writer(ref, cancel=self._cancel) as writer,
-        ):
+        with self._content.open_writer(ref, cancel=self._cancel) as writer:
             try:
-                write_bootstrap(root, tables, file, self._options, making.prefetch)
-                size = file.tell()
-                file.seek(0)
-                layer = _BootstrapTar(writer.write)
-                layer.add(Entry(b"image/", type=Type.DIRECTORY, mode=0o755))
-                layer.add(Entry(BOOTSTRAP_PATH.encode(), mode=0o444, size=size))
-                while data := file.read(_STEP):
-                    layer.write(data)
-                layer.write(bytes(padding(size)) + END_OF_ARCHIVE)
-                layer.finish()
+                diff_id = write_bootstrap_layer(
+                    lambda file: write_bootstrap(
+                        root, tables, file, self._options, making.prefetch
+                    ),
+                    writer.write,
+                    temporary=self._content.root,
+                )
                 self._fetcher.hold([Descriptor("", writer.digest, 0)])
-                digest = writer.commit({UNCOMPRESSED: layer.diff_id})
+                digest = writer.commit({UNCOMPRESSED: diff_id})
             except BaseException:
                 writer.abort()
                 raise
@@ -317,31 +299,7 @@ class NydusConverter:
         if foreign := _foreign(making, tables):
             annotations[REFERENCE_BLOB_IDS] = json.dumps(foreign)
         size = self._content.info(digest).size
-        return Descriptor(OCI_LAYER_GZIP, digest, size, annotations=annotations), layer.diff_id
-
-
-class _BootstrapTar:
-    """The tar with the bootstrap, written compressed."""
-
-    def __init__(self, write: Callable[[bytes], object]) -> None:
-        self._write = write
-        self._packer = compressor(Compression.GZIP)
-        self._hash = hashlib.sha256()
-
-    @property
-    def diff_id(self) -> Digest:
-        """Digest of the tar so far."""
-        return Digest("sha256:" + self._hash.hexdigest())
-
-    def add(self, entry: Entry) -> None:
-        self.write(header(entry))
-
-    def write(self, data: bytes) -> None:
-        self._hash.update(data)
-        self._write(self._packer.compress(data))
-
-    def finish(self) -> None:
-        self._write(self._packer.flush())
+        return Descriptor(OCI_LAYER_GZIP, digest, size, annotations=annotations), diff_id
 
 
 def _check(image: PlatformImage) -> None:
@@ -368,22 +326,3 @@ def _foreign(making: _Image, tables: Tables) -> list[str]:
 def _kept(layer: NydusLayer, blobs: Sequence[Descriptor]) -> NydusLayer:
     """Return a layer; one without blob if no file that the image shows needs it."""
     return layer if layer.target in blobs else replace(layer, target=None)
-
-
-def _history(image: PlatformImage, layers: Sequence[NydusLayer]) -> list[dict[str, object]]:
-    """Return one entry for each layer, and those that are about none.
-
-    A step whose layer has no blob now has none. An image whose history does not match its layers
-    gets one of its own.
-    """
-    said = image.config.history
-    if sum(not step.empty_layer for step in said) != len(layers):
-        said = tuple(History(created_by=f"layer {layer.digest}") for layer in image.manifest.layers)
-    steps = []
-    made = iter(layers)
-    for step in said:
-        gone = step.empty_layer or next(made).target is None
-        steps.append(msgspec.structs.replace(step, empty_layer=True) if gone else step)
-    steps.append(History(created_by=_CREATED_BY, comment="Nydus bootstrap"))
-    found: list[dict[str, object]] = msgspec.to_builtins(steps)
-    return found
