@@ -191,7 +191,18 @@ def test_an_image_without_data_has_no_blob(version: int) -> None:
     options = RafsOptions(version, chunk_size=CHUNK)
     image = written(Archive().dir("d").file("d/empty", b"").data(), options=options)
     assert (image.bootstrap.blobs, image.blobs) == ((), [])
+    if version == 6:
+        assert struct.unpack_from("<I", image.raw, 1024 + 36) == (0,)
     assert names(at(image, "d")) == {b"empty"}
+
+
+def test_inodes_of_version_5_are_above_their_directories() -> None:
+    archive = Archive().dir("z").symlink("a", "x").link("z/again", "a").file("b", b"b")
+    image = written(archive.link("z/b", "b").data(), options=RafsOptions(5, chunk_size=CHUNK))
+    directory = at(image, "z")
+    assert at(image, "z/again") is not at(image, "a")
+    assert at(image, "z/again").number > directory.number > at(image, "z/b").number
+    assert at(image, "z/again").target == b"x"
 
 
 @pytest.mark.parametrize("version", VERSIONS)

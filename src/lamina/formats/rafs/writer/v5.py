@@ -123,7 +123,7 @@ class _Writer:
             V5_SUPERBLOCK_SIZE,
             self._options.chunk_size,
             super_flags(self._options, self._numbers),
-            len(self._numbers),
+            len({record.ino for record in self._records}),
             V5_SUPERBLOCK_SIZE,
             prefetch_at,
             blobs_at,
@@ -164,6 +164,9 @@ class _Writer:
             record.inode.children = children
             for name, child in children.items():
                 number = self._numbers.setdefault(child, len(records) + 1)
+                # Upstream refuses an inode above its directory, unless it is a regular file.
+                if number <= record.ino and not child.is_regular:
+                    number = len(records) + 1
                 self._links[child] = self._links.get(child, 0) + 1
                 if child.is_directory:
                     below.append(len(records))

@@ -150,7 +150,8 @@ class _Writer:
             position += blob.uncompressed_size
 
     def _superblock(self) -> bytes:
-        devices = sum(blob.uncompressed_size for blob in self._tables.blobs) // BLOCK
+        # Upstream counts the blocks of blobs alone, and refuses any where there is no blob.
+        blocks = sum(blob.uncompressed_size for blob in self._tables.blobs) // BLOCK
         return SUPERBLOCK.pack(
             EROFS_SUPER_MAGIC_V1,
             0,
@@ -161,7 +162,7 @@ class _Writer:
             len(self._nodes),
             0,
             0,
-            min(devices or self._place.blocks, 0xFFFFFFFF),
+            min(blocks, 0xFFFFFFFF),
             self._meta_block,
             0,
             bytes(16),
