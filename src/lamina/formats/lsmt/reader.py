@@ -1,0 +1,179 @@
+"""Layers as they are read: sealed ones, and the log of one that is written to."""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from itertools import compress, islice, repeat
+from operator import add, and_, le, ne, rshift
+from typing import NamedTuple
+
+from lamina.core.source import RangeSource
+from lamina.formats.lsmt.layout import (
+    FIRST_SECTOR,
+    MAPPING_SIZE,
+    MAX_LOGGED,
+    MAX_MAPPINGS,
+    MAX_OFFSET,
+    MAX_PLACE,
+    OFFSET_BITS,
+    PADDING,
+    SECTOR,
+    SLOT,
+    UNTAGGED,
+    ZEROED,
+    About,
+    Flags,
+    about,
+    damaged,
+    is_lsmt,
+    parse_record,
+)
+from lamina.formats.lsmt.mappings import Mappings
+from lamina.formats.lsmt.merging import replay
+from lamina.formats.zfile.envelope import unwrap
+from lamina.formats.zfile.layout import is_zfile
+from lamina.formats.zfile.reader import read_zfile
+
+_PIECE = 1 << 20
+"""Bytes of an index at once."""
+_MAGIC_SIZE = 24
+
+
+class Layer(NamedTuple):
+    """A layer that can be read.
+
+    Attributes:
+        source: its file, uncompressed, which the places of mappings count in.
+        about: what it says of itself.
+        mappings: its index, with layer number 0.
+    """
+
+    source: RangeSource
+    about: About
+    mappings: Mappings
+
+
+def open_layer(source: RangeSource) -> Layer:
+    """Read a layer, be it in a tar, a ZFile, both or neither.
+
+    Raises:
+        FormatError: it is none, is damaged or cut off, or has what is not supported.
+        Unavailable: the bytes cannot be had just now.
+    """
+    source = unwrap(source)
+    if is_zfile(_head(source)):
+        source = read_zfile(source)
+    return read_layer(source)
+
+
+def is_layer(source: RangeSource) -> bool:
+    """Tell from the first bytes whether `open_layer` may read it.
+
+    Raises:
+        FormatError: it is a tar, but none that can have a layer.
+        Unavailable: the bytes cannot be had just now.
+    """
+    head = _head(unwrap(source))
+    return is_zfile(head) or is_lsmt(head)
+
+
+def read_layer(source: RangeSource) -> Layer:
+    """Read a sealed layer that is neither in a tar nor in a ZFile.
+
+    The source must stay as long as what is returned is used. Mappings behind the end of the device
+    are allowed, as overlaybd leaves them where a device was made smaller.
+
+    Raises:
+        FormatError: it is none, is damaged or cut off, or has what is not supported.
+        Unavailable: the bytes cannot be had just now.
+    """
+    end = source.size - SLOT
+    if end < SLOT:
+        raise damaged(0, "a header and a trailer", f"{source.size} bytes")
+    parse_record(source.read_at(0, SLOT), 0, Flags.HEADER | Flags.DATA)
+    trailer = parse_record(source.read_at(end, SLOT), end, Flags.DATA | Flags.SEALED)
+    if trailer.mappings > MAX_MAPPINGS:
+        raise damaged(end + 40, f"at most {MAX_MAPPINGS} mappings", trailer.mappings)
+    offset, size = trailer.index_offset, trailer.mappings * MAPPING_SIZE
+    if not SLOT <= offset <= end - size:
+        got = f"{trailer.mappings} mappings at byte {offset}"
+        raise damaged(end + 32, f"an index between bytes {SLOT} and {end}", got)
+    mappings = _read_index(source, offset, trailer.mappings)
+    _check_order(mappings, offset)
+    _check_places(mappings, offset, offset // SECTOR)
+    return Layer(source, about(trailer, end), mappings)
+
+
+def read_writable(data: RangeSource, log: RangeSource) -> Layer:
+    """Read a layer of two files that is written to: data at its end, and a log of mappings.
+
+    What the log says later counts. Mappings that were never completed at its end are passed over.
+    Sparse layers have no log: their mappings are known to the filesystem only.
+
+    Raises:
+        FormatError: they are none, or are damaged.
+        ResourceExhausted: the log is too long.
+        Unavailable: the bytes cannot be had just now.
+    """
+    for source, name in ((data, "data"), (log, "index")):
+        if source.size < SLOT:
+            raise damaged(0, f"the header of a {name} file", f"{source.size} bytes")
+    record = parse_record(data.read_at(0, SLOT), 0, Flags.HEADER | Flags.DATA)
+    if record.flags & Flags.SPARSE:
+        raise damaged(28, "a layer with a log", "a sparse one")
+    parse_record(log.read_at(0, SLOT), 0, Flags.HEADER)
+    count = (log.size - SLOT) // MAPPING_SIZE
+    if count > MAX_LOGGED:
+        raise damaged(SLOT, f"a log of at most {MAX_LOGGED} mappings", count)
+    mappings = _read_index(log, SLOT, count)
+    _check_places(mappings, SLOT, data.size // SECTOR)
+    return Layer(data, about(record, 0), replay(mappings))
+
+
+def _head(source: RangeSource) -> bytes:
+    return source.read_at(0, min(_MAGIC_SIZE, source.size))
+
+
+def _read_index(source: RangeSource, offset: int, count: int) -> Mappings:
+    """Return the mappings of an index without padding, and without numbers of layers."""
+    found = Mappings.empty()
+    position, end = offset, offset + count * MAPPING_SIZE
+    while position < end:
+        piece = source.read_at(position, min(_PIECE, end - position))
+        words = array("Q", piece)
+        if sys.byteorder == "big":
+            words.byteswap()
+        first, second = words[0::2], words[1::2]
+        used = bytes(map(ne, first, repeat(PADDING)))
+        if 0 in used:
+            first, second = array("Q", compress(first, used)), array("Q", compress(second, used))
+        found.starts.extend(map(and_, first, repeat(MAX_OFFSET)))
+        found.lengths.extend(map(rshift, first, repeat(OFFSET_BITS)))
+        found.places.extend(map(and_, second, repeat(UNTAGGED)))
+        position += len(piece)
+    return found
+
+
+def _check_order(mappings: Mappings, at: int) -> None:
+    ends = map(add, mappings.starts, mappings.lengths)
+    if all(map(le, ends, islice(mappings.starts, 1, None))):
+        return
+    end = 0
+    for start, length in zip(mappings.starts, mappings.lengths, strict=True):
+        if start < end:
+            raise damaged(at, f"a mapping from sector {end} on", f"one of sector {start}")
+        end = start + length
+
+
+def _check_places(mappings: Mappings, at: int, limit: int) -> None:
+    """See that mappings lead to data, which ends before a sector of the file."""
+    columns = zip(mappings.starts, mappings.lengths, mappings.places, strict=True)
+    for start, length, place in columns:
+        first = place & MAX_PLACE
+        end = first if place & ZEROED else first + length
+        if not length:
+            raise damaged(at, f"a length of the mapping of sector {start}", 0)
+        if first < FIRST_SECTOR or end > limit:
+            expected = f"data of sectors {FIRST_SECTOR} to {limit} for sector {start}"
+            raise damaged(at, expected, f"sectors {first} to {end}")
