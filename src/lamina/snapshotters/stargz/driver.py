@@ -43,7 +43,7 @@ class StargzDriver(LazyOverlayDriver):
         prefetching: what is fetched at once.
     """
 
-    factory = "lamina.snapshotters.stargz.serving:open_layer"
+    factory = "lamina.snapshotters.lazy_blobs:open_layer"
 
     def __init__(
         self,
