@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lamina.core.digest import Digest
 from lamina.core.source import RangeSource
-from lamina.errors import NotFound, NotImplementedHere
+from lamina.errors import NotFound, NotImplementedHere, PermissionDenied, Unauthenticated
 from lamina.images.manifest import Descriptor, Manifest, parse_manifest
-from lamina.images.reference import parse
+from lamina.images.reference import Reference, parse
 from lamina.images.registry.client import Registry
 from lamina.images.registry.credentials import CredentialStore
 from lamina.images.registry.hosts import HostsConfig
@@ -22,6 +24,8 @@ from lamina.lazy.workers import Workers
 from lamina.snapshotters.lazy_access import Access, read_access
 
 _THREADS = 8
+_LOGIN_HINT = "name a docker config.json that has a login as docker_config of this snapshotter"
+"""What whoever pulls logs in with, such as `--user`, is not what layers are fetched with."""
 
 
 def open_layer(directory: Path, decoder: Decoder = decode_alone) -> LayerCache:
@@ -47,6 +51,17 @@ def open_source(access: Access, description: SourceDescription) -> RangeSource:
     return registry(access).source(parse(description.reference), blob)
 
 
+def manifest_layers(access: Access, ref: Reference) -> tuple[Descriptor, ...]:
+    """Return the layers that an image's manifest names; none of an index.
+
+    Raises:
+        LaminaError: as the registry raises.
+    """
+    found, data = registry(access).resolve(ref)
+    parsed = parse_manifest(data, found.media_type)
+    return parsed.layers if isinstance(parsed, Manifest) else ()
+
+
 def size_in_manifest(access: Access, reference: str, manifest: Digest, blob: Digest) -> int:
     """Return the size in bytes that an image's manifest says one of its layers has.
 
@@ -54,10 +69,7 @@ def size_in_manifest(access: Access, reference: str, manifest: Digest, blob: Dig
         NotFound: the manifest has no such layer, or the registry no such manifest.
         LaminaError: as the registry raises.
     """
-    found, data = registry(access).resolve(parse(reference).with_digest(manifest))
-    parsed = parse_manifest(data, found.media_type)
-    layers = parsed.layers if isinstance(parsed, Manifest) else ()
-    for layer in layers:
+    for layer in manifest_layers(access, parse(reference).with_digest(manifest)):
         if layer.digest == blob:
             return layer.size
     raise NotFound(f"find in manifest {manifest} the layer", blob)
@@ -70,6 +82,16 @@ def size_in_registry(access: Access, reference: str, blob: Digest) -> int:
         LaminaError: as the registry raises; it does not tell.
     """
     return registry(access).size(parse(reference), blob)
+
+
+@contextmanager
+def login_hint() -> Iterator[None]:
+    """Say in errors of the body that are about a login where to name one."""
+    try:
+        yield
+    except (PermissionDenied, Unauthenticated) as error:
+        error.hint = _LOGIN_HINT
+        raise
 
 
 @functools.cache

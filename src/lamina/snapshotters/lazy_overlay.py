@@ -41,8 +41,6 @@ log = logging.getLogger(__name__)
 REASON = "unpacked"
 REASON_LABEL = UNPACKED
 GATE_LABEL = "containerd.io/snapshot/lamina.gate"
-LOGIN_HINT = "name a docker config.json that has a login as docker_config of this snapshotter"
-"""What whoever pulls logs in with, such as `--user`, is not what layers are fetched with."""
 _DATA = "data"
 _DIRECT = "noatime"
 """Of mounts from cache files, to know them by: EROFS keeps no access times anyway."""

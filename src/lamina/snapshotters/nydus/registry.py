@@ -6,13 +6,16 @@ from collections.abc import Sequence
 
 from lamina.core.digest import parse_digest
 from lamina.core.source import RangeSource
-from lamina.errors import NotFound, PermissionDenied, Unauthenticated
-from lamina.images.manifest import Manifest, parse_manifest
+from lamina.errors import NotFound
 from lamina.images.reference import parse
 from lamina.lazy.sources.description import RegistryDescription
 from lamina.snapshotters.lazy_access import Access
-from lamina.snapshotters.lazy_blobs import open_source, registry, size_in_registry
-from lamina.snapshotters.lazy_overlay import LOGIN_HINT
+from lamina.snapshotters.lazy_blobs import (
+    login_hint,
+    manifest_layers,
+    open_source,
+    size_in_registry,
+)
 from lamina.snapshotters.nydus.origin import Origin
 
 
@@ -43,9 +46,10 @@ class ImageRegistry:
             LaminaError: the registry does not say how long it is.
         """
         digest = parse_digest(f"sha256:{id}")
-        return RegistryDescription(
-            self._origin.reference, digest, self._size(digest) or size or self._asked(digest)
-        )
+        with login_hint():
+            known = self._size(digest) or size
+            length = known or size_in_registry(self._access, self._origin.reference, digest)
+        return RegistryDescription(self._origin.reference, digest, length)
 
     def open(self, id: str, size: int = 0) -> RangeSource:
         """Return the bytes of a blob; as `description`."""
@@ -61,19 +65,7 @@ class ImageRegistry:
         manifest = parse_digest(self._origin.manifest)
         reference = parse(self._origin.reference).with_digest(manifest)
         try:
-            found, data = registry(self._access).resolve(reference)
-        except (PermissionDenied, Unauthenticated) as error:
-            error.hint = LOGIN_HINT
-            raise
+            layers = manifest_layers(self._access, reference)
         except NotFound:
             return {}  # a blob says itself how long it is
-        parsed = parse_manifest(data, found.media_type)
-        layers = parsed.layers if isinstance(parsed, Manifest) else ()
         return {layer.digest: layer.size for layer in layers}
-
-    def _asked(self, digest: str) -> int:
-        try:
-            return size_in_registry(self._access, self._origin.reference, parse_digest(digest))
-        except (PermissionDenied, Unauthenticated) as error:
-            error.hint = LOGIN_HINT
-            raise

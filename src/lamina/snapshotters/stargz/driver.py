@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamina.core.driver import Ability, Claimed, LazyFiles, Refused, Snapshot
-from lamina.errors import FormatError, LaminaError, PermissionDenied, Unauthenticated
+from lamina.errors import FormatError, LaminaError
 from lamina.snapshotters.lazy_access import ACCESS, Access
-from lamina.snapshotters.lazy_overlay import GATE_LABEL, LOGIN_HINT, LazyOverlayDriver
+from lamina.snapshotters.lazy_overlay import GATE_LABEL, LazyOverlayDriver
 from lamina.snapshotters.stargz.origin import Origin, Verification, origin_of
 from lamina.snapshotters.tree import remove_tree
 
@@ -113,11 +113,7 @@ class StargzDriver(LazyOverlayDriver):
         from lamina.snapshotters.stargz import layer, prefetch
 
         access = self._access._replace(plain_http=origin.plain_http)
-        try:
-            contents = layer.read_contents(access, origin, self._verification)
-        except (PermissionDenied, Unauthenticated) as error:
-            error.hint = LOGIN_HINT
-            raise
+        contents = layer.read_contents(access, origin, self._verification)
         directory = self.of(id)
         access.write(directory)
         layer.make_cache(contents, directory / CACHE, self._gate)

@@ -16,6 +16,7 @@ from lamina.lazy.table import Header, UnitColumns
 from lamina.lazy.unit import Check, Codec
 from lamina.snapshotters.lazy_access import Access
 from lamina.snapshotters.lazy_blobs import (
+    login_hint,
     open_source,
     size_in_manifest,
     size_in_registry,
@@ -41,9 +42,10 @@ def read_contents(access: Access, origin: Origin, verification: Verification) ->
     Raises:
         FormatError, DigestMismatch, FailedPrecondition, LaminaError: as `read_layer_toc`.
     """
-    blob = RegistryDescription(origin.reference, origin.digest, _size(access, origin))
-    source = open_source(access, blob)
-    toc, checked = read_layer_toc(access, origin, source, verification)
+    with login_hint():
+        blob = RegistryDescription(origin.reference, origin.digest, _size(access, origin))
+        source = open_source(access, blob)
+        toc, checked = read_layer_toc(access, origin, source, verification)
     tree = to_tree(toc, opaque_xattr=_OPAQUE, require_digests=checked)
     return Contents(blob, Codec.ZSTD if toc.is_zstd else Codec.GZIP, tree)
 

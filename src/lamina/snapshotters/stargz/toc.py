@@ -12,10 +12,10 @@ from lamina.errors import DigestMismatch, FailedPrecondition, NotFound
 from lamina.formats.estargz.annotations import CHUNKED_DIGESTS
 from lamina.formats.estargz.footer import Kind, TocLocation, find_toc
 from lamina.formats.estargz.toc import MAX_COMPRESSED, Toc, read_external_toc, read_toc
-from lamina.images.manifest import Descriptor, Manifest, parse_manifest
+from lamina.images.manifest import Descriptor
 from lamina.images.reference import Reference, parse
 from lamina.snapshotters.lazy_access import Access
-from lamina.snapshotters.lazy_blobs import registry
+from lamina.snapshotters.lazy_blobs import manifest_layers, registry
 from lamina.snapshotters.stargz.origin import Origin, Verification
 
 if TYPE_CHECKING:
@@ -98,10 +98,7 @@ def _find(
     access: Access, ref: Reference, matches: Callable[[Descriptor], bool]
 ) -> Descriptor | None:
     """Return the layer of an image that matches, if one does; none of an index."""
-    found, manifest = registry(access).resolve(ref)
-    parsed = parse_manifest(manifest, found.media_type)
-    layers = parsed.layers if isinstance(parsed, Manifest) else ()
-    return next(filter(matches, layers), None)
+    return next(filter(matches, manifest_layers(access, ref)), None)
 
 
 def _check(origin: Origin, expected: str, got: str | None) -> None:
