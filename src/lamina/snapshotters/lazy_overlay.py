@@ -19,7 +19,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, TypedDict, cast
 
 from lamina.core.driver import Ability, LazyFiles, Refused, Shrunk, Snapshot
 from lamina.core.labels import UNPACKED
@@ -51,6 +51,17 @@ _RELEASE_SECONDS, _LOOK_SECONDS = 1.0, 0.02
 """How long the kernel may take to close the files of what was just unmounted."""
 _SECTOR = 512
 """Bytes of `st_blocks`."""
+
+
+class LazyArguments(TypedDict, total=False):
+    """What a `LazyOverlayDriver` takes beside its root."""
+
+    gate: GateName | None
+    access: Access
+    completes: bool
+    budget: int | None
+    abilities: frozenset[Ability]
+    mount_options: tuple[str, ...]
 
 
 class LazyOverlayDriver(OverlayStackDriver):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 from lamina.core.units import parse_size
 from lamina.errors import InvalidArgument
@@ -13,8 +13,8 @@ from lamina.snapshotters.lazy_access import Access
 from lamina.snapshotters.plugin import Need, SnapshotterConfig
 
 if TYPE_CHECKING:
-    from lamina.core.driver import Ability
     from lamina.lazy.served import GateName
+    from lamina.snapshotters.lazy_overlay import LazyArguments
 
 _GATES = ("auto", "fanotify", "fuse")
 
@@ -67,20 +67,10 @@ class LazyConfig(SnapshotterConfig):
         return parse_size(self.cache_budget) if self.cache_budget else None
 
 
-class LazyArguments(TypedDict):
-    """What drivers are made with; see `LazyOverlayDriver`."""
-
-    gate: GateName | None
-    access: Access
-    completes: bool
-    budget: int | None
-    abilities: frozenset[Ability]
-    mount_options: tuple[str, ...]
-
-
 def lazy_arguments(config: LazyConfig, root: Path) -> LazyArguments:
     """Return what the configuration makes a driver with."""
     from lamina.snapshotters import overlay_support
+    from lamina.snapshotters.lazy_overlay import LazyArguments
 
     access = Access(
         config.config_path, config.docker_config, fetching_seconds=config.fetching_timeout_sec

@@ -24,9 +24,9 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Unpack
 
-from lamina.core.driver import Ability, Claimed, Refused, Snapshot
+from lamina.core.driver import Claimed, Refused, Snapshot
 from lamina.core.labels import SNAPSHOT_REF
 from lamina.core.problem import Problem
 from lamina.core.snapshot import Usage
@@ -46,7 +46,7 @@ from lamina.formats.rafs.annotations import (
 )
 from lamina.snapshotters.directories import make_directory
 from lamina.snapshotters.lazy_access import Access
-from lamina.snapshotters.lazy_overlay import GATE_LABEL, LazyOverlayDriver
+from lamina.snapshotters.lazy_overlay import GATE_LABEL, LazyArguments, LazyOverlayDriver
 from lamina.snapshotters.lower_mounts import is_mounted
 from lamina.snapshotters.nydus.origin import (
     BLOB_NOTE,
@@ -59,7 +59,6 @@ from lamina.snapshotters.nydus.origin import (
 )
 
 if TYPE_CHECKING:
-    from lamina.lazy.served import GateName
     from lamina.snapshotters.lazy_eviction import LazyLayer
     from lamina.snapshotters.nydus.blobs import Blobs
     from lamina.snapshotters.nydus.contents import Contents
@@ -69,7 +68,6 @@ IMAGE = "layer.erofs"
 _NEW_IMAGE = "layer.new"
 _BOOTSTRAP = "layer.boot"
 _POINT = "mnt"
-_NO_ACCESS = Access()
 _SECTOR = 512
 """Bytes of `st_blocks`."""
 _FIX = "remove the images that have this layer with `lamina images rm`, and pull them again"
@@ -79,9 +77,9 @@ class NydusDriver(LazyOverlayDriver):
     """The nydus driver.
 
     Args:
-        root: as for `LazyOverlayDriver`, with gate, access, completes, budget, abilities and
-            mount_options.
+        root: the snapshotter's directory; made when absent.
         prefetches: fetch at once what a bootstrap wants to be fetched first.
+        arguments: as for `LazyOverlayDriver`.
     """
 
     factory = "lamina.snapshotters.nydus.serving:open_blob"
@@ -90,23 +88,10 @@ class NydusDriver(LazyOverlayDriver):
         self,
         root: Path,
         *,
-        gate: GateName | None = None,
-        access: Access = _NO_ACCESS,
-        completes: bool = True,
         prefetches: bool = True,
-        budget: int | None = None,
-        abilities: frozenset[Ability] = frozenset(),
-        mount_options: tuple[str, ...] = (),
+        **arguments: Unpack[LazyArguments],
     ) -> None:
-        super().__init__(
-            root,
-            gate=gate,
-            access=access,
-            completes=completes,
-            budget=budget,
-            abilities=abilities,
-            mount_options=mount_options,
-        )
+        super().__init__(root, **arguments)
         self._prefetches = prefetches
 
     @functools.cached_property

@@ -14,22 +14,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
-from lamina.core.driver import Ability, Claimed, LazyFiles, Refused, Snapshot
+from lamina.core.driver import Claimed, LazyFiles, Refused, Snapshot
 from lamina.errors import FormatError, LaminaError
-from lamina.snapshotters.lazy_access import ACCESS, Access
-from lamina.snapshotters.lazy_overlay import GATE_LABEL, LazyOverlayDriver
+from lamina.snapshotters.lazy_access import ACCESS
+from lamina.snapshotters.lazy_overlay import GATE_LABEL, LazyArguments, LazyOverlayDriver
 from lamina.snapshotters.stargz.origin import Origin, Verification, origin_of
 from lamina.snapshotters.tree import remove_tree
 
 if TYPE_CHECKING:
-    from lamina.lazy.served import GateName
     from lamina.snapshotters.stargz.prefetch import Prefetching
 
 IMAGE = "layer.erofs"
 CACHE = "cache"
-_NO_ACCESS = Access()
 _ALL = Verification()
 
 
@@ -37,10 +35,10 @@ class StargzDriver(LazyOverlayDriver):
     """The stargz driver.
 
     Args:
-        root: as for `LazyOverlayDriver`, with gate, access, completes, budget, abilities and
-            mount_options.
+        root: the snapshotter's directory; made when absent.
         verification: what has to be verified.
         prefetching: what is fetched at once.
+        arguments: as for `LazyOverlayDriver`.
     """
 
     factory = "lamina.snapshotters.lazy_blobs:open_layer"
@@ -49,24 +47,11 @@ class StargzDriver(LazyOverlayDriver):
         self,
         root: Path,
         *,
-        gate: GateName | None = None,
-        access: Access = _NO_ACCESS,
         verification: Verification = _ALL,
-        completes: bool = True,
-        budget: int | None = None,
         prefetching: Prefetching | None = None,
-        abilities: frozenset[Ability] = frozenset(),
-        mount_options: tuple[str, ...] = (),
+        **arguments: Unpack[LazyArguments],
     ) -> None:
-        super().__init__(
-            root,
-            gate=gate,
-            access=access,
-            completes=completes,
-            budget=budget,
-            abilities=abilities,
-            mount_options=mount_options,
-        )
+        super().__init__(root, **arguments)
         self._verification = verification
         self._prefetching = prefetching
 
