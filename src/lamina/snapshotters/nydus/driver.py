@@ -18,32 +18,17 @@ whatever stands on it.
 from __future__ import annotations
 
 import functools
-import os
-import shutil
-import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from lamina.core.driver import Claimed, Refused, Snapshot
 from lamina.core.labels import SNAPSHOT_REF
 from lamina.core.problem import Problem
 from lamina.core.snapshot import Usage
-from lamina.errors import (
-    DataLoss,
-    FailedPrecondition,
-    FormatError,
-    InvalidArgument,
-    LaminaError,
-    NotFound,
-)
-from lamina.formats.rafs.annotations import (
-    BLOB,
-    BOOTSTRAP,
-    BOOTSTRAP_PATH,
-    OLD_BOOTSTRAP_PATH,
-)
+from lamina.errors import DataLoss, FailedPrecondition, InvalidArgument, LaminaError
+from lamina.formats.rafs.annotations import BLOB, BOOTSTRAP
 from lamina.snapshotters.directories import make_directory
 from lamina.snapshotters.lazy_access import Access
 from lamina.snapshotters.lazy_overlay import GATE_LABEL, LazyArguments, LazyOverlayDriver
@@ -236,6 +221,7 @@ class NydusDriver(LazyOverlayDriver):
     def _make_lazy(self, snapshot: Snapshot, origin: Origin) -> None:
         # Only those who commit a bootstrap need the formats.
         from lamina.snapshotters.nydus import contents
+        from lamina.snapshotters.nydus.bootstrap_file import copy_bootstrap
         from lamina.snapshotters.nydus.registry import ImageRegistry
 
         id, directory = snapshot.id, self.of(snapshot.id)
@@ -243,7 +229,7 @@ class NydusDriver(LazyOverlayDriver):
         origin = _located(origin, blobs)
         access = self._access._replace(plain_http=origin.plain_http)
         bootstrap = directory / _BOOTSTRAP
-        self._take_bootstrap(id, bootstrap)
+        copy_bootstrap(self.fs(id), bootstrap)
         registry = ImageRegistry(access, origin, blobs)
         found = contents.read_contents(bootstrap, registry.open)
         self._make_caches(id, found, access, registry)
@@ -256,11 +242,6 @@ class NydusDriver(LazyOverlayDriver):
         (directory / _NEW_IMAGE).rename(self.image(id))
         self._mark(id, found)
         self._mount_new(id)
-
-    def _take_bootstrap(self, id: int, path: Path) -> None:
-        """Copy the bootstrap out of the layer, which may have anything there."""
-        with path.open("xb") as out, _opened_beneath(self.fs(id)) as source:
-            shutil.copyfileobj(source, out)
 
     def _make_caches(
         self, id: int, found: Contents, access: Access, registry: ImageRegistry
@@ -358,40 +339,3 @@ def _located(origin: Origin, blobs: Iterable[Origin]) -> Origin:
         "serve a Nydus image: the labels of its layers do not say which image it is",
         hint=PULL_HINT,
     )
-
-
-@contextmanager
-def _opened_beneath(directory: Path) -> Iterator[BinaryIO]:
-    """Open the bootstrap in a layer, following no links that the layer has."""
-    from lamina.linux import openat2 as how
-
-    root = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    resolve = how.RESOLVE_BENEATH | how.RESOLVE_NO_SYMLINKS
-    flags = os.O_PATH | os.O_NOFOLLOW  # nothing happens, be it a device
-    try:
-        fd = _first(
-            lambda name: how.openat2(name, flags, dir_fd=root, resolve=resolve),
-            (BOOTSTRAP_PATH, OLD_BOOTSTRAP_PATH),
-        )
-    finally:
-        os.close(root)
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise FormatError("rafs", 0, expected=f"a file {BOOTSTRAP_PATH}", got="something else")
-        with Path(f"/proc/self/fd/{fd}").open("rb") as source:
-            yield source
-    finally:
-        os.close(fd)
-
-
-def _first(open_one: Callable[[str], int], names: Sequence[str]) -> int:
-    for name in names:
-        try:
-            return open_one(name)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            got = f"{name}: {error.strerror}"
-            expected = f"a file {BOOTSTRAP_PATH}"
-            raise FormatError("rafs", 0, expected=expected, got=got) from error
-    raise NotFound("find the bootstrap of a Nydus image in its layer:", BOOTSTRAP_PATH)
