@@ -153,7 +153,16 @@ def _unknown(bootstrap: Bootstrap) -> tuple[set[int], set[int]]:
 def _source_of_meta(blob: Blob, open_blob: OpenBlob) -> RangeSource:
     if blob.features & BlobFeatures.SEPARATE:
         return open_blob(blob.meta_digest.hex(), blob.meta_size)
-    return open_blob(blob.id, blob.compressed_size)
+    return open_blob(blob.id, _size(blob))
+
+
+def _size(blob: Blob) -> int:
+    """Return the bytes of a blob as they are in its registry; 0 where the bootstrap does not say.
+
+    That of a builder before Nydus 2.2 has those of the data alone.
+    """
+    whole = BlobFeatures.SEPARATE | BlobFeatures.CAP_TAR_TOC
+    return blob.compressed_size if blob.features & whole else 0
 
 
 def _read_digests(source: RangeSource, blob: Blob) -> bytes:
@@ -178,6 +187,6 @@ def plans_of(contents: Contents, describe: Describe) -> list[BlobPlan | None]:
         blob = bootstrap.blobs[device.blob]
         units = units_of(device, bootstrap.digester)
         found = [unit.context for unit in device.units if unit.context is not None]
-        source = describe(blob.id, blob.compressed_size)
+        source = describe(blob.id, _size(blob))
         plans.append(BlobPlan(blob.id, source, device.size, units, found))
     return plans
