@@ -121,6 +121,8 @@ def test_the_kernel_shows_what_the_layers_unpacked_have(
         if entry.mode.startswith("d") and (started < entry.mtime_ns < ended or name == "."):
             found[name] = found[name]._replace(mtime_ns=entry.mtime_ns)
     assert found == expected
+    with pytest.raises(InvalidArgument, match=r"by the snapshotter nydus alone"):
+        store.unpack(TARGET, snapshotter="overlayfs")
     assert store.fsck(deep=True) == []
 
 

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 
 from lamina.core.labels import GC_REF_SNAPSHOT, UNCOMPRESSED
 from lamina.core.mount import Mount
-from lamina.errors import Cancelled, DigestMismatch, LaminaError
+from lamina.errors import Cancelled, DigestMismatch, InvalidArgument, LaminaError
+from lamina.formats.rafs.annotations import BLOB
 from lamina.images.download import Download, event
 from lamina.images.extraction import Destination, Extractor, Layer, layers_of
 from lamina.images.fetch import Fetcher
@@ -129,6 +130,7 @@ class Unpacker(Extractor):
                 layer.download.wait()
 
     def _begin_downloads(self, layer: Layer, above: Sequence[Layer]) -> None:
+        _require_archive(layer)
         rest = [each for each in above if not (each.download or each.may_be_claimed)]
         self._fetcher.require_space([each.descriptor for each in (layer, *rest)])
         for each, download in zip((layer, *rest), self._downloads([layer, *rest]), strict=True):
@@ -169,6 +171,7 @@ class Unpacker(Extractor):
             return
         mounts = self._prepare(layer, "")
         if mounts and not mounts[-1].read_only:
+            _require_archive(layer)
             [layer.download] = self._downloads([layer])
         self._fill(layer, mounts, rebase=layer.below is not None)
 
@@ -220,6 +223,13 @@ class Unpacker(Extractor):
                 raise _of_layer(error, layer) from error
             download.wait()
         return applied
+
+
+def _require_archive(layer: Layer) -> None:
+    """Refuse a layer that only its own snapshotter can do something with."""
+    if BLOB in layer.descriptor.annotations:
+        hint = "a blob of a Nydus image is used by the snapshotter nydus alone, from its registry"
+        raise InvalidArgument("unpack layer", layer.descriptor.digest, hint=hint)
 
 
 def _of_layer(error: BaseException, layer: Layer) -> BaseException:
