@@ -128,8 +128,7 @@ func factory(program, name string) testsuite.SnapshotterFunc {
 	}
 }
 
-// sharedFactory makes one daemon, which ends with t, for all tests of the suite, one after another
-// (-test.parallel 1). Each finds it empty.
+// sharedFactory makes one daemon, which ends with t, for all tests of the suite. Each finds it empty.
 func sharedFactory(t *testing.T, program, name string) testsuite.SnapshotterFunc {
 	d, err := startDaemon(program, filepath.Join(t.TempDir(), "root"))
 	if err != nil {

@@ -6,6 +6,7 @@
 package suite
 
 import (
+	"flag"
 	"os"
 	"strings"
 	"testing"
@@ -18,9 +19,17 @@ const (
 	programVariable = "LAMINA_SUITE_PROGRAM"
 	// snapshottersVariable names those to test, with commas between them.
 	snapshottersVariable = "LAMINA_SUITE_SNAPSHOTTERS"
-	// sharedVariable, if set, gives all tests one daemon: where starting it takes longest.
+	// sharedVariable, if set, gives all tests one daemon, and has them run one after another.
 	sharedVariable = "LAMINA_SUITE_SHARED"
 )
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if os.Getenv(sharedVariable) != "" {
+		flag.Set("test.parallel", "1")
+	}
+	os.Exit(m.Run())
+}
 
 func TestSnapshotter(t *testing.T) {
 	program := os.Getenv(programVariable)

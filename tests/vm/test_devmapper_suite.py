@@ -47,7 +47,7 @@ RUN = """
 chmod +x {shared}/lamina
 export LAMINA_SUITE_PROGRAM={shared}/lamina LAMINA_SUITE_SNAPSHOTTERS=devmapper
 export LAMINA_SUITE_SHARED=1
-{suite} -test.v -test.parallel 1 >{shared}/output 2>&1
+{suite} -test.v >{shared}/output 2>&1
 code=$?
 sync {shared}/output
 exit $code

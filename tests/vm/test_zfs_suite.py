@@ -34,7 +34,7 @@ chmod +x {shared}/lamina
 truncate -s 1G /run/tmp/suite
 zpool create -o cachefile=none -m none suite /run/tmp/suite || exit
 export LAMINA_SUITE_PROGRAM={shared}/lamina LAMINA_SUITE_SNAPSHOTTERS=zfs LAMINA_SUITE_SHARED=1
-{suite} -test.v -test.parallel 1 >{shared}/output 2>&1
+{suite} -test.v >{shared}/output 2>&1
 code=$?
 sync {shared}/output
 exit $code
