@@ -314,6 +314,26 @@ def test_nothing_is_left_when_the_root_is_deleted(lazy: Lazy) -> None:
 
 
 @pytest.mark.fuse
+def test_fuse_is_served_without_root_until_nothing_reads(lazy: Lazy) -> None:
+    data = random.randbytes(MIB)
+    layer = lazy.layer("one", data)
+    file = lazy.add(layer, "fuse").open("rb")
+    lazy.family()
+    (layer / "fail").touch()
+    lazy.worker.prefetch(layer)  # goes on for ever
+    (layer / "fail").unlink()
+    subprocess.run(("umount", "--lazy", lazy.worker.directory / "fuse"), check=True)
+    shutil.rmtree(lazy.root)
+    with file:
+        assert file.read() == data
+        assert len(lazy.processes()) == 3
+    for _ in _attempts():
+        if not lazy.processes():
+            break
+    assert not lazy.processes()
+
+
+@pytest.mark.fuse
 def test_when_all_are_killed_the_fuse_gate_fails(lazy: Lazy) -> None:
     data = random.randbytes(MIB)
     layer = lazy.layer("one", data, hold="")

@@ -132,7 +132,12 @@ class Layers:
         if any(layer.background and layer.background.is_under_way for layer in layers):
             return True
         # A layer that cannot be opened is still marked: its readers wait for an answer.
-        return self._objects.is_needed or any(layer.filler is None for layer in layers)
+        return self.is_read or any(layer.filler is None for layer in layers)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether readers depend on this process."""
+        return self._objects.is_needed
 
     def let_go(self) -> bool:
         """Unmount what was mounted for the layers; False when somebody uses it."""

@@ -67,7 +67,7 @@ class Server:
                 if ready:
                     self._accept()
                 self._layers.settle()
-                if ready or self._busy or self._layers.is_needed:
+                if ready or self._busy or self._is_needed():
                     idle_since = time.monotonic()
                 elif time.monotonic() - idle_since > self._linger and self._may_end():
                     return True
@@ -79,14 +79,25 @@ class Server:
                 self._busy += 1
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
+    def _is_needed(self) -> bool:
+        """Tell whether to go on; what is fetched for a root that was deleted is for nobody."""
+        return self._layers.is_read if self._is_gone() else self._layers.is_needed
+
+    def _is_gone(self) -> bool:
+        """Tell whether the root was deleted, and maybe made anew: nobody can come then."""
+        try:
+            return self._directory.stat().st_ino != self._inode
+        except FileNotFoundError:
+            return True
+
     def _may_end(self) -> bool:
         """End the reachability of this worker; False when somebody is just coming."""
+        if self._is_gone():
+            return True
         path = self._directory / control.LAUNCH_LOCK
         try:
             lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except FileNotFoundError:  # the root was deleted: nobody can come
-            return True
-        if self._directory.stat().st_ino != self._inode:  # and it was made anew
+        except FileNotFoundError:  # the root was deleted just now
             return True
         if self._ends(lock):
             return True  # the lock goes with the process

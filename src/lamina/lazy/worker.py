@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 from lamina.lazy.gates.objects import GROUP, GateObjects
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 LOCK = "worker.lock"
 AGAIN = 75
 """Exit code that asks the holder for a new worker."""
+_LOOK_SECONDS = 0.5
 
 
 def main(arguments: list[str]) -> int:
@@ -72,14 +74,16 @@ def _take_lock(directory: Path) -> None:
 
 
 def _abandon(keeper: Keeper, directory: Path) -> int:
-    """Say how to go on when the directory was deleted, and with it what layers there are.
+    """Wait for the end when the directory was deleted, and with it what layers there are.
 
     Readers of marked files wait for ever, rather than read what is not there. The mark goes with
     the last of them.
     """
     log.error("%s is gone", directory)
     group = keeper.kept.get(GROUP)
-    return AGAIN if group is not None and has_marks(group) else 0
+    while group is not None and has_marks(group):
+        time.sleep(_LOOK_SECONDS)
+    return 0
 
 
 def _follow(keeper: Keeper) -> None:

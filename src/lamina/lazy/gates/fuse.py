@@ -100,9 +100,12 @@ class FuseGate:
 
     @property
     def is_needed(self) -> bool:
-        """Whether a file is shown: the kernel may ask for its bytes again at any time."""
+        """Whether a file is shown: the kernel may ask for its bytes again at any time.
+
+        Not once the filesystem is unmounted, in each namespace, and all that was mounted from it.
+        """
         with self._lock:
-            return bool(self._files)
+            return bool(self._files) and not self._intake.is_over
 
     def start(self) -> None:
         """Answer the requests that were left, and serve those to come."""

@@ -30,9 +30,13 @@ class Intake:
         handle: called with each request by the taking thread, so that it must not wait; it
             answers and clears the slot, or hands both to `later`.
         name: of the threads.
+
+    Attributes:
+        is_over: there will never be a request again.
     """
 
     def __init__(self, fd: int, slots: Slots, handle: Handler, name: str) -> None:
+        self.is_over = False
         self._fd = fd
         self._slots = slots
         self._handle = handle
@@ -57,6 +61,7 @@ class Intake:
                 continue
             poll.poll()
             if not self._take_all():
+                self.is_over = True
                 return
 
     def _take_all(self) -> bool:
