@@ -209,7 +209,7 @@ WRITES = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(WRITES, min_size=1, max_size=4))
 def test_any_layers(layers: list[list[tuple[int, int, int, bool]]]) -> None:
     """Against a picture of the device, sector by sector: what is written last shows."""

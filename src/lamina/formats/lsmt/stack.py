@@ -74,8 +74,8 @@ class Stack:
 def export_image(stack: Stack, out: BinaryIO) -> int:
     """Write a device as a raw image, and return how many of its bytes come from layers.
 
-    What is zeros by the index is passed over: the image is sparse where `out` can be, which must be
-    empty, and able to seek. It is neither closed nor flushed.
+    What is zeros by the index is passed over, so that the image is sparse. `out` is an empty file,
+    which gets longer where it is truncated to more; it is neither closed nor flushed.
 
     Raises:
         FormatError: a layer is damaged.
