@@ -20,6 +20,8 @@ _MODULES = {
     "rafs5": "rafs",
     "rafs6": "rafs",
     "rafs-blob": "rafs",
+    "zfile": "overlaybd",
+    "lsmt": "overlaybd",
     "table": "caches",
     "map": "caches",
     "record": "caches",

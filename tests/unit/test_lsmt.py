@@ -60,7 +60,10 @@ def test_opens_in_any_wrapping() -> None:
     for raw in (LAYER, zfile, tar + zfile):
         assert is_layer(Bytes(raw))
         assert Stack([open_layer(Bytes(raw))]).read_at(1024, 1536) == DATA[:1536]
-    assert not is_layer(Bytes(noise(4096)))
+    directory = tarfile.TarInfo("d")
+    directory.type = tarfile.DIRTYPE
+    for other in (noise(4096), b"", directory.tobuf(tarfile.USTAR_FORMAT)):
+        assert not is_layer(Bytes(other))
     with pytest.raises(FormatError, match="magic"):
         open_layer(Bytes(noise(9000)))
 

@@ -9,6 +9,7 @@ from operator import add, and_, le, ne, rshift
 from typing import NamedTuple
 
 from lamina.core.source import RangeSource
+from lamina.errors import FormatError
 from lamina.formats.lsmt.layout import (
     FIRST_SECTOR,
     MAPPING_SIZE,
@@ -68,13 +69,16 @@ def open_layer(source: RangeSource) -> Layer:
 
 
 def is_layer(source: RangeSource) -> bool:
-    """Tell from the first bytes whether `open_layer` may read it.
+    """Tell from the first bytes whether `open_layer` may read it; a tar of files is none.
 
     Raises:
-        FormatError: it is a tar, but none that can have a layer.
         Unavailable: the bytes cannot be had just now.
     """
-    head = _head(unwrap(source))
+    try:
+        source = unwrap(source)
+    except FormatError:
+        return False
+    head = _head(source)
     return is_zfile(head) or is_lsmt(head)
 
 
