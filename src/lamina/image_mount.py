@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lamina.core.mount import Mount
 from lamina.core.snapshot import Kind
-from lamina.errors import AlreadyExists, InvalidArgument
+from lamina.errors import AlreadyExists, InvalidArgument, NotFound
 from lamina.mount import mount_all, unmount_topmost
 
 if TYPE_CHECKING:
@@ -83,10 +83,18 @@ def unmount_image(
     engine = store.snapshotter(snapshotter)
     key = str(target.absolute())
     # First of all, so that nothing but what `mount_image` has mounted is ever unmounted.
-    engine.stat(key)
+    _require_snapshot(engine, key)
     unmount_topmost(target)
     if remove:
         engine.remove(key)
+
+
+def _require_snapshot(engine: Snapshotter, key: str) -> None:
+    try:
+        engine.stat(key)
+    except NotFound as error:
+        error.hint = "name the snapshotter with which it was mounted: --snapshotter NAME"
+        raise
 
 
 def _refuse_root_directory(target: Path) -> None:

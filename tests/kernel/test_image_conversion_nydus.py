@@ -121,7 +121,7 @@ def test_the_kernel_shows_what_the_layers_unpacked_have(
         if entry.mode.startswith("d") and (started < entry.mtime_ns < ended or name == "."):
             found[name] = found[name]._replace(mtime_ns=entry.mtime_ns)
     assert found == expected
-    with pytest.raises(InvalidArgument, match=r"by the snapshotter nydus alone"):
+    with pytest.raises(InvalidArgument, match="use --snapshotter nydus"):
         store.unpack(TARGET, snapshotter="overlayfs")
     assert store.fsck(deep=True) == []
 
@@ -289,7 +289,24 @@ def test_an_image_is_converted_checked_and_carried_by_the_command_line(
         file.write(b"damaged")
     error = command.run("images", "check", "--deep", code=13).stderr.decode()
     assert f"{target}: blob {id_of(manifest, 0)}: " in error
-    assert "1 of 1 Nydus images are damaged" in error
+    assert "1 of 1 Nydus images are not sound" in error
+    blob.unlink()
+    error = command.run("images", "check", "--deep", code=7).stderr.decode()
+    assert f"{target}: not checked: 1 of 3 layers are not here" in error
+
+
+def test_what_makes_no_sense_is_refused(store: Store) -> None:
+    load_image(store, "overlayfs", Layer.of({"a": b"a"}), keep=True)
+    nydus = ConvertOptions(nydus=RafsOptions())
+    store.convert(NAME, TARGET, options=nydus)
+    other = TARGET.replace(":1", ":2")
+    with pytest.raises(InvalidArgument, match="convert the image that it was made of"):
+        store.convert(TARGET, other)
+    with pytest.raises(InvalidArgument, match="use --snapshotter nydus"):
+        store.unpack(TARGET, "overlayfs")
+    store.images.catalogue.tag(NAME, other)
+    with pytest.raises(InvalidArgument, match="it is no Nydus image: name one"):
+        store.convert(NAME, TARGET, options=replace(nydus, chunk_dict=other))
 
 
 def served_manifest(registry: LocalRegistry, repository: str, tag: str) -> dict[str, Any]:

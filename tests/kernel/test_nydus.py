@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import shutil
 import signal
@@ -32,6 +33,7 @@ from lamina.snapshotters.lazy_overlay import GATE_LABEL
 from lamina.snapshotters.lazy_tally import LazyTally
 from lamina.store import Store
 from tests.archives import Archive
+from tests.faulty_registry import faulty_registry
 from tests.fixtures_containers import Machine, wait_for
 from tests.fixtures_registry import LocalRegistry, running_registry
 from tests.fixtures_stargz import GATES, end_worker
@@ -364,6 +366,33 @@ def test_bootstraps_that_cannot_be_served_leave_nothing(
 
 def archived(archive: Archive) -> tuple[Layer, dict[str, str]]:
     return layer(archive), {BOOTSTRAP: "true", FS_VERSION: "6"}
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        (None, "push all blobs of the image"),
+        (5, "chunks in the 5 bytes of blob"),
+        (1 << 40, "and 1099511627776 in its image"),
+    ],
+)
+def test_what_a_registry_does_not_give_fails_the_pull(
+    open_store: Open, size: int | None, said: str
+) -> None:
+    store = open_store()
+    files = made(6)
+    with faulty_registry() as registry:
+        for blob in files.blobs:
+            if size or digest(blob) != files.layers[0].digest:
+                registry.add_blob(blob)
+        manifest = json.loads(files.manifest)
+        manifest["layers"][0]["size"] = size or manifest["layers"][0]["size"]
+        registry.add_manifest("1", json.dumps(manifest).encode())
+        with pytest.raises(LaminaError, match=said):
+            pull(store, f"{registry.host}/test:1")
+    engine = store.snapshotter("nydus")
+    assert {info.kind for info in engine.walk()} == {Kind.COMMITTED}
+    assert [*engine.root.glob("blobs/*")] == []
 
 
 def test_wrong_bytes_fail(open_store: Open, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from lamina.cli.app import Size, parse_labels
 from lamina.cli.image_transfer import (
@@ -111,6 +112,8 @@ def convert_options(given: dict[str, Any]) -> ConvertOptions:
     if len(chosen) > 1:
         what = " and ".join(f"--{name}" for name in chosen)
         raise InvalidArgument("convert with", what, hint="choose one of them")
+    if given["chunk_dict"] == "":
+        raise click.UsageError("--chunk-dict is empty: name a Nydus image, or leave it out")
     formats = {"nydus": _rafs_options(given)} if given["nydus"] else {"blob": _blob_options(given)}
     return ConvertOptions(
         **formats,
@@ -126,7 +129,7 @@ def convert_options(given: dict[str, Any]) -> ConvertOptions:
 def _blob_options(given: dict[str, Any]) -> BlobOptions:
     from lamina.formats.estargz.writer import DEFAULT_CHUNK, BlobFormat, BlobOptions
 
-    _refuse(given, ("fs_version", "compressor", "oci_ref", "chunk_dict"), "needs --nydus")
+    _refuse(("fs_version", "compressor", "oci_ref", "chunk_dict"), "needs --nydus")
     return BlobOptions(
         format=BlobFormat.ZSTD_CHUNKED if given["zstdchunked"] else BlobFormat.ESTARGZ,
         level=given["compression_level"],
@@ -141,9 +144,9 @@ def _rafs_options(given: dict[str, Any]) -> RafsOptions:
     from lamina.formats.rafs.writer.options import DEFAULT_CHUNK, RafsOptions
 
     others = ("prioritized_chunk_size", "min_chunk_size", "compression_level")
-    _refuse(given, others, "cannot be used with --nydus")
+    _refuse(others, "cannot be used with --nydus")
     if given["oci_ref"]:
-        _refuse(given, ("compressor",), "cannot be used with --oci-ref")
+        _refuse(("compressor",), "cannot be used with --oci-ref")
     default = "gzip" if given["oci_ref"] else "zstd"
     return RafsOptions(
         version=int(given["fs_version"] or 6),
@@ -152,7 +155,8 @@ def _rafs_options(given: dict[str, Any]) -> RafsOptions:
     )
 
 
-def _refuse(given: dict[str, Any], names: Sequence[str], why: str) -> None:
+def _refuse(names: Sequence[str], why: str) -> None:
+    said = click.get_current_context().get_parameter_source
     for name in names:
-        if given[name]:
+        if said(name) is ParameterSource.COMMANDLINE:
             raise click.UsageError(f"--{name.replace('_', '-')} {why}")

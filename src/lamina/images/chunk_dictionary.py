@@ -14,7 +14,7 @@ from lamina.formats.rafs.writer.options import RafsOptions
 from lamina.images.content import ContentStore
 from lamina.images.conversion_source import missing_layer
 from lamina.images.manifest import Descriptor, Manifest
-from lamina.images.nydus import blob_layers, image_bootstrap
+from lamina.images.nydus import blob_layers, bootstrap_layer, image_bootstrap
 from lamina.images.reference import Reference
 
 _WHAT = "use as chunk dictionary"
@@ -72,6 +72,8 @@ def read_dictionary(
         NotFound: its bootstrap or a blob is not in the store.
         FormatError, DigestMismatch: the bootstrap is damaged.
     """
+    if bootstrap_layer(manifest) is None:
+        raise InvalidArgument(_WHAT, name, hint="it is no Nydus image: name one")
     bootstrap = image_bootstrap(content, manifest)
     _check(bootstrap, name, options)
     known = blob_layers(manifest)

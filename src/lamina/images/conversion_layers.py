@@ -9,7 +9,7 @@ import msgspec
 
 from lamina.core.digest import Digest
 from lamina.core.labels import UNCOMPRESSED
-from lamina.errors import NotImplementedHere
+from lamina.errors import InvalidArgument, NotImplementedHere
 from lamina.formats.estargz.annotations import (
     CHUNKED_DIGESTS,
     CHUNKED_POSITIONS,
@@ -18,6 +18,7 @@ from lamina.formats.estargz.annotations import (
     UNCOMPRESSED_SIZE,
 )
 from lamina.formats.estargz.writer import BlobFormat, BlobOptions, WrittenBlob, write_blob
+from lamina.formats.rafs.annotations import BLOB
 from lamina.images.content import ContentStore
 from lamina.images.conversion_source import SourceLayers
 from lamina.images.fetch import Fetcher
@@ -100,6 +101,7 @@ class LayerConverter:
         Foreign layers, and those that have what a TOC cannot say, stay as they are.
 
         Raises:
+            InvalidArgument: it is a Nydus blob.
             NotFound: its blob is not in the store.
             DigestMismatch: it is not what its image's configuration says.
             FormatError, ResourceExhausted: as `write_blob`.
@@ -123,6 +125,9 @@ class LayerConverter:
     ) -> ConvertedLayer:
         if is_foreign(layer.media_type):
             return _kept(layer, diff_id, "it must not be distributed")
+        if BLOB in layer.annotations:
+            hint = "it is a Nydus blob, without names: convert the image that it was made of"
+            raise InvalidArgument("convert layer", layer.digest, hint=hint)
         self._source.tell(layer, Stage.CONVERTING)
         try:
             written = self._write(layer, diff_id, prioritized)

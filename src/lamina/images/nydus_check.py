@@ -106,7 +106,12 @@ class _Check:
     def _check_blob(self, blob: Blob) -> None:
         if _place_of_tables(blob) not in self._layers:
             raise NotFound("layer of the manifest for blob", _place_of_tables(blob))
-        size = self._content.info(_digest(blob.id)).size
+        try:
+            size = self._content.info(_digest(blob.id)).size
+        except NotFound as error:
+            if blob.features & BlobFeatures.SEPARATE:
+                error.hint = "it is a layer of the image that this was made of: pull that, too"
+            raise
         if blob.compressed_size and size != blob.compressed_size:
             expected = f"{blob.compressed_size} bytes"
             raise DigestMismatch(_WHAT, "size of a blob", expected=expected, got=f"{size} bytes")

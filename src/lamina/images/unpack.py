@@ -81,6 +81,7 @@ class Unpacker(Extractor):
 
         Raises:
             DigestMismatch: a layer is not what its digest or diff id says.
+            InvalidArgument: a layer is a Nydus blob, and the snapshotter does not serve it.
             FormatError, ResourceExhausted: a layer is damaged, or asks for too much.
             Cancelled: told so. Whatever the error, no extraction snapshot is left.
         """
@@ -90,6 +91,9 @@ class Unpacker(Extractor):
         self._hold(image.chain)
         layers = self._layers(image)
         missing = layers[self._present(layers) :]
+        if not self._destination.remote:
+            for layer in missing:
+                _require_files(layer)
         for layer in layers[: len(layers) - len(missing)]:
             self._progress.update(event(layer.descriptor, Stage.EXISTS, layer.descriptor.size))
         if self._rebase and len(missing) > 1:
@@ -122,6 +126,7 @@ class Unpacker(Extractor):
                     continue
                 mounts = self._prepare(layer, layer.below or "")
                 if mounts and not mounts[-1].read_only and layer.download is None:
+                    _require_files(layer)
                     self._begin_downloads(layer, layers[number + 1 :])
                 self._fill(layer, mounts, rebase=False)
                 self._commit(layer, "")
@@ -130,7 +135,6 @@ class Unpacker(Extractor):
                 layer.download.wait()
 
     def _begin_downloads(self, layer: Layer, above: Sequence[Layer]) -> None:
-        _require_archive(layer)
         rest = [each for each in above if not (each.download or each.may_be_claimed)]
         self._fetcher.require_space([each.descriptor for each in (layer, *rest)])
         for each, download in zip((layer, *rest), self._downloads([layer, *rest]), strict=True):
@@ -171,7 +175,6 @@ class Unpacker(Extractor):
             return
         mounts = self._prepare(layer, "")
         if mounts and not mounts[-1].read_only:
-            _require_archive(layer)
             [layer.download] = self._downloads([layer])
         self._fill(layer, mounts, rebase=layer.below is not None)
 
@@ -225,10 +228,10 @@ class Unpacker(Extractor):
         return applied
 
 
-def _require_archive(layer: Layer) -> None:
-    """Refuse a layer that only its own snapshotter can do something with."""
+def _require_files(layer: Layer) -> None:
+    """Refuse a Nydus blob: the names of what it has are in another layer."""
     if BLOB in layer.descriptor.annotations:
-        hint = "a blob of a Nydus image is used by the snapshotter nydus alone, from its registry"
+        hint = "it is a Nydus blob, without names: use --snapshotter nydus, or another image"
         raise InvalidArgument("unpack layer", layer.descriptor.digest, hint=hint)
 
 

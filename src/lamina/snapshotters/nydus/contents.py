@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -176,6 +176,7 @@ def plans_of(contents: Contents, describe: Describe) -> list[BlobPlan | None]:
     """Return what the caches are made of, by device; None for a device that nothing fills.
 
     Raises:
+        FormatError: a chunk lies beyond the end of its blob.
         LaminaError: as `describe`.
     """
     bootstrap = contents.bootstrap
@@ -188,5 +189,14 @@ def plans_of(contents: Contents, describe: Describe) -> list[BlobPlan | None]:
         units = units_of(device, bootstrap.digester)
         found = [unit.context for unit in device.units if unit.context is not None]
         source = describe(blob.id, _size(blob))
+        _require_inside(units, source)
         plans.append(BlobPlan(blob.id, source, device.size, units, found))
     return plans
+
+
+def _require_inside(units: Sequence[Unit], source: RegistryDescription) -> None:
+    end = max(unit.source_offset + unit.source_length for unit in units)
+    if end > source.size:
+        raise damaged(
+            0, f"chunks in the {source.size} bytes of blob {source.digest}", f"byte {end}"
+        )

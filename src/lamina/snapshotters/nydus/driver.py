@@ -250,6 +250,7 @@ class NydusDriver(LazyOverlayDriver):
         from lamina.snapshotters.nydus.contents import plans_of
 
         plans = plans_of(found, registry.description)
+        registry.require(plan.source for plan in plans if plan is not None)
         with self._blobs.locked():
             try:
                 names = [

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
-from lamina.core.digest import parse_digest
+from lamina.core.digest import Digest, parse_digest
 from lamina.core.source import RangeSource
-from lamina.errors import NotFound
+from lamina.errors import DataLoss, NotFound
 from lamina.images.reference import parse
 from lamina.lazy.sources.description import RegistryDescription
 from lamina.snapshotters.lazy_access import Access
@@ -17,6 +18,9 @@ from lamina.snapshotters.lazy_blobs import (
     size_in_registry,
 )
 from lamina.snapshotters.nydus.origin import Origin
+
+_AT_ONCE = 8
+"""Blobs that are asked for at a time."""
 
 
 class ImageRegistry:
@@ -55,6 +59,22 @@ class ImageRegistry:
         """Return the bytes of a blob; as `description`."""
         return open_source(self._access, self.description(id, size))
 
+    def require(self, blobs: Iterable[RegistryDescription]) -> None:
+        """Ask the registry whether it gives blobs, before anybody has to wait for what is in them.
+
+        Raises:
+            NotFound: it does not have one.
+            DataLoss: one is not as long as its description says.
+            LaminaError: it cannot be asked.
+        """
+        sizes = {Digest(blob.digest): blob.size for blob in blobs}
+        with ThreadPoolExecutor(_AT_ONCE, "lamina-blobs") as executor:
+            for digest, found in zip(sizes, executor.map(self._asked, sizes), strict=True):
+                if found != sizes[digest]:
+                    text = f"it has {found} bytes in its registry, and {sizes[digest]} in its image"
+                    hint = "push the image anew, and pull it again"
+                    raise DataLoss(f"serve a Nydus blob: {text}:", digest, hint=hint)
+
     def _size(self, digest: str) -> int:
         if digest not in self._sizes and self._origin.manifest and not self._has_manifest:
             self._has_manifest = True
@@ -69,3 +89,11 @@ class ImageRegistry:
         except NotFound:
             return {}  # a blob says itself how long it is
         return {layer.digest: layer.size for layer in layers}
+
+    def _asked(self, digest: str) -> int:
+        try:
+            with login_hint():
+                return size_in_registry(self._access, self._origin.reference, parse_digest(digest))
+        except NotFound as error:
+            error.hint = "push all blobs of the image to its repository, and pull it again"
+            raise
