@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lamina.errors import FormatError, InvalidArgument, OutOfRange
+from lamina.errors import FormatError, InvalidArgument, OutOfRange, ResourceExhausted
+from lamina.formats.lsmt import merging, reader
 from lamina.formats.lsmt.mappings import HOLE, ZEROS, Extent
 from lamina.formats.lsmt.merging import merge, replay, replay_writes
 from lamina.formats.lsmt.reader import Layer, is_layer, open_layer, read_layer, read_writable
@@ -204,6 +205,22 @@ def test_many_mappings_are_swept_in_windows() -> None:
         for row, sector in enumerate(taken):
             picture[sector] = number << 56 | 8 + row * 2
     assert listed(merge(layers)) == [(at, 1, place) for at, place in sorted(picture.items())]
+
+
+def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MAX_MERGED", "MAX_LOGGED"):
+        monkeypatch.setattr(merging, name, 2)
+    monkeypatch.setattr(reader, "MAX_LOGGED", 2)
+    two, three = (mapped([(at, 1, 8) for at in range(0, 2 * count, 2)]) for count in (2, 3))
+    assert listed(merge([two])) == listed(replay(two)) == listed(two)
+    with pytest.raises(ResourceExhausted):
+        merge([two, two])
+    with pytest.raises(ResourceExhausted):
+        replay(three)
+    with pytest.raises(ResourceExhausted):
+        replay_writes([Extent(0, 3 * 16383 * 512, ZEROS, 0)])
+    with pytest.raises(FormatError, match="a log of at most 2"):
+        read_writable(Bytes(record(3) + DATA), Bytes(record(1) + rows(*listed(three))))
 
 
 WRITES = st.lists(

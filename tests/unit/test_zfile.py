@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamina.errors import FormatError, OutOfRange
+from lamina.formats.zfile import reader
 from lamina.formats.zfile.reader import read_zfile
 from tests.erofs import Bytes
 from tests.rafs import noise
@@ -101,6 +102,13 @@ def test_trailers_refused(trailer: bytes) -> None:
         read_zfile(Bytes(slot(0x13) + trailer))
 
 
+def test_no_more_blocks_than_memory_is_meant_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = make_zfile(lz4_blocks(DATA), len(DATA))
+    monkeypatch.setattr(reader, "MAX_BLOCKS", 5)
+    with pytest.raises(FormatError, match="at most 5 blocks, got 6"):
+        read_zfile(Bytes(raw))
+
+
 @pytest.mark.parametrize("length", [0, 4, 8193, 6000])
 def test_lengths_refused(length: int) -> None:
     """None, no more than a CRC, more than any compressor makes, more than there is."""
@@ -124,7 +132,7 @@ def test_blocks_of_another_size_are_refused(algorithm: int, block: bytes) -> Non
         read_all(make_zfile([block], 4096, algorithm=algorithm))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 255)), min_size=1, max_size=4))
 def test_changes_without_checksums(changes: list[tuple[int, int]]) -> None:
     raw = bytearray(make_zfile(lz4_blocks(b"ab" * 9000), 18000, flags=(0x03, 0x06), crc=False))

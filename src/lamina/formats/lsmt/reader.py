@@ -116,8 +116,7 @@ def read_writable(data: RangeSource, log: RangeSource) -> Layer:
     Sparse layers have no log: their mappings are known to the filesystem only.
 
     Raises:
-        FormatError: they are none, or are damaged.
-        ResourceExhausted: the log is too long.
+        FormatError: they are none, are damaged, or the log is longer than MAX_LOGGED mappings.
         Unavailable: the bytes cannot be had just now.
     """
     for source, name in ((data, "data"), (log, "index")):
