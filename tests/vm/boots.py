@@ -19,6 +19,7 @@ import pytest
 from tests.vm.machine import Machine
 
 NICENESS = 10
+"""A tenth of a processor's time where a test of this machine wants it, and all of it otherwise."""
 
 
 class Boot(ABC):

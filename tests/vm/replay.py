@@ -31,6 +31,9 @@ REPOSITORY = Path(__file__).parents[2]
 PYTEST_CODES = (0, 1)
 """All passed; some failed. Anything else is a fault of pytest's or of its arguments."""
 
+TEST_SECONDS = 900
+"""The most for a test in there, where it has to give way to those outside."""
+
 _BOOTS = pytest.StashKey[Boots]()
 
 
@@ -79,6 +82,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not found:
         return
     boots = Boots()
+    # The longest first: at the end, no processor waits for another's work.
     for boot, members in sorted(found, key=lambda each: not _is_emulated(each[1][0])):
         boots.add(boot, members)
     for item in boots.items:
@@ -189,6 +193,7 @@ class _Batch(Boot):
         required = {*asked, self._marker} - {each.there for each in _EMULATIONS.values()}
         command = (
             *(sys.executable, "-m", "pytest", "-p", "tests.vm.guest", "--quiet", "--color=no"),
+            f"--timeout={TEST_SECONDS}",
             *(f"--tb={option.tbstyle}", *(["--showlocals"] if option.showlocals else [])),
             *sorted({str(item.path) for item in self.items}),
         )
