@@ -6,18 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from lamina.core.digest import parse_digest
-from lamina.core.labels import IMAGE_REF, LAYER_DIGEST, LAYER_SIZE, MANIFEST_DIGEST, PLAIN_HTTP
+from lamina.core.labels import MANIFEST_DIGEST, PLAIN_HTTP
 from lamina.errors import DataLoss, InvalidArgument, NotImplementedHere
 from lamina.formats.rafs.annotations import BLOB, BOOTSTRAP, ENCRYPTED, FS_VERSION
+from lamina.snapshotters.lazy_labels import digest_in, reference_in, size_in
 
 BLOB_NOTE = "blob.json"
 """What is kept beside a layer that is a blob."""
 BOOTSTRAP_NOTE = "bootstrap.json"
 """The same beside one that has a bootstrap."""
-_REFERENCES = (IMAGE_REF, "containerd.io/snapshot/remote/stargz.reference")
-_DIGESTS = (LAYER_DIGEST, "containerd.io/snapshot/remote/stargz.digest")
-"""As CRI has them, and `ctr-remote images rpull`."""
 _VERSIONS = ("5", "6")
 PULL_HINT = (
     "push the image and pull it from its registry; a containerd has to set cri.image-ref and"
@@ -55,21 +52,13 @@ def origin_of(labels: Mapping[str, str]) -> Origin:
     Raises:
         InvalidArgument: a digest or size is none.
     """
-    size = labels.get(LAYER_SIZE, "0")
-    if not size.isdecimal():
-        raise InvalidArgument(f"label {LAYER_SIZE}", size, hint="a number of bytes is needed")
-    digest = _first(labels, _DIGESTS)
     return Origin(
-        _first(labels, _REFERENCES),
-        parse_digest(digest) if digest else "",
-        int(size),
+        reference_in(labels),
+        digest_in(labels) or "",
+        size_in(labels),
         labels.get(MANIFEST_DIGEST, ""),
         labels.get(PLAIN_HTTP) == "true",
     )
-
-
-def _first(labels: Mapping[str, str], names: tuple[str, ...]) -> str:
-    return next((labels[name] for name in names if labels.get(name)), "")
 
 
 def read_origin(path: Path) -> Origin | None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from lamina.core.digest import Digest, parse_digest
-from lamina.core.labels import IMAGE_REF, LAYER_DIGEST, LAYER_SIZE, MANIFEST_DIGEST, PLAIN_HTTP
-from lamina.errors import InvalidArgument
+from lamina.core.digest import Digest
+from lamina.core.labels import MANIFEST_DIGEST, PLAIN_HTTP
 from lamina.formats.estargz.annotations import TOC_DIGEST
+from lamina.snapshotters.lazy_labels import digest_in, reference_in, size_in
 
 SKIP_VERIFY = "containerd.io/snapshot/remote/stargz.skipverify"
-_REFERENCES = (IMAGE_REF, "containerd.io/snapshot/remote/stargz.reference")
-_DIGESTS = (LAYER_DIGEST, "containerd.io/snapshot/remote/stargz.digest")
 
 
 class Verification(NamedTuple):
@@ -55,22 +53,15 @@ def origin_of(labels: Mapping[str, str]) -> Origin | None:
     Raises:
         InvalidArgument: a digest or size is none.
     """
-    reference, digest = _first(labels, _REFERENCES), _first(labels, _DIGESTS)
-    if not reference or not digest:
+    reference, digest = reference_in(labels), digest_in(labels)
+    if not reference or digest is None:
         return None
-    size = labels.get(LAYER_SIZE, "0")
-    if not size.isdecimal():
-        raise InvalidArgument(f"label {LAYER_SIZE}", size, hint="a number of bytes is needed")
     return Origin(
         reference,
-        parse_digest(digest),
+        digest,
         labels.get(MANIFEST_DIGEST, ""),
-        int(size),
+        size_in(labels),
         labels.get(TOC_DIGEST, ""),
         SKIP_VERIFY in labels,
         labels.get(PLAIN_HTTP) == "true",
     )
-
-
-def _first(labels: Mapping[str, str], names: tuple[str, ...]) -> str:
-    return next((labels[name] for name in names if labels.get(name)), "")
