@@ -20,7 +20,7 @@ from lamina.config import load
 from lamina.core.labels import REMOTE
 from lamina.core.mount import Mount
 from lamina.core.snapshot import Info, Kind
-from lamina.errors import LaminaError, NotImplementedHere
+from lamina.errors import FailedPrecondition, LaminaError, NotImplementedHere
 from lamina.formats.rafs.annotations import BOOTSTRAP, ENCRYPTED, FS_VERSION, REF
 from lamina.formats.rafs.flags import Compressor
 from lamina.formats.rafs.writer.options import RafsOptions
@@ -28,6 +28,7 @@ from lamina.images.conversion import ConvertOptions
 from lamina.lazy.launch import LazyWorker
 from lamina.lazy.path_patterns import read_patterns
 from lamina.lazy_images import LazyImages
+from lamina.linux.probes import erofs_files
 from lamina.mount import temp_mount, unmount_recursive
 from lamina.snapshotters.lazy_overlay import GATE_LABEL
 from lamina.snapshotters.lazy_tally import LazyTally
@@ -393,6 +394,20 @@ def test_what_a_registry_does_not_give_fails_the_pull(
     engine = store.snapshotter("nydus")
     assert {info.kind for info in engine.walk()} == {Kind.COMMITTED}
     assert [*engine.root.glob("blobs/*")] == []
+
+
+def test_disk_whose_files_the_kernel_does_not_mount_is_named(
+    open_store: Open, registry: LocalRegistry, root_dir: Path
+) -> None:
+    ref = push(registry, made(6))
+    with temp_mount([Mount("tmpfs", "tmpfs")], dir=root_dir.parent) as disk:
+        with Store(disk) as store:
+            with pytest.raises(FailedPrecondition, match="ext4, xfs or btrfs"):
+                pull(store, ref)
+            assert [*store.snapshotter("nydus").root.glob("blobs/*")] == []
+        assert "Block device" in (erofs_files(disk) or "")
+        unmount_recursive(disk / "io.containerd.snapshotter.v1.nydus")
+        end_worker(disk)
 
 
 def test_wrong_bytes_fail(open_store: Open, tmp_path: Path) -> None:

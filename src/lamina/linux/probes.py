@@ -130,6 +130,16 @@ def fuse(directory: Path) -> None:
 @_probe
 def erofs(directory: Path) -> None:
     """Mount an EROFS image there, through a loop device where the kernel wants one, and list it."""
+    _try_erofs(directory, _mount_erofs)
+
+
+@_probe
+def erofs_files(directory: Path) -> None:
+    """Mount an EROFS image there as a file, and list it."""
+    _try_erofs(directory, _mount_erofs_file)
+
+
+def _try_erofs(directory: Path, mount: Callable[[Path, Path], None]) -> None:
     image, point = directory / "image", directory / "at"
     point.mkdir()
     with image.open("xb") as out:
@@ -137,7 +147,7 @@ def erofs(directory: Path) -> None:
             out.seek(offset)
             out.write(bytes.fromhex(data))
         out.truncate(EROFS_SIZE)
-    _mount_erofs(image, point)
+    mount(image, point)
     with _unmounted(point):
         if [path.name for path in point.iterdir()] != [EROFS_NAME]:
             raise OSError(errno.EIO, "the mount shows something else than is in the image")
@@ -145,7 +155,7 @@ def erofs(directory: Path) -> None:
 
 def _mount_erofs(image: Path, point: Path) -> None:
     try:
-        api.mount(str(image), point, "erofs", api.MS_RDONLY, "")
+        _mount_erofs_file(image, point)
     except OSError as error:
         if error.errno != errno.ENOTBLK:  # what kernels say that mount block devices only
             raise
@@ -153,6 +163,10 @@ def _mount_erofs(image: Path, point: Path) -> None:
 
         with loop_device.attached(image, read_only=True) as device:
             api.mount(device.path, point, "erofs", api.MS_RDONLY, "")
+
+
+def _mount_erofs_file(image: Path, point: Path) -> None:
+    api.mount(str(image), point, "erofs", api.MS_RDONLY, "")
 
 
 @_probe

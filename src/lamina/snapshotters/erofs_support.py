@@ -22,6 +22,12 @@ def _image(directory: Path) -> str | None:
     return tried(probes.erofs, directory)
 
 
+def _file(directory: Path) -> str | None:
+    from lamina.linux import probes
+
+    return tried(probes.erofs_files, directory)
+
+
 def _overlay(directory: Path) -> str | None:
     from lamina.linux import probes
 
@@ -33,6 +39,12 @@ EROFS_MOUNTS = Need(
     tried="mount an image of one file",
     probe=_image,
     fix="modprobe erofs, and run as root",
+)
+EROFS_FILES = Need(
+    what="EROFS mounts of files",
+    tried="mount an image of one file, without a loop device",
+    probe=_file,
+    fix="boot Linux 6.12 or newer that has EROFS; and --root DIR on ext4, xfs or btrfs",
 )
 OVERLAY_MOUNTS = Need(
     what="overlay mounts",

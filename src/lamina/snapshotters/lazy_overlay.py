@@ -25,7 +25,15 @@ from lamina.core.driver import Ability, LazyFiles, Refused, Shrunk, Snapshot
 from lamina.core.labels import UNPACKED
 from lamina.core.mount import Mount
 from lamina.core.snapshot import EMPTY_LABELS, Usage
-from lamina.errors import DataLoss, FailedPrecondition, FormatError, LaminaError, NotFound
+from lamina.errors import (
+    DataLoss,
+    FailedPrecondition,
+    FormatError,
+    InvalidArgument,
+    LaminaError,
+    NotFound,
+)
+from lamina.snapshotters.erofs_support import EROFS_FILES
 from lamina.snapshotters.lazy_access import Access
 from lamina.snapshotters.lower_mounts import is_mounted, mount_in_turn, mount_once, unmount_all
 from lamina.snapshotters.overlay_stack import OverlayStackDriver
@@ -443,7 +451,13 @@ class LazyOverlayDriver(OverlayStackDriver):
         options = ["ro", *(f"device={device}" for device in devices)]
         if devices and devices == [self._data(cache) for cache in self.devices(id)]:
             options.append(_DIRECT)
-        mount_all([Mount("erofs", str(self.image(id)), options=tuple(options))], self.point(id))
+        try:
+            mount_all([Mount("erofs", str(self.image(id)), options=tuple(options))], self.point(id))
+        except InvalidArgument as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ENOTBLK:
+                what = "mount an EROFS image without a loop device, where it is:"
+                raise FailedPrecondition(what, self.image(id), hint=EROFS_FILES.fix) from error
+            raise
 
     def _fetch(self, cache: Path) -> None:
         """Have fetched in the background what the configuration says; nobody waits for it."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lamina.core.units import parse_size
 from lamina.errors import InvalidArgument
-from lamina.snapshotters.erofs_support import EROFS_MOUNTS, OVERLAY_MOUNTS, require
+from lamina.snapshotters.erofs_support import EROFS_FILES, OVERLAY_MOUNTS, require
 from lamina.snapshotters.lazy_access import Access
 from lamina.snapshotters.plugin import Need, SnapshotterConfig
 
@@ -117,4 +117,4 @@ _WAITING = Need(
     probe=_waiting,
     fix="boot Linux 6.14 or newer, or modprobe fuse; run as root",
 )
-NEEDS = (OVERLAY_MOUNTS, EROFS_MOUNTS, _WAITING)
+NEEDS = (OVERLAY_MOUNTS, EROFS_FILES, _WAITING)
