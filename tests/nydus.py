@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from lamina.formats.rafs.annotations import BLOB, BLOB_MEDIA_TYPE, BOOTSTRAP, FS_VERSION
 from tests.fixtures_registry import LocalRegistry
@@ -59,15 +59,3 @@ def tree_of(files: Mapping[str, bytes], mode: int = 0o644) -> Made:
         at.children[name] = regular(data)
         at.children[name].mode = 0o100000 | mode
     return root
-
-
-def contents_of(root: Made, path: Sequence[bytes] = ()) -> dict[str, bytes]:
-    """Return the paths and contents of a tree's regular files."""
-    found: dict[str, bytes] = {}
-    for name, child in root.children.items():
-        here = (*path, name)
-        if child.children:
-            found |= contents_of(child, here)
-        elif child.mode & 0o170000 == 0o100000:
-            found[b"/".join(here).decode()] = child.data
-    return found
