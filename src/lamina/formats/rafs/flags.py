@@ -91,13 +91,13 @@ class Digester(enum.IntEnum):
     SHA256 = 1
 
 
-_COMPRESSORS = {
+COMPRESSORS = {
     SuperFlags.COMPRESSION_NONE: Compressor.NONE,
     SuperFlags.COMPRESSION_LZ4: Compressor.LZ4_BLOCK,
     SuperFlags.COMPRESSION_GZIP: Compressor.GZIP,
     SuperFlags.COMPRESSION_ZSTD: Compressor.ZSTD,
 }
-_DIGESTERS = {
+DIGESTERS = {
     SuperFlags.HASH_BLAKE3: Digester.BLAKE3,
     SuperFlags.HASH_SHA256: Digester.SHA256,
 }
@@ -123,7 +123,7 @@ def compressor_of(flags: SuperFlags, default: Compressor | None, at: int) -> Com
     Raises:
         FormatError: they name several, or none and there is no default.
     """
-    found = [compressor for bit, compressor in _COMPRESSORS.items() if flags & bit]
+    found = [compressor for bit, compressor in COMPRESSORS.items() if flags & bit]
     if not found and default is not None:
         return default
     if len(found) != 1:
@@ -137,7 +137,7 @@ def digester_of(flags: SuperFlags, default: Digester | None, at: int) -> Digeste
     Raises:
         FormatError: they name several, or none and there is no default.
     """
-    found = [digester for bit, digester in _DIGESTERS.items() if flags & bit]
+    found = [digester for bit, digester in DIGESTERS.items() if flags & bit]
     if not found and default is not None:
         return default
     if len(found) != 1:
@@ -166,7 +166,7 @@ def parse_compressor(number: int, at: int) -> Compressor:
     Raises:
         FormatError: there is none.
     """
-    if number not in _COMPRESSORS.values():
+    if number not in COMPRESSORS.values():
         raise damaged(at, "a known compressor", number)
     return Compressor(number)
 
@@ -177,6 +177,6 @@ def parse_digester(number: int, at: int) -> Digester:
     Raises:
         FormatError: there is none.
     """
-    if number not in _DIGESTERS.values():
+    if number not in DIGESTERS.values():
         raise damaged(at, "a known digest algorithm", number)
     return Digester(number)

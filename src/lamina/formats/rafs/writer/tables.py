@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from lamina.formats.rafs.flags import Compressor, Digester, SuperFlags
+from lamina.formats.rafs.flags import COMPRESSORS, DIGESTERS, SuperFlags
 from lamina.formats.rafs.layout import CHUNK
 from lamina.formats.rafs.model import Blob, Chunk, Inode
 from lamina.formats.rafs.units import inodes
 from lamina.formats.rafs.writer.options import RafsOptions
 
-_COMPRESSION = {
-    Compressor.NONE: SuperFlags.COMPRESSION_NONE,
-    Compressor.LZ4_BLOCK: SuperFlags.COMPRESSION_LZ4,
-    Compressor.GZIP: SuperFlags.COMPRESSION_GZIP,
-    Compressor.ZSTD: SuperFlags.COMPRESSION_ZSTD,
-}
-_HASH = {Digester.BLAKE3: SuperFlags.HASH_BLAKE3, Digester.SHA256: SuperFlags.HASH_SHA256}
+_COMPRESSION = {compressor: flag for flag, compressor in COMPRESSORS.items()}
+_HASH = {digester: flag for flag, digester in DIGESTERS.items()}
 
 
 class Tables(NamedTuple):
