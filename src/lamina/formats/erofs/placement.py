@@ -23,9 +23,8 @@ from lamina.formats.erofs.layout import (
     INODE_SLOT,
 )
 from lamina.formats.erofs.nodes import Node
+from lamina.formats.erofs.slots import Slots
 from lamina.formats.erofs.tree import BLOCK
-
-_NO_GAP = (0, 0)
 
 
 def rounded(value: int, unit: int) -> int:
@@ -67,7 +66,6 @@ class Placement:
     """Places of inodes and of blocks.
 
     Attributes:
-        end: byte in the image where the inodes end.
         with_blocks: directories and links that have blocks of their own, in order.
         blocks: block where all ends.
     """
@@ -83,8 +81,7 @@ class Placement:
         """
         self._origin = meta_block * BLOCK
         # A nid becomes an inode number, and programs take entries of number 0 for deleted ones.
-        self.end = max(rounded(start, INODE_SLOT), self._origin + INODE_SLOT)
-        self._gap = _NO_GAP
+        self._slots = Slots(max(rounded(start, INODE_SLOT), self._origin + INODE_SLOT))
         self.with_blocks: list[Node] = []
         for node in nodes:
             self._place(
@@ -92,7 +89,7 @@ class Placement:
             )
             if node.file_type in {EROFS_FT_DIR, EROFS_FT_SYMLINK} and own_blocks(node):
                 self.with_blocks.append(node)
-        self.blocks = rounded(self.end, BLOCK) // BLOCK
+        self.blocks = rounded(self._slots.end, BLOCK) // BLOCK
         for node in self.with_blocks:
             node.u = self.blocks
             self.blocks += own_blocks(node)
@@ -110,22 +107,8 @@ class Placement:
                 node.layout = EROFS_INODE_FLAT_INLINE
                 size += tail
                 in_one_block = True
-        at = self._take(rounded(size, INODE_SLOT), in_one_block=in_one_block)
+        at = self._slots.take(rounded(size, INODE_SLOT), in_one_block=in_one_block)
         node.nid = (at - self._origin) // INODE_SLOT
-
-    def _take(self, size: int, *, in_one_block: bool) -> int:
-        start, end = self._gap
-        if size <= end - start:
-            self._gap = (start + size, end)
-            return start
-        if in_one_block and self.end % BLOCK + size > BLOCK:
-            border = rounded(self.end, BLOCK)
-            if border - self.end > end - start:
-                self._gap = (self.end, border)
-            self.end = border
-        at = self.end
-        self.end += size
-        return at
 
 
 def own_blocks(node: Node) -> int:

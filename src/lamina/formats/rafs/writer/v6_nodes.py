@@ -28,6 +28,7 @@ from lamina.formats.erofs.layout import (
     XATTR_HEADER,
     encode_rdev,
 )
+from lamina.formats.erofs.slots import Slots
 from lamina.formats.erofs.tree import BLOCK
 from lamina.formats.erofs.xattrs import MAX_XATTRS, encode_entry
 from lamina.formats.rafs.layout import V6_CHUNK_ADDRESS, aligned
@@ -172,12 +173,11 @@ class Placement:
     def __init__(self, nodes: Sequence[Node], meta_block: int) -> None:
         """Place nodes, the root first; `meta_block` is the block from which nids count."""
         self._origin = meta_block * BLOCK
-        self._end = self._origin + ROOT_NID * INODE_SLOT
-        self._gap = (0, 0)
+        self._slots = Slots(self._origin + ROOT_NID * INODE_SLOT)
         for node in nodes:
             self._place(node)
         self.with_blocks = [node for node in nodes if node.own_blocks]
-        self.blocks = aligned(self._end, BLOCK) // BLOCK
+        self.blocks = aligned(self._slots.end, BLOCK) // BLOCK
         for node in self.with_blocks:
             node.u = self.blocks
             self.blocks += node.own_blocks
@@ -191,19 +191,5 @@ class Placement:
             node.layout = EROFS_INODE_FLAT_INLINE
             size += last
             in_one_block = True
-        at = self._take(aligned(size, INODE_SLOT), in_one_block=in_one_block)
+        at = self._slots.take(aligned(size, INODE_SLOT), in_one_block=in_one_block)
         node.nid = (at - self._origin) // INODE_SLOT
-
-    def _take(self, size: int, *, in_one_block: bool) -> int:
-        start, end = self._gap
-        if size <= end - start:
-            self._gap = (start + size, end)
-            return start
-        if in_one_block and self._end % BLOCK + size > BLOCK:
-            border = aligned(self._end, BLOCK)
-            if border - self._end > end - start:
-                self._gap = (self._end, border)
-            self._end = border
-        at = self._end
-        self._end += size
-        return at
