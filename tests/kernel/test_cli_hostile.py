@@ -23,6 +23,7 @@ from lamina.images.registry.hosts import HostsConfig
 from lamina.images.registry.retry import RetryPolicy
 from tests.archives import Archive
 from tests.faulty_registry import FaultyRegistry, cut, faulty_registry, html, send, stall, status
+from tests.filesystems import mounted
 from tests.fixtures_command import Command, workers
 from tests.images import OCI_MANIFEST, ImageFiles, Layer, descriptor, digest, image, tar
 from tests.roots import three_layers
@@ -342,3 +343,26 @@ def test_device_nodes_in_a_user_namespace(
     assert done.returncode == 0
     [root] = [path.parent for path in command.root.glob("io.*/snapshots/**/before")]
     assert sorted(path.name for path in root.iterdir()) == ["after", "before", "fifo"]
+
+
+@pytest.mark.loop
+def test_full_disk_of_small_blocks_is_told(tmp_path: Path) -> None:
+    with mounted(tmp_path, "mkfs.ext4", "-q", "-b", "1024") as disk:
+        command = Command(disk / "root")
+        command.run("snapshots", "prepare", "one")
+        with open(disk / "rest", "wb") as rest:
+            fill(rest.fileno())
+        assert "free some space on its disk" in command.error("snapshots", "ls", code=6)
+        (disk / "rest").unlink()
+        assert "one" in command.out("snapshots", "ls")
+
+
+def fill(fd: int) -> None:
+    """Take all blocks of a file's disk that there are."""
+    size, step = 0, 256 << 20
+    while step >= 1024:
+        try:
+            os.posix_fallocate(fd, size, step)
+            size += step
+        except OSError:
+            step //= 2

@@ -14,7 +14,10 @@ up to 100 ms; writers of other processes wait in that handler for at most `BUSY_
 
 from __future__ import annotations
 
+import errno
+import os
 import sqlite3
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -35,6 +38,9 @@ OLDEST_SQLITE = (3, 37)
 """The first that has STRICT tables."""
 BUSY_SECONDS = 60
 _PAUSE_SECONDS = 0.005
+_PAGE = 4096
+_SHARED = 64 << 10
+"""Bytes that the file takes which processes share, and some more."""
 
 
 class Database:
@@ -106,6 +112,7 @@ class Database:
             raise LaminaError("use a closed store", self.path)
         if connection is None:
             self._close_of_the_dead()
+            _require_blocks(self.path)
             connection = sqlite3.connect(
                 self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )
@@ -151,6 +158,29 @@ def _check_sqlite() -> None:
             f"use SQLite {sqlite3.sqlite_version}, which this Python has",
             hint=f"Lamina needs {oldest} or newer: use a newer distribution's Python",
         )
+
+
+def _require_blocks(path: Path) -> None:
+    """Refuse a full disk where SQLite would be killed by it (SIGBUS).
+
+    It maps the file that processes share, and makes sure only of one block of each page of that. So
+    it does not notice that there is no room for the others, where blocks are smaller.
+
+    Raises:
+        ResourceExhausted: the disk is full.
+    """
+    disk = os.statvfs(path.parent)
+    if disk.f_frsize >= _PAGE or disk.f_bavail * disk.f_frsize >= _SHARED:
+        return
+    # Only root may have what is left, and not all of that: no number tells.
+    with tempfile.TemporaryFile(dir=path.parent) as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, _SHARED)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            what = f"use database {path}: {error.strerror}"
+            raise ResourceExhausted(what, hint="free some space on its disk") from error
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
