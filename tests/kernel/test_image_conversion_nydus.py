@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import struct
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from lamina.formats.rafs.annotations import (
 from lamina.formats.rafs.blob_meta import read_blob_meta
 from lamina.formats.rafs.bootstrap import read_bootstrap
 from lamina.formats.rafs.flags import BlobFeatures, Compressor
+from lamina.formats.rafs.layout import V6_EXTENDED_OFFSET
 from lamina.formats.rafs.tree import to_tree
 from lamina.formats.rafs.units import lay_out_v5, lay_out_v6
 from lamina.formats.rafs.writer.options import RafsOptions
@@ -42,8 +44,10 @@ from tests.fixtures_command import Command
 from tests.fixtures_registry import LocalRegistry
 from tests.hard_image import NAME, chain, hard_image, load_image, tree
 from tests.images import OCI_LAYER_GZIP, OCI_MANIFEST, Layer, digest, image, index
-from tests.rafs import noise
+from tests.nydus import nydus_image
+from tests.rafs import noise, sample
 from tests.rafs_devices import filled
+from tests.rafs_v6 import make_v6
 from tests.trees import describe
 
 pytest_plugins = ["tests.fixtures_registry", "tests.fixtures_command"]
@@ -238,6 +242,22 @@ def test_data_stays_in_the_layers_of_the_source(store: Store, tmp_path: Path) ->
     )
     with pytest.raises(NotImplementedHere, match="leave a sparse file in its gzip layer"):
         store.convert(NAME, target, options=options)
+
+
+@pytest.mark.parametrize(("off", "sound"), [(-100, True), (1, False)])
+def test_check_of_blobs_whose_size_is_another(store: Store, off: int, sound: bool) -> None:
+    raw, blob = make_v6(sample())
+    bootstrap = bytearray(raw)
+    # As upstream's builder has it where the blob has a bootstrap, too, and as a blob cut short has.
+    (table,) = struct.unpack_from("<Q", bootstrap, V6_EXTENDED_OFFSET + 8)
+    struct.pack_into("<Q", bootstrap, table + 88, len(blob) + off)
+    files = nydus_image(bytes(bootstrap), blob)
+    for part in (*files.blobs, files.manifest):
+        found = Descriptor(OCI_MANIFEST, Digest(digest(part)), len(part))
+        store.images.content.put(part, found)
+    store.images.catalogue.put(NAME, found)
+    faults = verify_nydus(store.images.content, manifest_of(store, NAME))
+    assert ["at least" in fault for fault in faults] == ([] if sound else [True])
 
 
 def packed(tar: bytes) -> bytes:
