@@ -10,7 +10,7 @@ from lamina.errors import LaminaError, NotFound
 from lamina.formats.erofs.reader import Image
 from lamina.lazy.sources.file import FileSource
 
-_FIX = "remove the images that have this layer with `lamina images rm`, and pull them again"
+PULL_AGAIN = "remove the images that have this layer with `lamina images rm`, and pull them again"
 
 
 def problem_of(id: int, image: Path, *, deep: bool) -> Problem | None:
@@ -32,7 +32,7 @@ def problem_of(id: int, image: Path, *, deep: bool) -> Problem | None:
             fault = "" if fault else _deep_fault(source)
     finally:
         source.close()
-    return Problem(str(id), f"{image} is damaged: {fault}", _FIX) if fault else None
+    return Problem(str(id), f"{image} is damaged: {fault}", PULL_AGAIN) if fault else None
 
 
 def _fault(source: FileSource) -> str:

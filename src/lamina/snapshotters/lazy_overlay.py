@@ -28,7 +28,6 @@ from lamina.core.snapshot import EMPTY_LABELS, Usage
 from lamina.errors import (
     DataLoss,
     FailedPrecondition,
-    FormatError,
     InvalidArgument,
     LaminaError,
     NotFound,
@@ -53,8 +52,6 @@ _DATA = "data"
 _DIRECT = "noatime"
 """Of mounts from cache files, to know them by: EROFS keeps no access times anyway."""
 _NO_ACCESS = Access()
-_WRITING_SECONDS = 60.0
-"""Since the last change of metadata: what is claimed now, is being written."""
 _RELEASE_SECONDS, _LOOK_SECONDS = 1.0, 0.02
 """How long the kernel may take to close the files of what was just unmounted."""
 _SECTOR = 512
@@ -228,15 +225,16 @@ class LazyOverlayDriver(OverlayStackDriver):
 
     def damage(self, exists: Callable[[int], bool]) -> Iterator[Problem]:
         """Yield the lazy layers whose metadata is damaged somewhere else, or what is cached."""
+        from lamina.snapshotters.lazy_checks import cache_problem
+
         yield from self._damaged(exists, deep=True)
-        seen: set[Path] = set()
-        for id in self.ids():
-            if not (exists(id) and self.is_lazy(id)):
-                continue
-            for cache in self._sound_caches(id):
-                if cache not in seen:
-                    seen.add(cache)
-                    yield from self._damaged_cache(id, cache)
+        layers = [id for id in self.ids() if exists(id) and self.is_lazy(id)]
+        # One that several layers have is read once.
+        caches = {cache: id for id in layers for cache in self._sound_caches(id)}
+        for cache, id in caches.items():
+            problem = cache_problem(id, cache, functools.partial(self._empty, id))
+            if problem is not None:
+                yield problem
 
     def _sound_caches(self, id: int) -> tuple[Path, ...]:
         """Return the caches of a layer; none where other checks tell what is wrong with it."""
@@ -244,20 +242,6 @@ class LazyOverlayDriver(OverlayStackDriver):
             return self.caches(id)
         except LaminaError:
             return ()
-
-    def _damaged_cache(self, id: int, cache: Path) -> Iterator[Problem]:
-        from lamina.core.problem import Problem, Repair
-        from lamina.lazy.checking import damaged_bytes
-
-        fix = "remove the images that have this layer with `lamina images rm`, and pull them again"
-        try:
-            count = damaged_bytes(cache)
-        except FormatError as error:
-            yield Problem(str(id), str(error), fix)
-            return
-        if count:
-            repair = Repair("empties it, so that it is fetched anew", lambda: self._empty(id))
-            yield Problem(str(id), f"{count} bytes of {cache / _DATA} are damaged", "", repair)
 
     def _empty(self, id: int) -> None:
         if self._evict(self._layer(id)) is None:
@@ -271,19 +255,13 @@ class LazyOverlayDriver(OverlayStackDriver):
         return problem_of(id, self.image(id), deep=deep)
 
     def _damaged(self, exists: Callable[[int], bool], *, deep: bool) -> Iterator[Problem]:
+        from lamina.snapshotters.lazy_checks import is_written
+
         for id in self.ids():
-            if exists(id) and self._is_written(id):
+            if exists(id) and is_written(self.image(id)):
                 problem = self.problem_of(id, deep=deep)
                 if problem is not None:
                     yield problem
-
-    def _is_written(self, id: int) -> bool:
-        """Tell whether there is metadata, and nobody seems to be at it."""
-        try:
-            age = time.time() - self.image(id).stat().st_mtime
-        except FileNotFoundError:
-            return False
-        return age > _WRITING_SECONDS
 
     def info_labels(self, id: int) -> Mapping[str, str]:
         """Return why a layer is not lazy."""

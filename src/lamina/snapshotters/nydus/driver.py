@@ -55,7 +55,6 @@ _BOOTSTRAP = "layer.boot"
 _POINT = "mnt"
 _SECTOR = 512
 """Bytes of `st_blocks`."""
-_FIX = "remove the images that have this layer with `lamina images rm`, and pull them again"
 
 
 class NydusDriver(LazyOverlayDriver):
@@ -203,18 +202,21 @@ class NydusDriver(LazyOverlayDriver):
 
     def problem_of(self, id: int, *, deep: bool) -> Problem | None:
         """Look into what is mounted for a layer, and for its caches; None where all is sound."""
+        from lamina.snapshotters.erofs_check import PULL_AGAIN
         from lamina.snapshotters.nydus.check import fault_of
 
         try:
             lost = [cache for cache in self.caches(id) if not cache.is_dir()]
         except DataLoss as error:
-            return Problem(str(id), str(error), _FIX)
+            return Problem(str(id), str(error), PULL_AGAIN)
         if lost:
-            return Problem(str(id), f"the cache {lost[0]} is gone", _FIX)
+            return Problem(str(id), f"the cache {lost[0]} is gone", PULL_AGAIN)
         fault = fault_of(self.image(id), deep=deep)
         if fault is None:  # it is an image of Lamina's own
             return super().problem_of(id, deep=deep)
-        return Problem(str(id), f"{self.image(id)} is damaged: {fault}", _FIX) if fault else None
+        return (
+            Problem(str(id), f"{self.image(id)} is damaged: {fault}", PULL_AGAIN) if fault else None
+        )
 
     # What that is made of
 
