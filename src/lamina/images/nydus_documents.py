@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
@@ -12,16 +11,15 @@ from typing import BinaryIO
 import msgspec
 
 from lamina.core.digest import Digest
-from lamina.errors import ResourceExhausted
 from lamina.formats.compression import Compression, compressor
 from lamina.formats.rafs.annotations import BOOTSTRAP_PATH
 from lamina.formats.tar import END_OF_ARCHIVE, Entry, Type, header, padding
+from lamina.formats.temporary import spooling
 from lamina.images.manifest import History
 from lamina.images.tree import PlatformImage
 
 _CREATED_BY = "lamina images convert"
 _STEP = 1 << 20
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def write_bootstrap_layer(
@@ -38,17 +36,9 @@ def write_bootstrap_layer(
         ResourceExhausted: the disk is full.
     """
     with tempfile.TemporaryFile(dir=temporary) as file:
-        try:
+        with spooling("the bootstrap", temporary):
             make(file)
             file.flush()
-        except OSError as error:
-            if error.errno not in _FULL:
-                raise
-            raise ResourceExhausted(
-                "write the bootstrap to a temporary file below",
-                temporary,
-                hint=f"{error.strerror}: free some space on its disk",
-            ) from error
         size = file.tell()
         file.seek(0)
         layer = _PackedTar(write)

@@ -7,7 +7,6 @@ with zeros, since chunks are runs of plain bytes.
 
 from __future__ import annotations
 
-import errno
 import os
 import tempfile
 from bisect import bisect_right
@@ -25,11 +24,11 @@ from lamina.formats.stream import ChunkStream
 from lamina.formats.tar import BLOCK, Entry, TarReader, Type, header
 from lamina.formats.tar.layer import check_device, check_owner, clean
 from lamina.formats.tar.layout import number, padding
+from lamina.formats.temporary import spooling
 
 RESERVED = frozenset([PREFETCH, NO_PREFETCH, TOC_NAME])
 """Names at the root of the tar that a blob's writer alone makes."""
 _STEP = 1 << 20
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _KNOWN = frozenset(
     [
         Type.REGULAR,
@@ -153,16 +152,8 @@ class Spool:
         return bytes(data)
 
     def _write(self, view: memoryview) -> int:
-        try:
+        with spooling("the layer", self._directory):
             return self._file.write(view) or 0
-        except OSError as error:
-            if error.errno not in _FULL:
-                raise OSError(error.errno, error.strerror, self._directory) from error
-            raise ResourceExhausted(
-                "write the layer to a temporary file below",
-                self._directory,
-                hint=f"{error.strerror}: free some space on its disk",
-            ) from error
 
 
 def read_members(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lamina.core.digest import Digest
-from lamina.errors import ResourceExhausted
 from lamina.formats.erofs.data import DataArea
 from lamina.formats.erofs.tar import Implied, TarTree, tree_from_tar
 from lamina.formats.erofs.tree import BLOCK, HOLE
@@ -28,8 +26,7 @@ from lamina.formats.rafs.writer.layer_files import (
 from lamina.formats.rafs.writer.options import RafsOptions
 from lamina.formats.rafs.writer.tail import FEATURES, tail
 from lamina.formats.stream import ChunkStream
-
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+from lamina.formats.temporary import spooling
 
 
 def write_layer(
@@ -106,7 +103,7 @@ def _read(
     """Return the tree; what its files have is in the spool afterwards."""
     data = DataArea(spool, 0)
     stream = ChunkStream(tar)
-    try:
+    with spooling("the layer", temporary):
         tree = tree_from_tar(
             stream,
             data,
@@ -119,14 +116,6 @@ def _read(
         # What is left of the last block may be a hole that nothing was written behind.
         spool.truncate(data.block * BLOCK)
         spool.flush()
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise ResourceExhausted(
-            "write the layer to a temporary file below",
-            temporary,
-            hint=f"{error.strerror}: free some space on its disk",
-        ) from error
     return tree
 
 
