@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from lamina.config import load
+from lamina.errors import FormatError
 from lamina.formats.estargz.annotations import TOC_DIGEST
 from lamina.formats.estargz.footer import find_toc
 from lamina.formats.estargz.toc import read_toc
@@ -35,7 +36,7 @@ GATES = [
 CHUNK = 64 << 10
 TOC = "stargz.index.json"
 CONFIG = """version = 3
-[plugins."io.containerd.snapshotter.v1.stargz"]
+[plugins."io.containerd.snapshotter.v1.{snapshotter}"]
 gate = "{gate}"
 no_background_fetch = {quiet}
 """
@@ -52,10 +53,18 @@ FILES = [
 ALL = {path: content for files in FILES for path, content in files.items()}
 
 
-def write_config(directory: Path, gate: str, *, quiet: bool = True, more: str = "") -> Path:
-    """Write a configuration and return its path; `more` is further lines about stargz."""
+def write_config(
+    directory: Path,
+    gate: str,
+    *,
+    quiet: bool = True,
+    more: str = "",
+    snapshotter: str = "stargz",
+) -> Path:
+    """Write a configuration and return its path; `more` is further lines about the snapshotter."""
     path = directory / "config.toml"
-    path.write_text(CONFIG.format(gate=gate, quiet=str(quiet).lower()) + more)
+    said = CONFIG.format(snapshotter=snapshotter, gate=gate, quiet=str(quiet).lower())
+    path.write_text(said + more)
     return path
 
 
@@ -74,7 +83,7 @@ def annotated(files: ImageFiles, **changed: str) -> bytes:
     """Return the manifest with the digests of the tables of contents."""
     manifest = json.loads(files.manifest)
     for entry, layer in zip(manifest["layers"], files.layers, strict=True):
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(FormatError):
             entry["annotations"] = {TOC_DIGEST: toc_digest(layer.blob), **changed}
     return json.dumps(manifest).encode()
 
@@ -88,17 +97,24 @@ def files() -> ImageFiles:
 @pytest.fixture
 def open_store(root_dir: Path, tmp_path: Path) -> Iterator[Callable[..., Store]]:
     """Open the store, as often as a test likes; takes what `write_config` takes of a gate."""
+    with opening(root_dir, tmp_path, "stargz") as make:
+        yield make
+
+
+@contextlib.contextmanager
+def opening(root: Path, directory: Path, snapshotter: str) -> Iterator[Callable[..., Store]]:
+    """Close what was opened, and end what it has started; the configuration is in a directory."""
     opened: list[Store] = []
 
     def make(gate: str = "auto", *, quiet: bool = True, more: str = "") -> Store:
-        config = write_config(tmp_path, gate, quiet=quiet, more=more)
-        opened.append(Store(root_dir, config=load(config)))
+        config = write_config(directory, gate, quiet=quiet, more=more, snapshotter=snapshotter)
+        opened.append(Store(root, config=load(config)))
         return opened[-1]
 
     yield make
     for store in opened:
         store.close()
-    end_lazy(root_dir)
+    end_lazy(root)
 
 
 def end_lazy(root: Path) -> None:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from lamina.config import load
 from lamina.core.labels import REMOTE
 from lamina.core.mount import Mount
 from lamina.core.snapshot import Info, Kind
@@ -37,7 +36,7 @@ from tests.archives import Archive
 from tests.faulty_registry import faulty_registry
 from tests.fixtures_containers import Machine, wait_for
 from tests.fixtures_registry import LocalRegistry, running_registry
-from tests.fixtures_stargz import GATES, end_worker
+from tests.fixtures_stargz import GATES, end_worker, opening
 from tests.hard_image import chain, hard_image, layer, load_image, tree
 from tests.images import OCI_LAYER_GZIP, ImageFiles, Layer, digest
 from tests.kernel.test_rafs import seen, without_steering
@@ -59,11 +58,6 @@ from tests.rafs_zran import make_zran
 pytest_plugins = ["tests.fixtures_registry"]
 pytestmark = [pytest.mark.root, pytest.mark.overlay, pytest.mark.erofs, pytest.mark.registry]
 
-CONFIG = """version = 3
-[plugins."io.containerd.snapshotter.v1.nydus"]
-gate = "{gate}"
-no_background_fetch = {quiet}
-"""
 FILES = {
     "a": b"first",
     "big": noise(700_000, b"1"),
@@ -77,19 +71,8 @@ Open = Callable[..., Store]
 
 @pytest.fixture
 def open_store(root_dir: Path, tmp_path: Path) -> Iterator[Open]:
-    opened: list[Store] = []
-
-    def make(gate: str = "auto", *, quiet: bool = True, more: str = "") -> Store:
-        config = tmp_path / "config.toml"
-        config.write_text(CONFIG.format(gate=gate, quiet=str(quiet).lower()) + more)
-        opened.append(Store(root_dir, config=load(config)))
-        return opened[-1]
-
-    yield make
-    for store in opened:
-        store.close()
-    unmount_recursive(root_dir)
-    end_worker(root_dir)
+    with opening(root_dir, tmp_path, "nydus") as make:
+        yield make
 
 
 def made(version: int, **options: int) -> ImageFiles:
