@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from lamina.errors import DataLoss, LaminaError
 from lamina.formats.rafs.zran import ZranContext
+from lamina.images.reference import parse
 from lamina.lazy.layer import TABLE, LayerFile, create_layer, read_layer
 from lamina.lazy.sources.description import RegistryDescription
 from lamina.lazy.table import Header, UnitTable
@@ -159,9 +160,7 @@ def _covers(cache: Path, plan: BlobPlan) -> bool:
 
 def _identity(source: RegistryDescription) -> tuple[str, str]:
     """Return the repository of a blob, and the blob."""
-    repository = source.reference.rpartition("@")[0] or source.reference
-    host, _, path = repository.rpartition("/")
-    return f"{host}/{path.partition(':')[0]}", source.digest
+    return parse(source.reference).name, source.digest
 
 
 def _name(plan: BlobPlan, table: bytes) -> str:
