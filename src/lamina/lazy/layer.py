@@ -21,11 +21,11 @@ from lamina.lazy.sources.description import SourceDescription
 from lamina.lazy.table import Header, UnitColumns, UnitTable
 from lamina.lazy.trace import TRACE
 from lamina.lazy.unit import Unit
-from lamina.linux.file_lock import is_locked, try_lock
+from lamina.linux.file_lock import try_lock
 
 LAYER, TABLE, MAP, DATA, LOCK = "layer.json", "table", "map", "data", "lock"
 _VERSION = 1
-NEW_PREFIX = "new-"
+_NEW_PREFIX = "new-"
 _NASCENT_LOCK = "lock.new"
 _HOLDER = b"%-15d\n"
 """Always of one length, so that a full disk has room for it."""
@@ -91,18 +91,6 @@ class LayerLock:
             raise NotFound("open lazy layer", directory)  # removed while it was being opened
 
 
-def is_open(directory: Path) -> bool:
-    """Tell whether a process has a layer open."""
-    try:
-        fd = os.open(directory / LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return False
-    try:
-        return is_locked(fd)
-    finally:
-        os.close(fd)
-
-
 def create_layer(
     directory: Path, layer: LayerFile, header: Header, units: Iterable[Unit] | UnitColumns
 ) -> None:
@@ -117,7 +105,7 @@ def create_layer(
     """
     if directory.exists():
         raise AlreadyExists("create lazy layer", directory)
-    new = directory.with_name(f"{NEW_PREFIX}{os.urandom(8).hex()}")
+    new = directory.with_name(f"{_NEW_PREFIX}{os.urandom(8).hex()}")
     new.mkdir(mode=0o700)
     try:
         lock = LayerLock.create(new)
