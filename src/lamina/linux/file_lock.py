@@ -25,14 +25,3 @@ def try_lock(fd: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def is_locked(fd: int) -> bool:
-    """Tell whether another open file has the lock.
-
-    Raises:
-        OSError: EBADF; EINVAL on Linux < 3.15.
-    """
-    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked)
-    return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
