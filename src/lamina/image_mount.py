@@ -87,6 +87,7 @@ def unmount_image(
     unmount_topmost(target)
     if remove:
         engine.remove(key)
+        store.collect()  # layers of an image that was removed meanwhile
 
 
 def _require_snapshot(engine: Snapshotter, key: str) -> None:

@@ -347,7 +347,7 @@ class LazyImages:
         return found
 
     def _elsewhere(self, ref: str) -> FailedPrecondition:
-        hint = f"pull it with --snapshotter {self._name}"
+        hint = f"pull it with --snapshotter {self._name}, or name the one that has it"
         return FailedPrecondition(f"image is not in {self._name}:", ref, hint=hint)
 
     def _names(self) -> dict[str, tuple[str, ...]]:

@@ -207,6 +207,7 @@ def test_mount_and_unmount(command: Command, faulty: FaultyRegistry, tmp_path: P
     command.run("images", "rm", ref)
     assert len(command.json("snapshots", "ls", "--json")) == 4
     command.run("images", "unmount", "--rm", target)
+    assert command.json("snapshots", "ls", "--json") == []
     command.run("snapshots", "cleanup")
     command.assert_sound()
 

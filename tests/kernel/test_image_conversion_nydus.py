@@ -230,6 +230,9 @@ def test_data_stays_in_the_layers_of_the_source(store: Store, tmp_path: Path) ->
     }
     with pytest.raises(InvalidArgument, match="its blobs have to be where"):
         store.convert(NAME, TARGET, options=options)
+    with pytest.raises(InvalidArgument, match="no chunk of it can be read alone"):
+        other = ConvertOptions(nydus=replace(rafs, compressor=Compressor.ZSTD), chunk_dict=target)
+        store.convert(NAME, target, options=other)
     load_image(store, "overlayfs", *hard_image(sparse=False), keep=True)
     with pytest.raises(InvalidArgument, match="it has to be gzip"):
         store.convert(NAME, target, options=options)

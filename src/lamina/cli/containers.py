@@ -73,7 +73,10 @@ def label(app: App, id: str, labels: tuple[str, ...], as_json: bool) -> None:
 @pass_app
 def rm(app: App, ids: tuple[str, ...]) -> None:
     """Remove containers that do not run; one that cannot be does not keep the others."""
-    for_each(ids, containers_of(app).remove)
+    try:
+        for_each(ids, containers_of(app).remove)
+    finally:
+        app.store.collect()  # layers of images that were removed meanwhile
 
 
 def _plain(container: Container) -> dict[str, Any]:

@@ -92,6 +92,9 @@ def read_dictionary(
         found.layers[blob.id] = Descriptor(
             BLOB_MEDIA_TYPE, layer.digest, layer.size, annotations={BLOB: "true"}
         )
+    if bootstrap.blobs and not numbers:
+        hint = "no chunk of it can be read alone: name one made without --oci-ref and batches"
+        raise InvalidArgument(_WHAT, name, hint=hint)
     for inode in inodes(bootstrap.root):
         for _offset, chunk in inode.chunks:
             if chunk.blob in numbers and _is_plain(chunk):
