@@ -193,7 +193,8 @@ class LazyOverlayDriver(OverlayStackDriver):
         deadline = time.monotonic() + _RELEASE_SECONDS
         while image.exists() and _is_open(image):
             if time.monotonic() > deadline:
-                hint = "unmount what stands on it; it is removed with the next cleanup then"
+                where = "here or in another mount namespace (grep its path in /proc/*/mountinfo)"
+                hint = f"unmount it {where}; it is removed with the next cleanup then"
                 raise FailedPrecondition(
                     "remove lazy layer that is still mounted", image, hint=hint
                 )
