@@ -42,7 +42,7 @@ COUNTERS = ("requests", "fetched_bytes", "fills", "wait_seconds", "failures")
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
     made = Daemon(tmp_path)
-    made.config.write_text(CONFIG.format(gate="auto", quiet="true"))
+    made.config.write_text(CONFIG.format(snapshotter="stargz", gate="auto", quiet="true"))
     yield made
     made.close()
     end_lazy(made.root)
