@@ -25,6 +25,8 @@ LAUNCH_LOCK = "launch.lock"
 """Held by who starts a holder, and by a worker that is about to end for good."""
 ANSWER_SECONDS = 30.0
 LINE_BYTES = 1 << 20
+_ATTEMPTS = 3
+"""How many workers are asked, one after the other, that end before they answer."""
 
 _CREDENTIALS = struct.Struct("=iII")
 
@@ -141,15 +143,11 @@ def ask(directory: Path, request: Request, kind: type[AnswerKind]) -> AnswerKind
         LaminaError: what the worker says.
     """
     seconds = ANSWER_SECONDS + (request.seconds if isinstance(request, Wait) else 0)
-    try:
-        with _connected(directory, seconds) as connection:
-            connection.sendall(msgspec.json.encode(request) + b"\n")
-            line = read_line(connection)
-    except TimeoutError as error:
-        raise DeadlineExceeded("ask the lazy worker", directory) from error
-    except OSError as error:
-        raise Unavailable(f"ask the lazy worker: {error.strerror}", directory) from error
-    if not line:
+    for _ in range(_ATTEMPTS):
+        line = _exchange(directory, request, seconds)
+        if line:
+            break
+    else:
         raise Unavailable("ask the lazy worker: it ended before it answered", directory)
     answer = _decode_answer(line)
     if isinstance(answer, Failed):
@@ -157,6 +155,23 @@ def ask(directory: Path, request: Request, kind: type[AnswerKind]) -> AnswerKind
     if not isinstance(answer, kind):
         raise Internal(f"ask the lazy worker: {type(answer).__name__} is no answer", directory)
     return answer
+
+
+def _exchange(directory: Path, request: Request, seconds: float) -> bytes:
+    """Return the line that a worker answers with; b"" when it ended before, killed or upgraded.
+
+    Another may be there by then: each request can be made again.
+    """
+    try:
+        with _connected(directory, seconds) as connection:
+            connection.sendall(msgspec.json.encode(request) + b"\n")
+            return read_line(connection)
+    except TimeoutError as error:
+        raise DeadlineExceeded("ask the lazy worker", directory) from error
+    except (ConnectionResetError, BrokenPipeError):
+        return b""
+    except OSError as error:
+        raise Unavailable(f"ask the lazy worker: {error.strerror}", directory) from error
 
 
 def read_line(connection: socket.socket) -> bytes:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -172,6 +171,8 @@ def _require_blocks(path: Path) -> None:
     disk = os.statvfs(path.parent)
     if disk.f_frsize >= _PAGE or disk.f_bavail * disk.f_frsize >= _SHARED:
         return
+    import tempfile  # most disks have larger blocks
+
     # Only root may have what is left, and not all of that: no number tells.
     with tempfile.TemporaryFile(dir=path.parent) as file:
         try:
