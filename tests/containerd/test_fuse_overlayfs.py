@@ -57,13 +57,13 @@ def test_pull_run_and_remove(
     listed = serve.snapshots("fuse-overlayfs")
     assert [each["Kind"] for each in listed] == ["Committed"] * 3
     script = "mount | grep ' / '; ls /etc /etc/hidden; echo new > /etc/passwd; rm /etc/top"
-    said = containerd.ctr("run", "--rm", *OPTION, reference, container_id, "sh", "-c", script)
+    said = containerd.printed("run", "--rm", *OPTION, reference, container_id, "sh", "-c", script)
     assert said.startswith("fuse-overlayfs on / type fuse.fuse-overlayfs (rw,")
     words = said.split()
     assert {"hidden", "y", "top"} <= set(words)
     assert not {"deleted", "x"} & set(words)
     run = ("run", "--rm", *OPTION, reference, container_id)
-    assert containerd.ctr(*run, "cat", "/etc/top") == "top", "the layers are as they were"
+    assert containerd.printed(*run, "cat", "/etc/top") == "top", "the layers are as they were"
     containerd.ctr("images", "rm", "--sync", reference)
     wait_for(lambda: serve.snapshots("fuse-overlayfs") == [], seconds=GC_SECONDS)
     storage = serve.root / "io.containerd.snapshotter.v1.fuse-overlayfs/snapshots"

@@ -135,7 +135,7 @@ def test_cri(
         assert_lazy(serve, registry)
         option = ("-n", "k8s.io")
         run = ("run", "--rm", "--snapshotter", "lamina-nydus", REFERENCE, container_id)
-        assert daemon.ctr(*option, *run, "/box/busybox", "echo", "hello") == "hello\n"
+        assert daemon.printed(*option, *run, "/box/busybox", "echo", "hello") == "hello\n"
         for name in daemon.ctr(*option, "images", "ls", "-q").split():
             daemon.ctr(*option, "images", "rm", "--sync", name)
         assert_all_gone(serve)

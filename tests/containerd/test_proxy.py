@@ -97,7 +97,8 @@ class Client:
 
     def run(self, reference: str, *command: str) -> str:
         """Run a command in a throw-away container; return what it prints."""
-        return self.daemon.ctr("run", "--rm", *self.option, reference, f"{self._id}-run", *command)
+        arguments = ("run", "--rm", *self.option, reference, f"{self._id}-run", *command)
+        return self.daemon.printed(*arguments)
 
     def start(self, reference: str, *command: str) -> str:
         """Start a container that goes on; return its id."""

@@ -219,7 +219,7 @@ def test_cri(node: Node, tmp_path: Path, container_id: str, imagefs_program: Pat
         node.assert_lazy()
         option = ("-n", "k8s.io")
         run = ("run", "--rm", "--snapshotter", "lamina-stargz", node.reference, container_id)
-        said = daemon.ctr(*option, *run, "/box/busybox", "cat", "/links/c")
+        said = daemon.printed(*option, *run, "/box/busybox", "cat", "/links/c")
         assert said == "LINKED"
         for name in daemon.ctr(*option, "images", "ls", "-q").split():
             daemon.ctr(*option, "images", "rm", "--sync", name)
