@@ -111,12 +111,12 @@ class Node:
 
     def assert_lazy(self) -> None:
         """Check that nobody has fetched a layer, and that Lamina serves them all."""
+        infos = self.infos()
+        assert [REMOTE in info["Labels"] for info in infos] == [True] * len(self.layers), infos
         requests = self.requests()
         assert {request.digest for request in requests} == self.layers.keys()
         assert all(request.agent.startswith("lamina/") for request in requests), requests
         assert sum(request.sent for request in requests) < sum(self.layers.values()) / 4
-        infos = self.infos()
-        assert [REMOTE in info["Labels"] for info in infos] == [True] * len(self.layers), infos
 
     def infos(self) -> list[dict[str, dict[str, str]]]:
         """Return what Lamina knows of each snapshot."""
