@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -146,7 +145,6 @@ def plugins(root: Path, config: Config, *, capabilities: bool = True) -> list[Pl
 
     Each is tried in a temporary directory on the filesystem where it would keep its data, so that
     nothing is left behind and nothing there is touched. What several of them need is tried once.
-    They are tried at the same time, since most of it is waiting for the kernel to unmount.
 
     Args:
         root: Lamina's root directory.
@@ -154,28 +152,8 @@ def plugins(root: Path, config: Config, *, capabilities: bool = True) -> list[Pl
         capabilities: tell these too, which drivers have to be imported for.
     """
     attempt = _loaded if capabilities else _checked
-    names = known()
-    found: dict[str, PluginStatus | BaseException] = {}
-
-    def look(name: str) -> None:
-        try:
-            found[name] = _status(name, root, config, attempt)
-        except BaseException as error:  # a broken plugin's: whoever asked is to see it
-            found[name] = error
-
     with shared():
-        threads = [threading.Thread(target=look, args=(name,)) for name in names]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    return [_or_raise(found[name]) for name in names]
-
-
-def _or_raise(status: PluginStatus | BaseException) -> PluginStatus:
-    if isinstance(status, BaseException):
-        raise status
-    return status
+        return [_status(name, root, config, attempt) for name in known()]
 
 
 def _status(name: str, root: Path, config: Config, attempt: _Attempt) -> PluginStatus:

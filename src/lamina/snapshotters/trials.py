@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,19 +10,8 @@ from pathlib import Path
 Probe = Callable[[Path], str | None]
 """Does something in an empty directory and takes it back; None where it works, else why not."""
 
-
-class _Trial:
-    """One that is made by the first who asks, while others who ask wait for it."""
-
-    __slots__ = ("lock", "made", "reason")
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.made = False
-        self.reason: str | None = None
-
-
-_shared: list[dict[Hashable, _Trial]] = []
+_Results = dict[Hashable, str | None]
+_shared: list[_Results] = []
 
 
 @contextmanager
@@ -49,12 +37,11 @@ def tried(probe: Probe, directory: Path) -> str | None:
     """
     if not _shared:
         return probe(directory)
-    trial = _shared[-1].setdefault((probe, *_nature(directory)), _Trial())
-    with trial.lock:
-        if not trial.made:
-            trial.reason = probe(directory)
-            trial.made = True
-        return trial.reason
+    results = _shared[-1]
+    key = (probe, *_nature(directory))
+    if key not in results:
+        results[key] = probe(directory)
+    return results[key]
 
 
 def _nature(directory: Path) -> tuple[int, int, int]:
