@@ -44,7 +44,9 @@ def peak_memory(argv: Sequence[str]) -> int:
 def resident_bytes(pid: int) -> int:
     """Return the resident set of a process, in bytes."""
     status = Path(f"/proc/{pid}/status").read_text()
-    return int(re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)[1]) * 1024  # type: ignore[index]
+    found = re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)
+    assert found is not None, status
+    return int(found[1]) * 1024
 
 
 def drop_caches() -> None:

@@ -127,7 +127,7 @@ class LazyOverlayDriver(OverlayStackDriver):
         return tuple(cache for cache in self.devices(id) if cache is not None)
 
     def empty_device(self) -> Path:
-        """Return the file for a device without data."""
+        """Return the file for a device without data; of drivers alone whose `devices` has None."""
         raise NotImplementedError
 
     def mounting(self) -> AbstractContextManager[None]:
