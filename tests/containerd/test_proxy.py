@@ -196,10 +196,11 @@ def test_fork_through_containerd(client: Client, serve: Serve, snapshotter: str)
     """A client of containerd forks with the label, which containerd passes on."""
     with Channel(client.daemon.address) as channel:
         remote = RemoteSnapshotter(channel, f"lamina-{snapshotter}", namespace="default")
-        remote.prepare("old")
+        # Without it, a collection of garbage that an earlier test has begun may take the snapshot.
+        kept = {GC_ROOT: "2026-01-01T00:00:00Z"}
+        remote.prepare("old", labels=kept)
         with temp_mount(remote.mounts("old"), dir=serve.root) as root:
             (root / "below").write_text("b")
-        kept = {GC_ROOT: "2026-01-01T00:00:00Z"}
         remote.commit("base", "old", labels=kept)
         with temp_mount(remote.prepare("source", "base", labels=kept), dir=serve.root) as root:
             (root / "file").write_text("one")
