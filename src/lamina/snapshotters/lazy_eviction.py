@@ -19,7 +19,6 @@ from lamina.core.driver import Shrunk
 from lamina.errors import FailedPrecondition
 from lamina.lazy.emptying import allocated, empty
 from lamina.lazy.layer import DATA, LOCK
-from lamina.linux.file_lease import is_open_elsewhere
 from lamina.snapshotters.lower_mounts import locked, unmount_all
 
 log = logging.getLogger(__name__)
@@ -34,13 +33,13 @@ class LazyLayer(NamedTuple):
     Attributes:
         id: of its snapshot.
         point: where it is mounted.
-        image: its metadata.
+        is_open: whether something has it mounted, in whichever namespace.
         caches: its data.
     """
 
     id: int
     point: Path
-    image: Path
+    is_open: Callable[[], bool]
     caches: tuple[Path, ...]
 
 
@@ -93,7 +92,7 @@ def evict(
         except FailedPrecondition:
             return None  # somebody is in it
         # In another namespace, or below an overlay whose snapshot is gone.
-        if is_open_elsewhere(layer.image):
+        if layer.is_open():
             return None
         freed = [_empty(cache, let_go) for cache in layer.caches]
     emptied = [size for size in freed if size is not None]
@@ -132,7 +131,7 @@ def shrink(
             if gone is not None:
                 left, freed = left - gone, freed + gone
                 emptied.append(layer.id)
-                log.info("emptied what a layer has cached", extra={"path": str(layer.image)})
+                log.info("emptied what a layer has cached", extra={"path": str(layer.point)})
     return Shrunk(tuple(emptied), freed, left)
 
 

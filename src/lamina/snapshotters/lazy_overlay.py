@@ -25,14 +25,7 @@ from lamina.core.driver import Ability, LazyFiles, Refused, Shrunk, Snapshot
 from lamina.core.labels import UNPACKED
 from lamina.core.mount import Mount
 from lamina.core.snapshot import EMPTY_LABELS, Usage
-from lamina.errors import (
-    DataLoss,
-    FailedPrecondition,
-    InvalidArgument,
-    LaminaError,
-    NotFound,
-)
-from lamina.snapshotters.erofs_support import EROFS_FILES
+from lamina.errors import DataLoss, FailedPrecondition, LaminaError, NotFound
 from lamina.snapshotters.lazy_access import Access
 from lamina.snapshotters.lower_mounts import is_mounted, mount_in_turn, mount_once, unmount_all
 from lamina.snapshotters.overlay_stack import OverlayStackDriver
@@ -50,7 +43,7 @@ REASON_LABEL = UNPACKED
 GATE_LABEL = "containerd.io/snapshot/lamina.gate"
 _DATA = "data"
 _DIRECT = "noatime"
-"""Of mounts from cache files, to know them by: EROFS keeps no access times anyway."""
+"""Of mounts from cache files, to know them by: read-only ones keep no access times anyway."""
 _NO_ACCESS = Access()
 _RELEASE_SECONDS, _LOOK_SECONDS = 1.0, 0.02
 """How long the kernel may take to close the files of what was just unmounted."""
@@ -146,6 +139,28 @@ class LazyOverlayDriver(OverlayStackDriver):
         """Return the lazy layers that have to be mounted for a snapshot with these parents."""
         return [id for id in parents if self.is_lazy(id)]
 
+    def is_open(self, id: int) -> bool:
+        """Tell whether something has a lazy layer mounted, in whichever namespace.
+
+        Raises:
+            OSError: EINVAL where the filesystem cannot tell.
+        """
+        from lamina.linux.file_lease import is_open_elsewhere
+
+        return is_open_elsewhere(self.image(id))
+
+    def mount_layer(self, id: int, devices: Sequence[Path], *options: str) -> None:
+        """Mount a lazy layer, over what is at its point.
+
+        Args:
+            id: the layer.
+            devices: a file for each of `devices`.
+            options: of the mount.
+        """
+        from lamina.snapshotters.erofs_layer import mount_erofs
+
+        mount_erofs(self.image(id), self.point(id), devices, *options)
+
     # What the engine asks for
 
     def create(self, snapshot: Snapshot) -> None:
@@ -191,7 +206,7 @@ class LazyOverlayDriver(OverlayStackDriver):
         """Return if nothing has a lazy layer mounted, in whichever namespace, alone or below."""
         image = self.image(id)
         deadline = time.monotonic() + _RELEASE_SECONDS
-        while image.exists() and _is_open(image):
+        while image.exists() and self._seems_open(id):
             if time.monotonic() > deadline:
                 where = "here or in another mount namespace (grep its path in /proc/*/mountinfo)"
                 hint = f"unmount it {where}; it is removed with the next cleanup then"
@@ -199,6 +214,14 @@ class LazyOverlayDriver(OverlayStackDriver):
                     "remove lazy layer that is still mounted", image, hint=hint
                 )
             time.sleep(_LOOK_SECONDS)
+
+    def _seems_open(self, id: int) -> bool:
+        try:
+            return self.is_open(id)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return False
 
     def let_go(self, id: int) -> None:
         """Have the caches of a lazy layer, which is not mounted, served no more."""
@@ -325,7 +348,8 @@ class LazyOverlayDriver(OverlayStackDriver):
     def _layer(self, id: int) -> LazyLayer:
         from lamina.snapshotters.lazy_eviction import LazyLayer
 
-        return LazyLayer(id, self.point(id), self.image(id), self.caches(id))
+        is_open = functools.partial(self.is_open, id)
+        return LazyLayer(id, self.point(id), is_open, self.caches(id))
 
     def _lazy_layers(self) -> list[LazyLayer]:
         return [self._layer(id) for id in self.ids() if self.is_lazy(id)]
@@ -369,7 +393,7 @@ class LazyOverlayDriver(OverlayStackDriver):
             return
         with self.mounting(), locked(point):
             if is_older(point, served):
-                self._mount_erofs(id, self._devices(id))
+                self._mount_at(id, self._devices(id))
                 log.warning("mounted a lazy layer anew, as all who served it were killed: "
                             "containers of before can read no more of it, later ones can",
                             extra={"path": str(self.of(id))})  # fmt: skip
@@ -387,7 +411,7 @@ class LazyOverlayDriver(OverlayStackDriver):
         with self.mounting(), locked(self.point(id)):
             # It may have been emptied since.
             if not has_option(self.point(id), _DIRECT) and self._needs_no_gate(id):
-                self._mount_erofs(id, [self._data(cache) for cache in self.devices(id)])
+                self._mount_at(id, [self._data(cache) for cache in self.devices(id)])
             self._direct.add(id)
 
     def _needs_no_gate(self, id: int) -> bool:
@@ -407,7 +431,7 @@ class LazyOverlayDriver(OverlayStackDriver):
                 raise DataLoss("mount lazy layer", cache, hint=hint)
         devices = self._devices(id)
         self._direct.discard(id)  # of one that was emptied since
-        self._mount_erofs(id, devices)
+        self._mount_at(id, devices)
         for cache in caches:
             self._fetch(cache)
 
@@ -424,19 +448,9 @@ class LazyOverlayDriver(OverlayStackDriver):
         """Return the file that has all of a device."""
         return self.empty_device() if cache is None else cache / _DATA
 
-    def _mount_erofs(self, id: int, devices: Sequence[Path]) -> None:
-        from lamina.mount import mount_all
-
-        options = ["ro", *(f"device={device}" for device in devices)]
-        if devices and devices == [self._data(cache) for cache in self.devices(id)]:
-            options.append(_DIRECT)
-        try:
-            mount_all([Mount("erofs", str(self.image(id)), options=tuple(options))], self.point(id))
-        except InvalidArgument as error:
-            if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ENOTBLK:
-                what = "mount an EROFS image without a loop device, where it is:"
-                raise FailedPrecondition(what, self.image(id), hint=EROFS_FILES.fix) from error
-            raise
+    def _mount_at(self, id: int, devices: Sequence[Path]) -> None:
+        direct = devices and devices == [self._data(cache) for cache in self.devices(id)]
+        self.mount_layer(id, devices, *([_DIRECT] if direct else []))
 
     def _fetch(self, cache: Path) -> None:
         """Have fetched in the background what the configuration says; nobody waits for it."""
@@ -469,15 +483,3 @@ class LazyOverlayDriver(OverlayStackDriver):
 
 def _has_data(cache: Path) -> bool:
     return bool((cache / _DATA).stat().st_size)
-
-
-def _is_open(image: Path) -> bool:
-    """Tell whether an image is mounted; no where the filesystem cannot tell."""
-    from lamina.linux.file_lease import is_open_elsewhere
-
-    try:
-        return is_open_elsewhere(image)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        return False

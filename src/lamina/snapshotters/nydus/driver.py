@@ -301,9 +301,7 @@ class NydusDriver(LazyOverlayDriver):
             return super()._evict(layer._replace(caches=free))
 
     def _is_held(self, layer: LazyLayer) -> bool:
-        from lamina.linux.file_lease import is_open_elsewhere
-
-        return self.is_used(layer.id) or is_mounted(layer.point) or is_open_elsewhere(layer.image)
+        return self.is_used(layer.id) or is_mounted(layer.point) or layer.is_open()
 
     def _blobs_below(self, parents: tuple[int, ...]) -> list[Origin]:
         """Return where the blobs are on which a bootstrap stands.
