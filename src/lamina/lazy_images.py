@@ -146,8 +146,8 @@ class LazyImages:
         try:
             for layer, files in self._lazy(ref):
                 found.append(LazyView(layer, LayerView(files.cache), [], files))
-                placed = placed_files(files.image, files.device)
-                found[-1].placed.extend(placed)
+                if files.image is not None:
+                    found[-1].placed.extend(placed_files(files.image, files.device))
             yield found
         finally:
             for look in found:
@@ -200,7 +200,7 @@ class LazyImages:
         matched: set[int] = set()
         wanted: dict[_Part, list[int]] = {}
         with self.views(ref) as views:
-            seen: dict[str, Path] = {}
+            seen: dict[str, Path | None] = {}
             for look in reversed(views):
                 # One image may have parts of a file on several devices.
                 image = look.files.image

@@ -287,12 +287,12 @@ class LazyFiles(NamedTuple):
     """Where a lazy layer, or the part of it that one blob has, is.
 
     Attributes:
-        image: its metadata, an EROFS image.
+        image: its metadata, an EROFS image; None where names are on the device itself.
         cache: directory of its cache, which `lamina.lazy` knows.
         device: number of the image's device that is the cache file.
     """
 
-    image: Path
+    image: Path | None
     cache: Path
     device: int = 1
 

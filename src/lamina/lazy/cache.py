@@ -79,6 +79,7 @@ class LayerCache:
         workers: Workers | None = None,
         quiet: Quiet | None = None,
         decoder: Decoder = decode_alone,
+        counts_fetched: bool = True,
     ) -> None:
         """Open the layer in `directory`; `close` closes it.
 
@@ -89,6 +90,8 @@ class LayerCache:
             workers: threads to share with other caches; stay the caller's.
             quiet: to share with other caches: their readers come first, too.
             decoder: decodes units, where some need more than their own bytes.
+            counts_fetched: count each read of the source as a request of as many bytes; or else the
+                source adds to `counters` itself.
 
         Raises:
             NotFound: there is no such layer.
@@ -118,6 +121,7 @@ class LayerCache:
             self._policy,
             self.counters,
             decoder,
+            counts_fetched=counts_fetched,
         )
         self._ahead = ReadAhead(self._table, self._policy)
         self._workers = workers or Workers(self._policy.workers)

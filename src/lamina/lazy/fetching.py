@@ -78,6 +78,7 @@ class Fetcher:
     Args:
         fd: the cache file, opened for reading and writing before anything marks it.
         decoder: decodes units.
+        counts_fetched: as `LayerCache` has it.
     """
 
     def __init__(
@@ -90,6 +91,8 @@ class Fetcher:
         policy: FillPolicy,
         counters: Counters,
         decoder: Decoder = decode_alone,
+        *,
+        counts_fetched: bool = True,
     ) -> None:
         self._table = table
         self._map = units
@@ -99,6 +102,7 @@ class Fetcher:
         self._policy = policy
         self._counters = counters
         self._decoder = decoder
+        self._counts = counts_fetched
 
     def carry_out(self, fill: Fill) -> None:
         """Bring a request's units into the cache, or say why they did not come; raises nothing."""
@@ -142,7 +146,8 @@ class Fetcher:
         start = self._table.source_range(wanted[0])[0]
         stop = self._table.source_range(wanted[-1])[1]
         data = memoryview(self._source.read_at(start, stop - start))
-        self._counters.add(requests=1, fetched_bytes=len(data))
+        if self._counts:
+            self._counters.add(requests=1, fetched_bytes=len(data))
         for number in wanted:
             first, end = self._table.source_range(number)
             self._store(fill, number, data[first - start : end - start])

@@ -124,6 +124,22 @@ def shared(file: str | os.PathLike[str]) -> Iterator[LoopDevice | None]:
             os.close(device.fd)
 
 
+def is_bound(file: str | os.PathLike[str]) -> bool:
+    """Tell whether a file is bound to a device.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    backing = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        device = _bound(backing, os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(backing)
+    if device is not None:
+        os.close(device.fd)
+    return device is not None
+
+
 def take_over_size(device: LoopDevice) -> None:
     """Make an attached device as large as its file has become."""
     fcntl.ioctl(device.fd, LOOP_SET_CAPACITY, 0)

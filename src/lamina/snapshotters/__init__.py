@@ -21,6 +21,7 @@ DRIVERS = {
     "fuse-overlayfs": "lamina.snapshotters.fuse_overlayfs.plugin:PLUGIN",
     "native": "lamina.snapshotters.native.plugin:PLUGIN",
     "nydus": "lamina.snapshotters.nydus.plugin:PLUGIN",
+    "overlaybd": "lamina.snapshotters.overlaybd.plugin:PLUGIN",
     "overlayfs": "lamina.snapshotters.overlayfs.plugin:PLUGIN",
     "stargz": "lamina.snapshotters.stargz.plugin:PLUGIN",
     "zfs": "lamina.snapshotters.zfs.plugin:PLUGIN",

@@ -289,7 +289,7 @@ class Engine(Snapshotter):
             LaminaError: a layer cannot be emptied.
         """
         if not isinstance(self._driver, Evicting):
-            hint = "only stargz and nydus fetch layers that they can let go of"
+            hint = "only stargz, nydus and overlaybd fetch layers that they can let go of"
             raise NotImplementedHere("shrink the caches of", self.name, hint=hint)
         with _translated("shrink the caches of", self.name):
             return self._driver.shrink(to)

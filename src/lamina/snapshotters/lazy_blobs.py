@@ -19,7 +19,7 @@ from lamina.lazy.cache import LayerCache
 from lamina.lazy.codecs import Decoder, decode_alone
 from lamina.lazy.policy import FillPolicy
 from lamina.lazy.quiet import quiet_of_process
-from lamina.lazy.sources.description import RegistryDescription, SourceDescription
+from lamina.lazy.sources.description import Opener, RegistryDescription, SourceDescription
 from lamina.lazy.workers import Workers
 from lamina.snapshotters.lazy_access import Access, read_access
 
@@ -30,12 +30,27 @@ _LOGIN_HINT = "name a docker config.json that has a login as docker_config of th
 
 def open_layer(directory: Path, decoder: Decoder = decode_alone) -> LayerCache:
     """Open the cache in a directory that has an `Access` beside it; see `LayerCache`."""
-    access = read_access(directory.parent)
-    policy = FillPolicy(fill_seconds=access.fetching_seconds)
-    opener = functools.partial(open_source, access)
-    quiet = quiet_of_process()
+    opener = functools.partial(open_source, read_access(directory.parent))
+    return open_cache(directory, opener, decoder)
+
+
+def open_cache(
+    directory: Path,
+    opener: Opener,
+    decoder: Decoder = decode_alone,
+    *,
+    counts_fetched: bool = True,
+) -> LayerCache:
+    """Open the cache in a directory that has an `Access` beside it, by any source."""
+    policy = FillPolicy(fill_seconds=read_access(directory.parent).fetching_seconds)
     return LayerCache(
-        directory, opener, policy=policy, workers=_workers(), quiet=quiet, decoder=decoder
+        directory,
+        opener,
+        policy=policy,
+        workers=_workers(),
+        quiet=quiet_of_process(),
+        decoder=decoder,
+        counts_fetched=counts_fetched,
     )
 
 

@@ -24,7 +24,10 @@ from lamina.snapshotters.lower_mounts import locked, unmount_all
 log = logging.getLogger(__name__)
 
 COMPLETES = "completes"
-"""A mark beside a cache that is filled in the background, so that all of it counts."""
+"""A mark beside a cache that is filled in the background, so that all of it counts.
+
+It has the bytes that will be, in decimal digits, where the data file has holes that stay.
+"""
 
 
 class LazyLayer(NamedTuple):
@@ -56,11 +59,22 @@ def expected(layers: Iterable[LazyLayer]) -> int:
     return sum(map(_expected, _caches(layers)))
 
 
+def expect_all(cache: Path, size: int) -> None:
+    """Note that all of a cache is fetched in the background, which is so many bytes.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    (cache / COMPLETES).write_text(str(size))
+
+
 def _expected(cache: Path) -> int:
     taken = allocated(cache)
-    if not (cache / COMPLETES).exists():
+    try:
+        size = (cache / COMPLETES).read_text()
+    except FileNotFoundError:
         return taken
-    return max(taken, (cache / DATA).stat().st_size)
+    return max(taken, int(size) if size.isdecimal() else (cache / DATA).stat().st_size)
 
 
 def _caches(layers: Iterable[LazyLayer]) -> set[Path]:

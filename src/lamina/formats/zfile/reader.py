@@ -33,13 +33,19 @@ _TABLE_PIECE = 1 << 20
 class ZFile:
     """A source of the uncompressed bytes; what is read is verified by the CRCs, if there are any.
 
-    Whoever keeps stored bytes elsewhere asks `stored` where blocks are, and has `decode` make
-    uncompressed bytes of them.
+    Whoever reads several places at once asks `stored` where blocks are in `stored_source`, and has
+    `decode` make uncompressed bytes of them.
+
+    Attributes:
+        stored_source: the file itself.
+        algorithm: how blocks are compressed.
+        block_size: bytes of an uncompressed block.
+        size: bytes of the uncompressed file.
     """
 
     def __init__(self, source: RangeSource, record: Record, lengths: array[int]) -> None:
         """Use `read_zfile`."""
-        self._source = source
+        self.stored_source = source
         self._lengths = lengths
         ends = accumulate(lengths, initial=SLOT)
         self._starts = array("Q", islice(ends, 0, None, _GROUP))
@@ -76,7 +82,7 @@ class ZFile:
         while block <= last:
             stop = self._batch(block, last)
             start, stored = self.stored(block, stop)
-            parts.append(self.decode(block, stop, self._source.read_at(start, stored)))
+            parts.append(self.decode(block, stop, self.stored_source.read_at(start, stored)))
             block = stop
         skipped = offset - first * self.block_size
         data = parts[0] if len(parts) == 1 else b"".join(parts)

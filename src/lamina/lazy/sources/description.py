@@ -31,7 +31,17 @@ class RegistryDescription(msgspec.Struct, frozen=True, tag="registry", tag_field
     media_type: str = "application/octet-stream"
 
 
-SourceDescription = FileDescription | RegistryDescription
+class DeviceDescription(msgspec.Struct, frozen=True, tag="device", tag_field="type"):
+    """Layers that make a device together; whoever opens the cache knows which.
+
+    Attributes:
+        layers: how many.
+    """
+
+    layers: int
+
+
+SourceDescription = FileDescription | RegistryDescription | DeviceDescription
 
 Opener = Callable[[SourceDescription], RangeSource]
 """Opens a source when its first bytes are needed; raises what `read_at` may raise."""

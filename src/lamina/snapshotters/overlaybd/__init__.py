@@ -1,0 +1,1 @@
+"""The overlaybd snapshotter: images whose layers are block devices (overlaybd, TurboOCI)."""

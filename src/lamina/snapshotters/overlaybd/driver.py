@@ -1,0 +1,312 @@
+"""Storage of the overlaybd snapshotter.
+
+    ROOT/snapshots/ID/fs           as overlayfs has it; of a layer of a device, what was unpacked
+    ROOT/snapshots/ID/work         work directory of an Active snapshot
+    ROOT/snapshots/ID/layer.json   of a layer of a device: where it is
+    ROOT/snapshots/ID/kept         of one in a registry: its indexes
+    ROOT/snapshots/ID/device.json  of one on which something stands: what its device is made of
+    ROOT/snapshots/ID/device       the data of that device, as far as it was fetched
+    ROOT/snapshots/ID/mnt          where the device is mounted
+    ROOT/lazy                      the worker that fetches what is read
+
+Layers are claimed, and only their indexes are fetched. A device is made of a layer and those below
+when it is the topmost of its image, or something is to stand on it; all that does shares it.
+A layer that was pulled whole is a file in `fs`, which a device is made of in the same way.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from lamina.core.driver import Claimed, LazyFiles, Refused, Snapshot
+from lamina.core.labels import IMAGE_LAYERS, SNAPSHOT_REF
+from lamina.core.mount import Mount
+from lamina.core.snapshot import Usage
+from lamina.errors import FailedPrecondition, FormatError, LaminaError
+from lamina.snapshotters.directories import make_directory
+from lamina.snapshotters.lazy_access import ACCESS
+from lamina.snapshotters.lazy_overlay import GATE_LABEL, LazyOverlayDriver
+from lamina.snapshotters.lower_mounts import locked
+from lamina.snapshotters.overlaybd import labels as told
+from lamina.snapshotters.overlaybd.notes import (
+    BACKING,
+    DEVICE,
+    LAYER,
+    BackingNote,
+    DeviceNote,
+    LayerNote,
+    read_note,
+    write_note,
+)
+from lamina.snapshotters.tree import remove_tree
+
+if TYPE_CHECKING:
+    from lamina.core.problem import Problem
+    from lamina.lazy.served import GateName
+
+_CACHE = "device"
+_POINT = "mnt"
+_SECTOR = 512
+"""Bytes of `st_blocks`."""
+_NOTES = 4096
+"""Notes of layers that are kept in memory."""
+
+
+class OverlaybdDriver(LazyOverlayDriver):
+    """The overlaybd driver; arguments as for `LazyOverlayDriver`."""
+
+    factory = "lamina.snapshotters.overlaybd.serving:open_device"
+
+    # Where things are
+
+    def image(self, id: int) -> Path:
+        """Return the note of a layer's device."""
+        return self.of(id) / DEVICE
+
+    def devices(self, id: int) -> tuple[Path, ...]:
+        """Return the cache of a layer's device."""
+        return (self.of(id) / _CACHE,) if self.is_lazy(id) else ()
+
+    def lower(self, id: int) -> Path:
+        """Return where a layer's device is mounted; of one that is none, its directory."""
+        note = self._layer_note(id)
+        if note is not None and note.kind == "trace":
+            return self.lower(note.below[-1])
+        return super().lower(id)
+
+    def lower_name(self, id: int) -> str:
+        """Return `mnt` of a layer with a device."""
+        return _POINT if self.is_lazy(id) else "fs"
+
+    def point(self, id: int) -> Path:
+        """Return where the device of a layer is mounted."""
+        return self.of(id) / _POINT
+
+    def stack(self, parents: tuple[int, ...]) -> tuple[int, ...]:
+        """Leave out what is below the topmost layer of a device, and layers without files."""
+        found = []
+        for id in parents:
+            note = self._layer_note(id)
+            if note is None or note.kind != "trace":
+                found.append(id)
+            if note is not None and note.kind != "trace":
+                break
+        return tuple(found)
+
+    def standing(self, parents: tuple[int, ...]) -> list[int]:
+        """Return the topmost layer of a device, if that was made."""
+        return [id for id in self.stack(parents)[-1:] if self.is_lazy(id)]
+
+    def is_open(self, id: int) -> bool:
+        """Tell whether the device of a layer is in use, in whichever namespace."""
+        from lamina.snapshotters.overlaybd.mounting import is_backing
+
+        note = read_note(self.of(id), BACKING, BackingNote)
+        return note is not None and any(map(is_backing, note.paths))
+
+    def mount_layer(self, id: int, devices: Sequence[Path], *options: str) -> None:
+        """Mount what is on a layer's device."""
+        from lamina.snapshotters.overlaybd.mounting import mount_device
+
+        path = str(devices[0])
+        before = read_note(self.of(id), BACKING, BackingNote) or BackingNote()
+        if path not in before.paths:
+            write_note(self.of(id), BACKING, BackingNote((*before.paths, path)))
+        mount_device(path, self.point(id), self._device_note(id).filesystem, *options)
+
+    # What the engine asks for
+
+    def create(self, snapshot: Snapshot) -> None:
+        """Make the directories, after making and mounting the device below.
+
+        Raises:
+            FailedPrecondition: the device cannot be made.
+            LaminaError: one of its layers is damaged, or gone.
+        """
+        if SNAPSHOT_REF not in snapshot.labels:
+            self._require_device(snapshot.parents)
+        super().create(snapshot)
+
+    def mounts(self, snapshot: Snapshot) -> list[Mount]:
+        """Return one bind mount or one overlay; see `LazyOverlayDriver`."""
+        self._require_device(snapshot.parents)
+        return super().mounts(snapshot)
+
+    def claim(self, snapshot: Snapshot) -> Claimed | Refused:
+        """Take a layer whose blob can be read for served, and keep its indexes.
+
+        Raises:
+            LaminaError: it is one, and cannot be had, or is not what it should be.
+        """
+        labels = snapshot.labels
+        if told.is_acceleration(labels):
+            return Refused("it has nothing but a trace of what is read first")
+        if told.target_in(labels) is not None:
+            return Refused("it has the metadata of a TurboOCI layer, whose data is fetched lazily")
+        try:
+            blob = told.blob_in(labels)
+            if blob is None:
+                return self._refuse(snapshot.id, "it is no overlaybd layer")
+            if not blob.reference:
+                return self._refuse(snapshot.id, "its labels do not say which image it is of")
+            self._take(snapshot, blob)
+        except BaseException as error:
+            self._undo(snapshot.id)
+            if isinstance(error, FormatError):
+                return self._refuse(snapshot.id, f"it is no overlaybd layer ({error})")
+            if isinstance(error, LaminaError):
+                self._note(snapshot.id, str(error))
+            raise
+        return Claimed({GATE_LABEL: self._gate})
+
+    def seal(self, snapshot: Snapshot) -> Usage:
+        """Measure; find out what kind of layer was unpacked.
+
+        Raises:
+            LaminaError: it is one that cannot be used where it is.
+        """
+        note = self._note_of(snapshot.id) or self._unpacked(snapshot)
+        usage = self.usage(snapshot)
+        if note is None:
+            return usage
+        files = [path for path in self.of(snapshot.id).iterdir() if path.is_file()]
+        taken = sum(path.stat().st_blocks for path in files) * _SECTOR
+        return Usage(usage.inodes + len(files), usage.size + taken)
+
+    def lazy_layers(self, id: int) -> tuple[LazyFiles, ...]:
+        """Return where the data of a layer's device is."""
+        return tuple(LazyFiles(None, cache) for cache in self.devices(id))
+
+    def problem_of(self, id: int, *, deep: bool) -> Problem | None:
+        """Look into the layers of a device; None where all is sound."""
+        from lamina.snapshotters.overlaybd.check import device_problem
+
+        directories = [self.of(one) for one in self._device_note(id).layers]
+        return device_problem(id, self.of(id) / _CACHE, directories, deep=deep)
+
+    def faults(self, exists: Callable[[int], bool]) -> Iterator[Problem]:
+        """Yield also the layers of which nothing is left but the note."""
+        from lamina.snapshotters.overlaybd.check import layer_problem
+
+        yield from super().faults(exists)
+        for id in self.ids():
+            problem = layer_problem(id, self.of(id)) if exists(id) else None
+            if problem is not None:
+                yield problem
+
+    # What that is made of
+
+    @functools.cached_property
+    def _gate(self) -> GateName:
+        from lamina.lazy.gates.choice import why_not
+
+        reason = why_not("fuse", self._root)
+        if reason is not None:
+            raise FailedPrecondition("show a device through FUSE in", self._root, hint=reason)
+        return "fuse"
+
+    @functools.cached_property
+    def _layer_note(self) -> Callable[[int], LayerNote | None]:
+        """Return what is known of a Committed layer; None for one that is a directory."""
+        return functools.lru_cache(_NOTES)(self._note_of)
+
+    def _note_of(self, id: int) -> LayerNote | None:
+        return read_note(self.of(id), LAYER, LayerNote)
+
+    def _device_note(self, id: int) -> DeviceNote:
+        note = read_note(self.of(id), DEVICE, DeviceNote)
+        if note is None:
+            raise FailedPrecondition("find the device of layer", id)
+        return note
+
+    def _take(self, snapshot: Snapshot, blob: told.Blob) -> None:
+        from lamina.snapshotters.overlaybd.layers import keep_layer
+
+        id = snapshot.id
+        below = self._below(snapshot.parents)
+        blob_note = keep_layer(self.of(id), self._access, blob)
+        filesystem = told.filesystem_in(snapshot.labels)
+        note = LayerNote("remote", below, filesystem, blob=blob_note)
+        write_note(self.of(id), LAYER, note)
+        if _is_topmost(snapshot.labels):
+            with locked(self.point(id)):
+                self._make_device(id, note)
+            self._mount_new(id)
+
+    def _unpacked(self, snapshot: Snapshot) -> LayerNote | None:
+        """Find out whether what was unpacked is a layer of a device, and note it.
+
+        Raises:
+            FailedPrecondition: it is one, and the layer below it is of no device.
+        """
+        from lamina.snapshotters.overlaybd.unpacked import note_of_files
+
+        found = note_of_files(self.fs(snapshot.id), snapshot.labels)
+        if found is None:
+            return None
+        note = msgspec.structs.replace(found, below=self._below(snapshot.parents))
+        write_note(self.of(snapshot.id), LAYER, note)
+        return note
+
+    def _below(self, parents: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the ids of the layers below a new one on its device, the lowest first.
+
+        Raises:
+            FailedPrecondition: the layer below it is of no device.
+        """
+        if not parents:
+            return ()
+        note = self._layer_note(parents[0])
+        if note is None:
+            hint = "convert the whole image"
+            raise FailedPrecondition(
+                "put an overlaybd layer on one that is a directory:", parents[0], hint=hint
+            )
+        return note.below if note.kind == "trace" else (*note.below, parents[0])
+
+    def _require_device(self, parents: tuple[int, ...]) -> None:
+        """Make the device that snapshots with these parents stand on, unless it was made."""
+        for id in self.stack(parents)[-1:]:
+            note = self._layer_note(id)
+            if note is None or self.is_lazy(id):
+                continue
+            with locked(self.point(id)):
+                if not self.is_lazy(id):
+                    self._make_device(id, note)
+
+    def _make_device(self, id: int, note: LayerNote) -> None:
+        # Only those who make a device need the formats.
+        from lamina.snapshotters.lazy_eviction import expect_all
+        from lamina.snapshotters.overlaybd.device import make_cache, opened_stack
+
+        directory = self.of(id)
+        remove_tree(directory / _CACHE)  # what a process has left that was killed here
+        layers = (*note.below, id)
+        self._access.write(directory)
+        with opened_stack([self.of(one) for one in layers], self._access) as stack:
+            size = make_cache(stack, directory / _CACHE, self._gate)
+            device = DeviceNote(layers, note.filesystem, stack.size)
+        if self._has_room(id, size) and self._completes:
+            expect_all(directory / _CACHE, size)
+        make_directory(self.point(id), 0o755)
+        write_note(directory, DEVICE, device)
+
+    def _undo(self, id: int) -> None:
+        """Make the storage what `create` has made it."""
+        self._undo_mount(id)
+        remove_tree(self.of(id) / _CACHE)
+        for name in (DEVICE, BACKING, LAYER, "kept", ACCESS):
+            (self.of(id) / name).unlink(missing_ok=True)
+        if self.point(id).is_dir():
+            self.point(id).rmdir()
+
+
+def _is_topmost(labels: Mapping[str, str]) -> bool:
+    """Tell whether no layer of its image comes above it, as far as labels tell."""
+    above = labels.get(IMAGE_LAYERS, "")
+    return bool(above) and "," not in above

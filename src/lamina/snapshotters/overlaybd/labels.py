@@ -1,0 +1,96 @@
+"""What the labels of an overlaybd layer's snapshot say of it.
+
+Annotations of a layer become labels of its snapshot where they begin so; source: pkg/label of
+accelerated-container-image, docs of overlaybd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from lamina.core.digest import Digest, parse_digest
+from lamina.core.labels import PLAIN_HTTP
+from lamina.errors import InvalidArgument
+from lamina.snapshotters.lazy_labels import reference_in
+
+PREFIX = "containerd.io/snapshot/overlaybd/"
+BLOB_DIGEST = PREFIX + "blob-digest"
+BLOB_SIZE = PREFIX + "blob-size"
+FS_TYPE = PREFIX + "blob-fs-type"
+ACCELERATION = PREFIX + "acceleration-layer"
+"""`yes` on a layer that has nothing but a trace of what is read first."""
+_TARGET_DIGESTS = (PREFIX + "turbo-oci/target-digest", PREFIX + "fastoci/target-digest")
+_TARGET_TYPES = (PREFIX + "turbo-oci/target-media-type", PREFIX + "fastoci/target-media-type")
+"""Of a layer whose data is in the layer of another image; names of now, and of before."""
+_IMAGE_REF = "containerd.io/snapshot/image-ref"
+"""As the `ctr` of accelerated-container-image sets it."""
+DEFAULT_FS = "ext4"
+
+
+class Blob(NamedTuple):
+    """A blob in a registry.
+
+    Attributes:
+        reference: of the image, with its registry's host; "" where no label tells.
+        digest: the blob's.
+        size: in bytes; 0 where no label tells.
+        plain_http: its registry was asked without TLS.
+    """
+
+    reference: str
+    digest: Digest
+    size: int
+    plain_http: bool
+
+
+def blob_in(labels: Mapping[str, str]) -> Blob | None:
+    """Return where an overlaybd layer is; None for a layer of another kind.
+
+    Raises:
+        InvalidArgument: a digest or size is none.
+    """
+    digest = labels.get(BLOB_DIGEST, "")
+    if not digest or target_in(labels) is not None:
+        return None
+    size = labels.get(BLOB_SIZE, "0")
+    if not size.isdecimal():
+        raise InvalidArgument(f"label {BLOB_SIZE}", size, hint="a number of bytes is needed")
+    return _blob(labels, digest, int(size))
+
+
+def target_in(labels: Mapping[str, str]) -> Blob | None:
+    """Return the original layer that a TurboOCI layer has its data in; None for other layers.
+
+    Raises:
+        InvalidArgument: the digest is none.
+    """
+    digest = _first(labels, _TARGET_DIGESTS)
+    return _blob(labels, digest, 0) if digest else None
+
+
+def is_gzip_target(labels: Mapping[str, str]) -> bool:
+    """Tell whether that layer is compressed."""
+    return "gzip" in _first(labels, _TARGET_TYPES)
+
+
+def is_acceleration(labels: Mapping[str, str]) -> bool:
+    """Tell whether a layer has only a trace."""
+    return labels.get(ACCELERATION) == "yes"
+
+
+def filesystem_in(labels: Mapping[str, str]) -> str:
+    """Return the type of the filesystem on the device.
+
+    The label may go on with options for mounting and making it, which are for writers.
+    """
+    return labels.get(FS_TYPE, "").partition(";")[0] or DEFAULT_FS
+
+
+def _blob(labels: Mapping[str, str], digest: str, size: int) -> Blob:
+    reference = labels.get(_IMAGE_REF) or reference_in(labels)
+    return Blob(reference, parse_digest(digest), size, labels.get(PLAIN_HTTP) == "true")
+
+
+def _first(labels: Mapping[str, str], names: tuple[str, ...]) -> str:
+    return next((labels[name] for name in names if labels.get(name)), "")

@@ -1,0 +1,64 @@
+"""Mounting the filesystem on a device."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+from lamina.core.mount import Mount
+from lamina.errors import FailedPrecondition, Unavailable
+from lamina.linux import loop
+
+_OPTIONS = {"ext4": ("noload",), "xfs": ("norecovery", "nouuid"), "erofs": ()}
+"""By type: what a device that cannot be written to needs, whose log cannot be replayed."""
+_HEAD = 4096
+_EROFS, _EXT4, _XFS = b"\xe2\xe1\xf5\xe0", b"\x53\xef", b"XFSB"
+"""At bytes 1024, 1080 and 0."""
+
+
+def mount_device(path: str, point: Path, filesystem: str, *options: str) -> None:
+    """Mount what is on a device, read-only.
+
+    Args:
+        path: a file, for which a loop device is made, or a block device.
+        point: where.
+        filesystem: its type as its layer says; what is found on the device counts more.
+        options: further ones.
+
+    Raises:
+        FailedPrecondition: it is of a type that is not mounted.
+        Unavailable: the device cannot be read just now.
+        LaminaError: the kernel refuses.
+    """
+    from lamina.mount import mount_all
+
+    found = _filesystem(path) or filesystem
+    if found not in _OPTIONS:
+        hint = f"only {', '.join(_OPTIONS)} can be"
+        raise FailedPrecondition("mount the device of an image, which has", found, hint=hint)
+    all_options = ["ro", *_OPTIONS[found], *options]
+    if not stat.S_ISBLK(Path(path).stat().st_mode):
+        all_options.append("loop")
+    mount_all([Mount(found, path, options=tuple(all_options))], point)
+
+
+def is_backing(path: str) -> bool:
+    """Tell whether a loop device is bound to a file; not to one that is gone, or cannot be read."""
+    try:
+        return loop.is_bound(path)
+    except OSError:
+        return False
+
+
+def _filesystem(path: str) -> str:
+    """Return the type of what is on a device, "" where it is none that is known."""
+    try:
+        with open(path, "rb", buffering=0) as device:  # noqa: PTH123: it may be a device
+            head = device.read(_HEAD)
+    except OSError as error:
+        raise Unavailable(f"read the device of an image: {error.strerror}", path) from error
+    if head[1024:1028] == _EROFS:
+        return "erofs"
+    if head[1080:1082] == _EXT4:
+        return "ext4"
+    return "xfs" if head[:4] == _XFS else ""

@@ -1,0 +1,88 @@
+"""The overlaybd snapshotter's configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lamina.snapshotters.erofs_support import OVERLAY_MOUNTS, check, loaded, require
+from lamina.snapshotters.lazy_plugin import LazyConfig, lazy_arguments
+from lamina.snapshotters.plugin import Need, SnapshotterPlugin
+from lamina.snapshotters.trials import tried
+
+if TYPE_CHECKING:
+    from lamina.core.driver import Driver
+    from lamina.snapshotters.overlaybd.driver import OverlaybdDriver
+
+ID = "overlaybd"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OverlaybdConfig(LazyConfig):
+    """`[plugins."io.containerd.snapshotter.v1.overlaybd"]`: the keys of all lazy snapshotters."""
+
+    def problems(self) -> list[str]:
+        """Return what the types do not show."""
+        found = LazyConfig.problems(self)  # with slots, super() means another class
+        if self.gate == "fanotify":
+            found.append("gate: a loop device raises no events of fanotify: set auto, or fuse")
+        return found
+
+
+def _load(config: OverlaybdConfig, root: Path) -> Driver:
+    return loaded(ID, root, lambda: _driver(config, root))
+
+
+def _driver(config: OverlaybdConfig, root: Path) -> OverlaybdDriver:
+    from lamina.snapshotters.overlaybd.driver import OverlaybdDriver
+
+    return OverlaybdDriver(root, **lazy_arguments(config, root))
+
+
+def _check(config: OverlaybdConfig, directory: Path) -> None:
+    check(ID, directory)
+
+
+def _probe(config: OverlaybdConfig, directory: Path) -> None:
+    for need in NEEDS:
+        require(ID, need, need.probe(directory))
+
+
+def _fuse(directory: Path) -> str | None:
+    from lamina.lazy.gates.choice import why_not
+
+    return why_not("fuse", directory)
+
+
+def _ext4(directory: Path) -> str | None:
+    from lamina.linux import probes
+
+    return tried(probes.ext4_on_loop, directory)
+
+
+NEEDS = (
+    OVERLAY_MOUNTS,
+    Need(
+        what="ext4 on a loop device",
+        tried="have the kernel look for ext4 on a loop device, where there is none",
+        probe=_ext4,
+        fix="run as root, with /dev/loop-control and a kernel that has ext4",
+    ),
+    Need(
+        what="reads that wait for what is fetched",
+        tried="open a file behind FUSE",
+        probe=_fuse,
+        fix="modprobe fuse; run as root",
+    ),
+)
+PLUGIN = SnapshotterPlugin(
+    id=ID,
+    config=OverlaybdConfig,
+    load=_load,
+    probe=_probe,
+    check=_check,
+    needs=NEEDS,
+    rank=20,
+    merit="images of block devices (overlaybd, TurboOCI) run before they are fetched",
+)
