@@ -67,6 +67,12 @@ class TestNydus(SnapshotterContract):
     differences = DIRECTORY_RENAMES
 
 
+@pytest.mark.loop
+class TestOverlaybd(SnapshotterContract):
+    plugin = "overlaybd"
+    differences = DIRECTORY_RENAMES
+
+
 @pytest.mark.root
 class TestNative(SnapshotterContract):
     plugin = "native"
