@@ -62,10 +62,18 @@ def open_layer(source: RangeSource) -> Layer:
         FormatError: it is none, is damaged or cut off, or has what is not supported.
         Unavailable: the bytes cannot be had just now.
     """
+    return read_layer(uncompressed(source))
+
+
+def uncompressed(source: RangeSource) -> RangeSource:
+    """Return the LSMT file in a tar, a ZFile, both or neither; whether it is one is not looked at.
+
+    Raises:
+        FormatError: a wrapping is damaged or cut off, or has what is not supported.
+        Unavailable: the bytes cannot be had just now.
+    """
     source = unwrap(source)
-    if is_zfile(_head(source)):
-        source = read_zfile(source)
-    return read_layer(source)
+    return read_zfile(source) if is_zfile(_head(source)) else source
 
 
 def is_layer(source: RangeSource) -> bool:
@@ -92,6 +100,25 @@ def read_layer(source: RangeSource) -> Layer:
         FormatError: it is none, is damaged or cut off, or has what is not supported.
         Unavailable: the bytes cannot be had just now.
     """
+    told, offset, mappings = read_sealed(source, UNTAGGED)
+    _check_places(mappings, offset, offset // SECTOR)
+    return Layer(source, told, mappings)
+
+
+def read_sealed(source: RangeSource, mask: int) -> tuple[About, int, Mappings]:
+    """Read header, trailer and index of a sealed layer, but do not look where its mappings lead.
+
+    Args:
+        source: neither in a tar nor in a ZFile.
+        mask: bits of places to keep.
+
+    Returns:
+        What it says of itself, the byte of its index, and its mappings.
+
+    Raises:
+        FormatError: it is none, is damaged or cut off, or has what is not supported.
+        Unavailable: the bytes cannot be had just now.
+    """
     end = source.size - SLOT
     if end < SLOT:
         raise damaged(0, "a header and a trailer", f"{source.size} bytes")
@@ -103,10 +130,9 @@ def read_layer(source: RangeSource) -> Layer:
     if not SLOT <= offset <= end - size:
         got = f"{trailer.mappings} mappings at byte {offset}"
         raise damaged(end + 32, f"an index between bytes {SLOT} and {end}", got)
-    mappings = _read_index(source, offset, trailer.mappings)
+    mappings = _read_index(source, offset, trailer.mappings, mask)
     _check_order(mappings, offset)
-    _check_places(mappings, offset, offset // SECTOR)
-    return Layer(source, about(trailer, end), mappings)
+    return about(trailer, end), offset, mappings
 
 
 def read_writable(data: RangeSource, log: RangeSource) -> Layer:
@@ -129,7 +155,7 @@ def read_writable(data: RangeSource, log: RangeSource) -> Layer:
     count = (log.size - SLOT) // MAPPING_SIZE
     if count > MAX_LOGGED:
         raise damaged(SLOT, f"a log of at most {MAX_LOGGED} mappings", count)
-    mappings = _read_index(log, SLOT, count)
+    mappings = _read_index(log, SLOT, count, UNTAGGED)
     _check_places(mappings, SLOT, data.size // SECTOR)
     return Layer(data, about(record, 0), replay(mappings))
 
@@ -138,8 +164,8 @@ def _head(source: RangeSource) -> bytes:
     return source.read_at(0, min(_MAGIC_SIZE, source.size))
 
 
-def _read_index(source: RangeSource, offset: int, count: int) -> Mappings:
-    """Return the mappings of an index without padding, and without numbers of layers."""
+def _read_index(source: RangeSource, offset: int, count: int, mask: int) -> Mappings:
+    """Return the mappings of an index without padding; of places, the bits of a mask."""
     found = Mappings.empty()
     position, end = offset, offset + count * MAPPING_SIZE
     while position < end:
@@ -153,7 +179,7 @@ def _read_index(source: RangeSource, offset: int, count: int) -> Mappings:
             first, second = array("Q", compress(first, used)), array("Q", compress(second, used))
         found.starts.extend(map(and_, first, repeat(MAX_OFFSET)))
         found.lengths.extend(map(rshift, first, repeat(OFFSET_BITS)))
-        found.places.extend(map(and_, second, repeat(UNTAGGED)))
+        found.places.extend(map(and_, second, repeat(mask)))
         position += len(piece)
     return found
 

@@ -38,7 +38,8 @@ _READ = 1 << 20
 _INDEX_UNIT = 256
 """Mappings that an index is a multiple of."""
 _WRITTEN_AT_ONCE = 1 << 16
-_DATA_PIECE = _PIECE // SECTOR
+DATA_PIECE = _PIECE // SECTOR
+"""The same in sectors."""
 
 
 class Output(Protocol):
@@ -81,7 +82,7 @@ def write_layer(
         InvalidArgument: the extents are not so, or the layer cannot say that of itself.
         ResourceExhausted: it would have more mappings than overlaybd reads.
     """
-    _check_about(about)
+    check_about(about)
     out.write(pack_record(about, Flags.HEADER | Flags.DATA | Flags.SEALED))
     # A mapping is never as long as it could be: overlaybd joins what stays below that.
     index = MappingsBuilder(MAX_LENGTH - 1)
@@ -94,13 +95,13 @@ def write_layer(
         if extent.layer == HOLE:
             continue
         zeros = extent.layer == ZEROS
-        for start, length, _place in pieces(extent, MAX_LENGTH if zeros else _DATA_PIECE):
+        for start, length, _place in pieces(extent, MAX_LENGTH if zeros else DATA_PIECE):
             index.add(start, length, sector | ZEROED if zeros else sector)
             sector += 0 if zeros else length
         if not zeros:
-            _copy(out, extent, sources)
-        _check_count(len(index.mappings))
-    size = _write_index(out, index.mappings)
+            copy(out, extent, sources)
+        check_count(len(index.mappings))
+    size = write_index(out, index.mappings, _INDEX_UNIT)
     count = size // MAPPING_SIZE
     out.write(pack_record(about, Flags.DATA | Flags.SEALED, sector * SECTOR, count))
     data = (sector - FIRST_SECTOR) * SECTOR
@@ -146,13 +147,19 @@ def _blocks(image: RangeSource) -> Iterator[tuple[int, bool]]:
             yield offset + at, block == nothing[: len(block)]
 
 
-def _copy(out: Output, extent: Extent, sources: Sequence[RangeSource]) -> None:
+def copy(out: Output, extent: Extent, sources: Sequence[RangeSource]) -> None:
+    """Write the bytes of an extent that is data."""
     for done in range(0, extent.length, _READ):
         length = min(_READ, extent.length - done)
         out.write(sources[extent.layer].read_at(extent.place + done, length))
 
 
-def _check_about(about: About) -> None:
+def check_about(about: About) -> None:
+    """See that a layer can say that of itself.
+
+    Raises:
+        InvalidArgument: it cannot.
+    """
     if not 0 <= about.virtual_size <= MAX_DEVICE or about.virtual_size % SECTOR:
         hint = f"it must be whole sectors, {MAX_DEVICE} bytes at most"
         raise InvalidArgument("write LSMT layer of size", about.virtual_size, hint=hint)
@@ -161,14 +168,19 @@ def _check_about(about: About) -> None:
         raise InvalidArgument("write LSMT layer with message", about.message, hint=hint)
 
 
-def _check_count(count: int) -> None:
+def check_count(count: int) -> None:
+    """See that an index of so many mappings is read again.
+
+    Raises:
+        ResourceExhausted: it is not.
+    """
     if count + -count % _INDEX_UNIT > MAX_MAPPINGS:
         hint = "write larger extents"
         raise ResourceExhausted(f"write more than {MAX_MAPPINGS} LSMT mappings", hint=hint)
 
 
-def _write_index(out: Output, mappings: Mappings) -> int:
-    """Write the index and its padding, and return its bytes."""
+def write_index(out: Output, mappings: Mappings, unit: int) -> int:
+    """Write an index, padded to a multiple of `unit` mappings, and return its bytes."""
     size = 0
     for first in range(0, len(mappings), _WRITTEN_AT_ONCE):
         rows = slice(first, first + _WRITTEN_AT_ONCE)
@@ -183,7 +195,7 @@ def _write_index(out: Output, mappings: Mappings) -> int:
             words.byteswap()
         out.write(words.tobytes())
         size += MAPPING_SIZE * len(starts)
-    padding = -len(mappings) % _INDEX_UNIT
+    padding = -len(mappings) % unit
     entry = PADDING.to_bytes(MAPPING_SIZE, "little")
     out.write(entry * padding)
     return size + MAPPING_SIZE * padding
