@@ -13,7 +13,8 @@ from isal import igzip_lib
 
 from lamina.core.digest import Digest
 from lamina.errors import FormatError, InvalidArgument, NotImplementedHere
-from lamina.formats.rafs.writer.contexts import SPACING, Contexts, Point
+from lamina.formats.deflate import Point
+from lamina.formats.rafs.writer.contexts import SPACING, Contexts
 from lamina.formats.rafs.zran import inflate
 from lamina.images.gzip_scan import GzipScan
 from lamina.images.manifest import OCI_LAYER_GZIP, Descriptor

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 from lamina.errors import FormatError, InvalidArgument, NotImplementedHere
 from lamina.formats.compression import MAGIC_LENGTH, Compression, Read, detect
-from lamina.formats.rafs.writer.contexts import SPACING, Point
+from lamina.formats.deflate import Point
+from lamina.formats.rafs.writer.contexts import SPACING
 from lamina.images.manifest import Descriptor
 from lamina.linux.libz import GzipBlocks
 

@@ -10,6 +10,7 @@ import zlib
 from typing import NamedTuple, Protocol
 
 from lamina.errors import FormatError
+from lamina.formats.deflate import prefix
 from lamina.formats.rafs.chunk_data import Buffer
 from lamina.formats.rafs.flags import damaged
 
@@ -27,8 +28,6 @@ _STEP = 1 << 14
 _SMALL = 512
 _FEW = 16
 """Members that a context may have: one for each tar header, and some that are empty."""
-_FIXED = (0b0000000_01_0, 10)
-"""A deflate block of ten bits with nothing in it: not the last, fixed codes, end of block."""
 
 
 class ZranContext(NamedTuple):
@@ -70,7 +69,7 @@ def inflate(context: ZranContext, data: Buffer) -> bytes:
             return _inflate(context, zlib.decompressobj(_GZIP), bytes(data[_TRAILER:]), 0)
         except FormatError:
             pass  # what looks like a member may be data
-    stream = _prefix(context.byte, context.bits) + bytes(data)
+    stream = prefix(context.byte, context.bits) + bytes(data)
     member = zlib.decompressobj(_RAW, bytes(context.dictionary))
     # The header of the first member lies before the context, so that zlib leaves its trailer.
     return _inflate(context, member, stream, _TRAILER)
@@ -117,37 +116,3 @@ def _inflate(context: ZranContext, member: _Member, data: bytes, trailer: int) -
         if left and (at >= len(stream) or not members):
             raise damaged(context.in_offset, f"{left} more bytes in few gzip members", "none")
     return b"".join(parts)
-
-
-def _prefix(byte: int, bits: int) -> bytes:
-    """Return empty deflate blocks that end within a byte, filled up with the high bits of `byte`.
-
-    So the data that follows begins with a byte, as it does in the blob.
-    """
-    if not bits:
-        return b""
-    value, length = (0, 0) if bits % 2 == 0 else _dynamic_block()
-    while (length + bits) % 8:
-        value |= _FIXED[0] << length
-        length += _FIXED[1]
-    value |= byte >> 8 - bits << length
-    return value.to_bytes((length + bits) // 8, "little")
-
-
-def _dynamic_block() -> tuple[int, int]:
-    """Return an empty deflate block of an odd number of bits (93), and that number.
-
-    Its codes: of the code lengths, 18 (many zeros) and 1 have one bit each; 256 literals have no
-    code, the end of the block and one distance have one bit each.
-    """
-    fields = [(0, 1), (2, 2), (0, 5), (0, 5), (15, 4)]
-    order = (16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15)
-    fields += [(int(symbol in {1, 18}), 3) for symbol in order]
-    # Of two codes of one bit, the lower symbol (1) has 0 and the higher (18) has 1.
-    fields += [(1, 1), (138 - 11, 7), (1, 1), (118 - 11, 7), (0, 1), (0, 1)]
-    fields += [(0, 1)]
-    value = length = 0
-    for number, size in fields:
-        value |= number << length
-        length += size
-    return value, length

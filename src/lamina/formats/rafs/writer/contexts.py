@@ -8,30 +8,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from lamina.errors import NotImplementedHere
+from lamina.formats.deflate import Point
 from lamina.formats.rafs.zran import MAX_OUTPUT, ZranContext
 
 SPACING = 1 << 20
 """Bytes of output between places to begin at, at least."""
 _WANTED = 2 << 20
 """Bytes of output that a context has at most, unless one chunk or large blocks need more."""
-
-
-class Point(NamedTuple):
-    """A place to begin at.
-
-    Attributes:
-        out_offset: bytes of the tar before it.
-        in_offset: byte of the layer.
-        bits: how many high bits of the byte before belong to what follows.
-        byte: that byte.
-        window: the tar before it, as far as what follows may refer to it.
-    """
-
-    out_offset: int
-    in_offset: int
-    bits: int
-    byte: int
-    window: bytes
 
 
 class Place(NamedTuple):

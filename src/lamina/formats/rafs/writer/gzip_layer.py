@@ -11,6 +11,7 @@ from blake3 import blake3
 
 from lamina.core.digest import Digest
 from lamina.errors import NotImplementedHere, ResourceExhausted
+from lamina.formats.deflate import Point
 from lamina.formats.erofs.tar import Implied, tree_from_tar
 from lamina.formats.erofs.tree import BLOCK, Extent
 from lamina.formats.erofs.tree import Inode as TarInode
@@ -18,7 +19,7 @@ from lamina.formats.rafs.flags import ChunkFlags, Digester
 from lamina.formats.rafs.layout import MAX_BLOB_CHUNKS, aligned
 from lamina.formats.rafs.model import Blob, Chunk
 from lamina.formats.rafs.writer.chunks import ChunkPool, Write
-from lamina.formats.rafs.writer.contexts import Contexts, Place, Point
+from lamina.formats.rafs.writer.contexts import Contexts, Place
 from lamina.formats.rafs.writer.layer_files import (
     Files,
     WrittenLayer,
