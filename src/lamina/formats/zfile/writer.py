@@ -43,6 +43,17 @@ class ZFileOptions:
     checksums: bool = True
     complete_header: bool = True
 
+    def check(self) -> None:
+        """Check what can be checked before anything is written.
+
+        Raises:
+            InvalidArgument: there are no blocks of that size.
+        """
+        size = self.block_size
+        if not MIN_BLOCK <= size <= MAX_BLOCK or size & (size - 1):
+            hint = f"it must be a power of two from {MIN_BLOCK} to {MAX_BLOCK}"
+            raise InvalidArgument("write ZFile with block size", size, hint=hint)
+
 
 _DEFAULTS = ZFileOptions()
 
@@ -56,10 +67,7 @@ class ZFileWriter:
         Raises:
             InvalidArgument: there are no blocks of that size.
         """
-        size = options.block_size
-        if not MIN_BLOCK <= size <= MAX_BLOCK or size & (size - 1):
-            hint = f"it must be a power of two from {MIN_BLOCK} to {MAX_BLOCK}"
-            raise InvalidArgument("write ZFile with block size", size, hint=hint)
+        options.check()
         self._out = out
         self._options = options
         self._first = out.tell() if options.complete_header else 0
