@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lamina.errors import InvalidArgument, ResourceExhausted
 from lamina.formats.lsmt import writer
+from lamina.formats.lsmt.blob import write_blob
 from lamina.formats.lsmt.layout import About
 from lamina.formats.lsmt.mappings import HOLE, ZEROS, Extent
 from lamina.formats.lsmt.merging import replay_writes
@@ -168,3 +169,22 @@ def test_into_a_zfile_in_a_tar() -> None:
     found = open_layer(Bytes(out.getvalue()))
     assert found.source.size == told.size
     assert Stack([found]).read_at(0, 64 * KIB) == DATA + bytes(64 * KIB - len(DATA))
+
+
+def test_a_blob_is_a_layer_in_a_zfile_in_a_tar_however_it_is_cut() -> None:
+    source = Bytes(noise(2 << 20))
+    extents = [
+        Extent(0, 1536 << 10, 0, 0),
+        Extent(2 << 20, 4096, ZEROS, 0),
+        Extent(4 << 20, 4096, 0, 1536 << 10),
+    ]
+    plain = io.BytesIO()
+    with wrapped(plain):
+        packed = ZFileWriter(plain)
+        written = write_layer(packed, extents, [source], ABOUT)
+        packed.close()
+    out = io.BytesIO()
+    done: list[int] = []
+    assert write_blob(out, extents, [source], ABOUT, advance=done.append) == written
+    assert out.getvalue() == plain.getvalue()
+    assert done == [1 << 20, 1536 << 10, (1536 << 10) + 4096]
