@@ -18,6 +18,7 @@ from lamina.formats.estargz.annotations import (
     UNCOMPRESSED_SIZE,
 )
 from lamina.formats.estargz.writer import BlobFormat, BlobOptions, WrittenBlob, write_blob
+from lamina.formats.lsmt.annotations import BLOB_DIGEST
 from lamina.formats.rafs.annotations import BLOB
 from lamina.images.content import ContentStore
 from lamina.images.conversion_source import SourceLayers
@@ -101,7 +102,7 @@ class LayerConverter:
         Foreign layers, and those that have what a TOC cannot say, stay as they are.
 
         Raises:
-            InvalidArgument: it is a Nydus blob.
+            InvalidArgument: it is a Nydus blob, or a layer of overlaybd's.
             NotFound: its blob is not in the store.
             DigestMismatch: it is not what its image's configuration says.
             FormatError, ResourceExhausted: as `write_blob`.
@@ -127,6 +128,9 @@ class LayerConverter:
             return _kept(layer, diff_id, "it must not be distributed")
         if BLOB in layer.annotations:
             hint = "it is a Nydus blob, without names: convert the image that it was made of"
+            raise InvalidArgument("convert layer", layer.digest, hint=hint)
+        if BLOB_DIGEST in layer.annotations:
+            hint = "it is overlaybd's, without names: convert the image that it was made of"
             raise InvalidArgument("convert layer", layer.digest, hint=hint)
         self._source.tell(layer, Stage.CONVERTING)
         try:

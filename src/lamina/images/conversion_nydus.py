@@ -10,7 +10,6 @@ from lamina.core.digest import Digest
 from lamina.core.labels import UNCOMPRESSED
 from lamina.errors import InvalidArgument
 from lamina.formats.estargz.annotations import PREFIXES as LAZY_PREFIXES
-from lamina.formats.estargz.writer.members import RESERVED
 from lamina.formats.rafs.annotations import (
     BLOB,
     BLOB_MEDIA_TYPE,
@@ -31,12 +30,17 @@ from lamina.formats.rafs.writer.options import RafsOptions
 from lamina.formats.rafs.writer.tables import Tables, make_tables
 from lamina.images.chunk_dictionary import ChunkDictionary
 from lamina.images.content import ContentStore
-from lamina.images.conversion_source import SourceLayers
+from lamina.images.conversion_image import (
+    MadeImage,
+    Wanted,
+    require_distributable,
+    require_files,
+)
+from lamina.images.conversion_source import SourceLayers, left_out
 from lamina.images.fetch import Fetcher
 from lamina.images.gzip_scan import GzipScan
 from lamina.images.ingest import Writer
-from lamina.images.manifest import OCI_LAYER_GZIP, Descriptor, Platform, is_foreign
-from lamina.images.nydus import bootstrap_layer
+from lamina.images.manifest import OCI_LAYER_GZIP, Descriptor, Platform
 from lamina.images.nydus_documents import nydus_history, write_bootstrap_layer
 from lamina.images.platform import normalize
 from lamina.images.progress import Stage
@@ -66,15 +70,6 @@ class NydusLayer:
     new_chunks: int = 0
     prioritized: int = 0
     warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class NydusImage:
-    """An image's layers now, their diff ids, and what its configuration says of their history."""
-
-    layers: tuple[Descriptor, ...]
-    diff_ids: tuple[Digest, ...]
-    history: list[dict[str, object]]
 
 
 @dataclass(slots=True)
@@ -130,9 +125,7 @@ class NydusConverter:
         self._threads = threads
         self._cancel = cancel
 
-    def convert(
-        self, image: PlatformImage, prioritized: Callable[[Digest], Sequence[bytes] | None]
-    ) -> NydusImage:
+    def convert(self, image: PlatformImage, prioritized: Wanted) -> MadeImage:
         """Convert an image.
 
         Args:
@@ -140,13 +133,14 @@ class NydusConverter:
             prioritized: returns the files of a layer that are wanted first.
 
         Raises:
-            InvalidArgument: it is a Nydus image, has a layer that must not be distributed, or the
-                dictionary is of no use for it.
+            InvalidArgument: it is a Nydus or overlaybd image, has a layer that must not be
+                distributed, or the dictionary is of no use for it.
             NotFound: a layer's blob is not in the store.
             DigestMismatch: a layer is not what its image's configuration says.
             FormatError, ResourceExhausted: as `write_layer`.
         """
-        _check(image)
+        require_files(image, "Nydus")
+        require_distributable(image, "Nydus")
         making = _Image()
         if self._dictionary is not None:
             found = self._dictionary(normalize(image.config.platform))
@@ -166,7 +160,7 @@ class NydusConverter:
         layers = [_kept(layer, blobs) for layer in making.layers]
         foreign = [NydusLayer(None, making.blobs[id]) for id in _foreign(making, tables)]
         self.converted += [*foreign, *layers, NydusLayer(None, bootstrap[0])]
-        return NydusImage(
+        return MadeImage(
             (*blobs, bootstrap[0]),
             (*(blob.digest for blob in blobs), bootstrap[1]),
             nydus_history(image, [layer.target is not None for layer in layers], len(foreign)),
@@ -240,7 +234,7 @@ class NydusConverter:
                 pool=making.pool,
                 options=self._options,
                 lower=making.tree.directory if making.tree.root else None,
-                leave_out=_left_out(layer),
+                leave_out=left_out(layer),
                 prioritized=prioritized,
                 threads=self._threads,
                 max_entries=limits.max_entries,
@@ -270,7 +264,7 @@ class NydusConverter:
                 pool=making.pool,
                 options=self._options,
                 lower=making.tree.directory if making.tree.root else None,
-                leave_out=_left_out(layer),
+                leave_out=left_out(layer),
                 prioritized=prioritized,
                 max_entries=limits.max_entries,
                 max_bytes=limits.max_bytes,
@@ -300,22 +294,6 @@ class NydusConverter:
             annotations[REFERENCE_BLOB_IDS] = json.dumps(foreign)
         size = self._content.info(digest).size
         return Descriptor(OCI_LAYER_GZIP, digest, size, annotations=annotations), diff_id
-
-
-def _check(image: PlatformImage) -> None:
-    if bootstrap_layer(image.manifest) is not None:
-        hint = "it is one already: convert the image that it was made of"
-        raise InvalidArgument("convert to a Nydus image", image.descriptor.digest, hint=hint)
-    for layer in image.manifest.layers:
-        if is_foreign(layer.media_type):
-            hint = f"layer {layer.digest} must not be distributed, and its files would be"
-            raise InvalidArgument("convert to a Nydus image", image.descriptor.digest, hint=hint)
-
-
-def _left_out(layer: Descriptor) -> frozenset[bytes]:
-    """Return names in the root that are there for readers of a lazy layer."""
-    is_lazy = any(name.startswith(LAZY_PREFIXES) for name in layer.annotations)
-    return RESERVED if is_lazy else frozenset()
 
 
 def _foreign(making: _Image, tables: Tables) -> list[str]:

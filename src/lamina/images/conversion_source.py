@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from lamina.core.digest import Digest
 from lamina.errors import DigestMismatch, NotFound, ResourceExhausted
 from lamina.formats.compression import Read, decompress
+from lamina.formats.estargz.annotations import PREFIXES as LAZY_PREFIXES
+from lamina.formats.estargz.writer.members import RESERVED
 from lamina.images.content import ContentStore
 from lamina.images.download import event
 from lamina.images.manifest import Descriptor
@@ -92,6 +94,12 @@ class SourceLayers:
         got = f"{diff_id.partition(':')[0]}:{hashed.hexdigest()}"
         if got != diff_id:
             raise DigestMismatch("convert", layer.digest, expected=diff_id, got=got)
+
+
+def left_out(layer: Descriptor) -> frozenset[bytes]:
+    """Return names in the root that are there for readers of a lazy layer."""
+    is_lazy = any(name.startswith(LAZY_PREFIXES) for name in layer.annotations)
+    return RESERVED if is_lazy else frozenset()
 
 
 def missing_layer(layer: Descriptor) -> NotFound:
