@@ -312,7 +312,7 @@ def test_an_image_is_converted_checked_and_carried_by_the_command_line(
         file.write(b"damaged")
     error = command.run("images", "check", "--deep", code=13).stderr.decode()
     assert f"{target}: blob {id_of(manifest, 0)}: " in error
-    assert "1 of 1 Nydus images are not sound" in error
+    assert "1 of 1 Nydus and overlaybd images are not sound" in error
     blob.unlink()
     error = command.run("images", "check", "--deep", code=7).stderr.decode()
     assert f"{target}: not checked: 1 of 3 layers are not here" in error

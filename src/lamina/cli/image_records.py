@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -16,7 +17,9 @@ from lamina.errors import DataLoss, FailedPrecondition, NotFound
 if TYPE_CHECKING:
     from lamina.images.catalogue import Image
     from lamina.images.check import Availability
+    from lamina.images.content import ContentStore
     from lamina.images.listing import Listing
+    from lamina.images.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +44,11 @@ def list_(app: App, quiet: bool, as_json: bool, filters: tuple[str, ...]) -> Non
 @click.command(cls=Command)
 @snapshotter_option
 @click.option("-q", "--quiet", is_flag=True, help="Print only the names of those that are ready.")
-@click.option("--deep", is_flag=True, help="Decompress and verify every chunk of Nydus images.")
+@click.option(
+    "--deep",
+    is_flag=True,
+    help="Verify every chunk of Nydus images, and every block of overlaybd images.",
+)
 @json_option
 @click.argument("filters", nargs=-1)
 @pass_app
@@ -55,8 +62,8 @@ def check(
 ) -> None:
     """Tell whether all content of images is here, and whether they are unpacked.
 
-    An image is ready if both is so. The exit code is 0 if all of those shown are. No registry is
-    asked for any of it.
+    An image is ready if both is so. The exit code is 0 if all of those shown are. The layers of
+    overlaybd images have to make a device. No registry is asked for any of it.
     """
     from lamina.images.check import available
 
@@ -66,7 +73,9 @@ def check(
         (image, available(image.target, images.read, images.content.has))
         for image in images.catalogue.walk(filters)
     ]
-    faults = {image.name: _faults(app, image) for image, _content in found} if deep else {}
+    faults = {image.name: _faults(app, image, deep=deep) for image, _content in found}
+    if not deep:  # what was not asked for is told only where there is something to tell
+        faults = {ref: said for ref, said in faults.items() if said}
     rows = [(image, content, _unpacked(app, content, name)) for image, content in found]
     ready = [image.name for image, content, unpacked in rows if content.complete and unpacked]
     if as_json:
@@ -212,22 +221,41 @@ def _check_row(image: Image, content: Availability, unpacked: bool) -> tuple[str
     )
 
 
-def _faults(app: App, image: Image) -> list[str] | None:
-    """Return what is wrong with a Nydus image; None for another, or one without manifest here."""
+def _faults(app: App, image: Image, *, deep: bool) -> list[str] | None:
+    """Return what is wrong with a lazy image; None for another, or one that cannot be checked."""
     from lamina.images.check import manifest_here
-    from lamina.images.nydus import bootstrap_layer
-    from lamina.images.nydus_check import verify_nydus
 
     images = app.store.images
     here = manifest_here(image.target, images.read)
-    if here is None or bootstrap_layer(here[1]) is None:
+    verify = None if here is None else _verifier(image, here[1], deep=deep)
+    if here is None or verify is None:
         return None
     missing = [layer for layer in here[1].layers if not images.content.has(layer.digest)]
-    if missing:  # as after a pull by the nydus snapshotter
+    if not missing:
+        return verify(images.content, here[1])
+    if deep:  # as after a pull by a lazy snapshotter
         count = f"{len(missing)} of {len(here[1].layers)} layers are not here"
         say(f"{image.name}: not checked: {count}; images pull --no-unpack gets them")
+    return None
+
+
+def _verifier(
+    image: Image, manifest: Manifest, *, deep: bool
+) -> Callable[[ContentStore, Manifest], list[str]] | None:
+    from lamina.images.nydus import bootstrap_layer
+    from lamina.images.nydus_check import verify_nydus
+    from lamina.images.overlaybd import is_overlaybd, is_turbo
+    from lamina.images.overlaybd_check import verify_overlaybd
+
+    if bootstrap_layer(manifest) is not None:
+        return verify_nydus if deep else None
+    if not is_overlaybd(manifest):
         return None
-    return verify_nydus(images.content, here[1])
+    if any(map(is_turbo, manifest.layers)):
+        if deep:
+            say(f"{image.name}: not checked: its data is in the layers of another image")
+        return None
+    return partial(verify_overlaybd, deep=deep)
 
 
 def _refuse_damaged(faults: Mapping[str, list[str] | None]) -> None:
@@ -238,7 +266,8 @@ def _refuse_damaged(faults: Mapping[str, list[str] | None]) -> None:
     if damaged:
         known = sum(found is not None for found in faults.values())
         hint = "images pull gets anew what content rm removes"
-        raise DataLoss(f"check: {len(damaged)} of {known} Nydus images are not sound", hint=hint)
+        what = f"check: {len(damaged)} of {known} Nydus and overlaybd images are not sound"
+        raise DataLoss(what, hint=hint)
 
 
 def _plain_check(
