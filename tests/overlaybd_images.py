@@ -1,7 +1,8 @@
-"""overlaybd images: an ext4 filesystem that grows from layer to layer, each layer its changed blocks."""
+"""overlaybd images: an ext4 filesystem that grows; each layer has the blocks that it changed."""
 
 from __future__ import annotations
 
+import gzip
 import io
 import shutil
 import subprocess
@@ -12,15 +13,27 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lamina.core.mount import Mount
+from lamina.formats.lsmt.annotations import (
+    ACCELERATION,
+    BLOB_DIGEST,
+    BLOB_SIZE,
+    FS_TYPE,
+    NATIVE_VERSION,
+    TARGET_DIGEST,
+    TARGET_MEDIA_TYPE,
+    VERSION,
+)
 from lamina.formats.lsmt.layout import About
 from lamina.formats.lsmt.mappings import Extent
+from lamina.formats.lsmt.warp import OWN, REMOTE, write_warp
 from lamina.formats.lsmt.writer import write_layer
 from lamina.formats.zfile.envelope import wrapped
 from lamina.formats.zfile.writer import ZFileOptions, ZFileWriter
 from lamina.lazy.sources.file import FileSource
 from lamina.mount import temp_mount
-from lamina.snapshotters.overlaybd.labels import ACCELERATION, BLOB_DIGEST, BLOB_SIZE, FS_TYPE
-from tests.images import ImageFiles, Layer, digest
+from tests.erofs import Bytes
+from tests.gzip_index import make_index
+from tests.images import OCI_LAYER, OCI_LAYER_GZIP, ImageFiles, Layer, digest, tar
 from tests.nydus import Annotations, annotated_image
 
 SIZE = 64 << 20
@@ -43,7 +56,17 @@ def device_layers(
     directory: Path, changes: Sequence[Change], packing: Packing = PACKED
 ) -> list[bytes]:
     """Return the layers of a device to whose filesystem changes are made one after the other."""
-    states = []
+    states = device_images(directory, changes)
+    layers = [_layer(None, states[0], packing)]
+    layers += [_layer(old, new, packing) for old, new in pairwise(states)]
+    for image in states:
+        image.unlink()
+    return layers
+
+
+def device_images(directory: Path, changes: Sequence[Change]) -> list[Path]:
+    """Return images of a device after each change."""
+    states: list[Path] = []
     for number, change in enumerate(changes):
         image = directory / f"device-{number}"
         if states:
@@ -57,25 +80,20 @@ def device_layers(
         with temp_mount([Mount("ext4", str(image), options=("rw", "loop"))], dir=directory) as root:
             change(root)
         states.append(image)
-    layers = [_layer(None, states[0], packing)]
-    layers += [_layer(old, new, packing) for old, new in pairwise(states)]
-    for image in states:
-        image.unlink()
-    return layers
+    return states
 
 
 def _layer(old: Path | None, new: Path, packing: Packing) -> bytes:
     out = io.BytesIO()
-    with closing(FileSource(new)) as source:
-        with _tar(out, packing):
-            about = About(SIZE)
-            extents = _changed(old, new)
-            if packing.zfile is None:
-                write_layer(out, extents, [source], about)
-            else:
-                zfile = ZFileWriter(out, packing.zfile)
-                write_layer(zfile, extents, [source], about)
-                zfile.close()
+    with closing(FileSource(new)) as source, _tar(out, packing):
+        about = About(SIZE)
+        extents = _changed(old, new)
+        if packing.zfile is None:
+            write_layer(out, extents, [source], about)
+        else:
+            zfile = ZFileWriter(out, packing.zfile)
+            write_layer(zfile, extents, [source], about)
+            zfile.close()
     return out.getvalue()
 
 
@@ -102,7 +120,7 @@ def block_layer(blob: bytes, filesystem: str = "ext4") -> tuple[Layer, Annotatio
         BLOB_DIGEST: digest(blob),
         BLOB_SIZE: str(len(blob)),
         FS_TYPE: filesystem,
-        "containerd.io/snapshot/overlaybd/version": "0.1.0",
+        VERSION: NATIVE_VERSION,
     }
     return Layer(blob, digest(blob), MEDIA_TYPE), annotations
 
@@ -125,3 +143,47 @@ def writing(files: dict[str, bytes]) -> Change:
             (root / name).write_bytes(data)
 
     return change
+
+
+def turbo_layer(
+    directory: Path, files: dict[str, bytes], *, compress: bool
+) -> tuple[tuple[Layer, Annotations], bytes]:
+    """Return a TurboOCI layer, and the original layer that has its data."""
+    archive = tar(files)
+    [device] = device_images(directory, [writing(files)])
+    image = device.read_bytes()
+    device.unlink()
+    places = dict(_shared(image, archive, files))
+    extents = [
+        Extent(at, BLOCK, REMOTE, places[at]) if at in places else Extent(at, BLOCK, OWN, at)
+        for at in range(0, SIZE, BLOCK)
+        if any(image[at : at + BLOCK])
+    ]
+    meta, warp = io.BytesIO(), io.BytesIO()
+    write_warp(warp, extents, Bytes(image), About(SIZE))
+    zfile = ZFileWriter(meta)
+    zfile.write(warp.getvalue())
+    zfile.close()
+    members: dict[str, bytes | None] = {".turbo.ociv1": b"", "ext4.fs.meta": meta.getvalue()}
+    original = gzip.compress(archive, mtime=0) if compress else archive
+    if compress:
+        members["gzip.meta"] = make_index(original, len(archive))
+    layer = Layer.of(members)
+    annotations = {
+        BLOB_DIGEST: layer.digest,
+        BLOB_SIZE: str(len(layer.blob)),
+        VERSION: "0.1.0-turbo.ociv1",
+        TARGET_DIGEST: digest(original),
+        TARGET_MEDIA_TYPE: OCI_LAYER_GZIP if compress else OCI_LAYER,
+    }
+    return (layer, annotations), original
+
+
+def _shared(image: bytes, archive: bytes, files: dict[str, bytes]) -> Iterator[tuple[int, int]]:
+    """Yield which whole blocks of a device are somewhere in an archive."""
+    for data in files.values():
+        for start in range(0, len(data) - BLOCK + 1, BLOCK):
+            block = data[start : start + BLOCK]
+            at = image.find(block)
+            if at >= 0 and not at % BLOCK:
+                yield at, archive.index(block)

@@ -50,7 +50,7 @@ func TestSnapshotter(t *testing.T) {
 // known returns a name by which the suite knows that directories of lower layers cannot be renamed,
 // as on everything that the kernel's overlay stacks.
 func known(name string) string {
-	if name == "stargz" || name == "nydus" {
+	if name == "stargz" || name == "nydus" || name == "overlaybd" {
 		return "overlayfs"
 	}
 	return name

@@ -2,25 +2,51 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from lamina.core.labels import REMOTE
+from lamina.core.labels import REMOTE, UNPACKED
 from lamina.core.mount import Mount
+from lamina.core.snapshot import Kind
+from lamina.errors import FailedPrecondition, LaminaError
+from lamina.formats.zfile.layout import Algorithm
+from lamina.formats.zfile.writer import ZFileOptions
 from lamina.lazy.launch import LazyWorker
-from lamina.mount import temp_mount
+from lamina.lazy_images import LazyImages
+from lamina.linux.mountinfo import mounts_at_or_below
+from lamina.mount import temp_mount, unmount_recursive
+from lamina.snapshotters.lazy_overlay import GATE_LABEL
 from lamina.store import Store
-from tests.fixtures_registry import LocalRegistry
-from tests.fixtures_stargz import opening
-from tests.nydus import push
-from tests.overlaybd_images import device_layers, overlaybd_image, writing
+from tests.faulty_registry import faulty_registry
+from tests.fixtures_containers import Machine, wait_for
+from tests.fixtures_registry import LocalRegistry, running_registry
+from tests.fixtures_stargz import end_worker, opening
+from tests.images import Layer
+from tests.nydus import annotated_image, plain_layer, push
+from tests.overlaybd_images import (
+    Packing,
+    block_layer,
+    device_layers,
+    overlaybd_image,
+    turbo_layer,
+    writing,
+)
 from tests.rafs import noise
 
 pytest_plugins = ["tests.fixtures_registry"]
-pytestmark = [pytest.mark.root, pytest.mark.overlay, pytest.mark.loop, pytest.mark.registry]
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.overlay,
+    pytest.mark.loop,
+    pytest.mark.registry,
+    pytest.mark.fuse,
+]
 
 FIRST = {
     "a": b"first",
@@ -83,7 +109,7 @@ def read_all(root: Path) -> dict[str, bytes]:
 def test_pull_fetches_indexes_alone_and_reads_are_right(
     open_store: Open, registry: LocalRegistry, tmp_path: Path, layers: list[bytes]
 ) -> None:
-    store = open_store("fuse")
+    store = open_store()
     ref = push(registry, overlaybd_image(*layers))
     pull(store, ref)
     engine = store.snapshotter("overlaybd")
@@ -97,3 +123,289 @@ def test_pull_fetches_indexes_alone_and_reads_are_right(
     with looking(store, ref, tmp_path) as root:
         assert read_all(root) == FILES
     assert store.fsck() == []
+
+
+@pytest.mark.parametrize(
+    "packing",
+    [
+        Packing(tar=False),
+        Packing(None),
+        Packing(None, tar=False),
+        Packing(ZFileOptions(Algorithm.ZSTD, 65536)),
+        Packing(ZFileOptions(Algorithm.LZ4, 16384, checksums=False, complete_header=False)),
+    ],
+)
+def test_each_form_is_read(
+    open_store: Open, registry: LocalRegistry, tmp_path: Path, packing: Packing
+) -> None:
+    store = open_store()
+    layers = device_layers(tmp_path, [writing(FIRST), second], packing)
+    ref = push(registry, overlaybd_image(*layers))
+    pull(store, ref)
+    with looking(store, ref, tmp_path) as root:
+        assert read_all(root) == FILES
+
+
+def test_worker_is_killed_and_the_registry_is_gone(
+    open_store: Open, tmp_path: Path, layers: list[bytes]
+) -> None:
+    store = open_store(more="fetching_timeout_sec = 2\n")
+    with running_registry(tmp_path / "registry") as registry:
+        ref = push(registry, overlaybd_image(*layers))
+        pull(store, ref)
+        with looking(store, ref, tmp_path) as root:
+            os.kill(worker(store).status().pid, signal.SIGKILL)
+            assert (root / "a").read_bytes() == FILES["a"]
+    with looking(store, ref, tmp_path) as root:
+        assert (root / "a").read_bytes() == FILES["a"]
+        with pytest.raises(OSError, match="Input/output error"):
+            (root / "big").read_bytes()
+    log = (store.snapshotter("overlaybd").root / "lazy/worker.log").read_text()
+    assert registry.host in log
+
+
+def test_device_is_made_again_when_all_who_served_it_were_killed(
+    open_store: Open, registry: LocalRegistry, tmp_path: Path, root_dir: Path, layers: list[bytes]
+) -> None:
+    store = open_store()
+    ref = push(registry, overlaybd_image(*layers))
+    pull(store, ref)
+    engine = store.snapshotter("overlaybd")
+    engine.prepare("before", store.launch(ref).chain_id)
+    end_worker(root_dir)
+    engine.prepare("after", store.launch(ref).chain_id)
+    with temp_mount(engine.mounts("after"), dir=tmp_path) as root:
+        assert read_all(root) == FILES
+
+
+def test_everything_is_there_after_a_restart(
+    open_store: Open, tmp_path: Path, root_dir: Path, layers: list[bytes]
+) -> None:
+    store = open_store()
+    with running_registry(tmp_path / "registry") as registry:
+        ref = push(registry, overlaybd_image(*layers))
+        pull(store, ref)
+        with looking(store, ref, tmp_path) as root:
+            assert read_all(root) == FILES
+    engine = store.snapshotter("overlaybd")
+    engine.prepare("container", store.launch(ref).chain_id)
+    unmount_recursive(root_dir)
+    end_worker(root_dir)
+    again = open_store().snapshotter("overlaybd")
+    with temp_mount(again.mounts("container"), dir=tmp_path) as root:
+        assert read_all(root) == FILES
+
+
+def test_complete_devices_need_nobody(
+    open_store: Open, tmp_path: Path, root_dir: Path, layers: list[bytes]
+) -> None:
+    store = open_store(quiet=False)
+    with running_registry(tmp_path / "registry") as registry:
+        ref = push(registry, overlaybd_image(*layers))
+        pull(store, ref)
+        images = LazyImages(store, "overlaybd")
+        wait_for(lambda: images.layers(ref)[0].state == "complete", seconds=30)
+        images.wait(ref, 30)
+    engine = store.snapshotter("overlaybd")
+    assert {info.labels[GATE_LABEL] for info in engine.walk()} == {"fuse"}
+    with looking(store, ref, tmp_path) as root:
+        end_worker(root_dir)
+        assert read_all(root) == FILES
+    assert store.fsck() == []
+
+
+def test_containers_share_one_device(
+    open_store: Open, registry: LocalRegistry, tmp_path: Path, layers: list[bytes]
+) -> None:
+    store = open_store()
+    ref = push(registry, overlaybd_image(*layers))
+    pull(store, ref)
+    engine = store.snapshotter("overlaybd")
+    for key in ("one", "two"):
+        engine.prepare(key, store.launch(ref).chain_id)
+    with temp_mount(engine.mounts("one"), dir=tmp_path) as root:
+        (root / "a").write_text("changed")
+    with temp_mount(engine.mounts("two"), dir=tmp_path) as root:
+        assert (root / "a").read_bytes() == FILES["a"]
+    points = [info.point for info in mounts_at_or_below(engine.root.resolve())]
+    assert [point.endswith("/mnt") for point in points].count(True) == 1
+    with pytest.raises(LaminaError):
+        engine.remove(store.launch(ref).chain_id)
+
+
+def test_layers_that_were_pulled_whole_make_a_device(
+    open_store: Open, tmp_path: Path, layers: list[bytes]
+) -> None:
+    store = open_store()
+    with faulty_registry() as registry:
+        files = overlaybd_image(*layers)
+        for blob in files.blobs:
+            registry.add_blob(blob)
+        registry.add_manifest("1", files.manifest)
+        ref = f"{registry.host}/test:1"
+        store.pull(ref, snapshotter="overlayfs", plain_http=True, unpack=False)
+    store.unpack(ref, snapshotter="overlaybd")
+    engine = store.snapshotter("overlaybd")
+    assert not any(REMOTE in info.labels for info in engine.walk())
+    with looking(store, ref, tmp_path) as root:
+        assert read_all(root) == FILES
+    assert store.fsck(deep=True) == []
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_turbo_image_has_its_data_in_the_original_layer(
+    open_store: Open, registry: LocalRegistry, tmp_path: Path, compress: bool
+) -> None:
+    store = open_store()
+    turbo, original = turbo_layer(tmp_path, FIRST, compress=compress)
+    registry.push_blob(original, "test")
+    ref = push(registry, annotated_image(turbo))
+    pull(store, ref)
+    with looking(store, ref, tmp_path) as root:
+        assert (root / "dir/deep/file").read_bytes() == FIRST["dir/deep/file"]
+        [shown] = LazyImages(store, "overlaybd").layers(ref)
+        assert compress or 0 < shown.cost.fetched_bytes < len(original) / 2
+        os.kill(worker(store).status().pid, signal.SIGKILL)
+        assert read_all(root) == FIRST
+
+
+def test_layers_on_a_device_are_unpacked(
+    open_store: Open, registry: LocalRegistry, tmp_path: Path, layers: list[bytes]
+) -> None:
+    store = open_store()
+    above = plain_layer({"dir/": None, "dir/other": b"other", ".wh.text": b""})
+    ref = push(registry, annotated_image(*map(block_layer, layers), above))
+    pull(store, ref)
+    without_text = {path: data for path, data in FILES.items() if path != "text"}
+    with looking(store, ref, tmp_path) as root:
+        assert read_all(root) == without_text | {"dir/other": b"other"}
+    engine = store.snapshotter("overlaybd")
+    with temp_mount(engine.prepare("container", store.launch(ref).chain_id), dir=tmp_path) as root:
+        (root / "a").write_text("changed")
+    engine.commit("committed", "container")
+    with temp_mount(engine.view("look", "committed"), dir=tmp_path, read_only=True) as root:
+        assert read_all(root) == without_text | {"dir/other": b"other", "a": b"changed"}
+
+
+def test_layer_on_a_directory_is_refused(
+    open_store: Open, registry: LocalRegistry, layers: list[bytes]
+) -> None:
+    store = open_store()
+    ref = push(registry, annotated_image(plain_layer({"b": b"b"}), block_layer(layers[0])))
+    with pytest.raises(FailedPrecondition, match="convert the whole image"):
+        pull(store, ref)
+    engine = store.snapshotter("overlaybd")
+    assert {info.kind for info in engine.walk()} == {Kind.COMMITTED}
+
+
+def test_plain_images_are_unpacked_and_the_reason_is_told(
+    open_store: Open, registry: LocalRegistry, tmp_path: Path
+) -> None:
+    store = open_store()
+    ref = push(registry, annotated_image(plain_layer({"b": b"b"})))
+    pull(store, ref)
+    [info] = store.snapshotter("overlaybd").walk()
+    assert info.labels[UNPACKED] == "it is no overlaybd layer"
+    with looking(store, ref, tmp_path) as root:
+        assert read_all(root) == {"b": b"b"}
+
+
+def test_what_is_no_layer_is_unpacked(
+    open_store: Open, registry: LocalRegistry, tmp_path: Path
+) -> None:
+    store = open_store()
+    layer = Layer.of({"b": b"b"}, compress=False)
+    _, said = block_layer(layer.blob)
+    ref = push(registry, annotated_image((layer, said)))
+    pull(store, ref)
+    [info] = store.snapshotter("overlaybd").walk()
+    assert "it is no overlaybd layer" in info.labels[UNPACKED]
+    with looking(store, ref, tmp_path) as root:
+        assert read_all(root) == {"b": b"b"}
+
+
+def test_wrong_bytes_fail(open_store: Open, tmp_path: Path) -> None:
+    store = open_store(more="fetching_timeout_sec = 2\n")
+    with running_registry(tmp_path / "registry") as registry:
+        [blob] = device_layers(tmp_path, [writing(FIRST)])
+        files = overlaybd_image(blob)
+        ref = push(registry, files)
+        pull(store, ref)
+        [stored] = (tmp_path / "registry").rglob(f"{files.layers[0].digest[7:]}/data")
+        at = blob.index(FIRST["big"][1_500_000:1_500_064])
+        stored.write_bytes(blob[:at] + b"x" + blob[at + 1 :])
+        with looking(store, ref, tmp_path) as root:
+            with pytest.raises(OSError, match="Input/output error"):
+                (root / "big").read_bytes()
+            assert (root / "dir/deep/file").read_bytes() == FIRST["dir/deep/file"]
+    log = (store.snapshotter("overlaybd").root / "lazy/worker.log").read_text()
+    assert "CRC-32C" in log
+
+
+def test_devices_are_emptied_and_removed(
+    open_store: Open, registry: LocalRegistry, tmp_path: Path, layers: list[bytes]
+) -> None:
+    store = open_store()
+    ref = push(registry, overlaybd_image(*layers))
+    pull(store, ref)
+    engine = store.snapshotter("overlaybd")
+    with looking(store, ref, tmp_path) as root:
+        (root / "big").read_bytes()
+        assert engine.shrink(0).freed == 0
+    assert engine.usage(store.launch(ref).chain_id).size > len(FIRST["big"])
+    assert engine.shrink(0).freed > len(FIRST["big"])
+    with looking(store, ref, tmp_path) as root:
+        assert read_all(root) == FILES
+    store.remove_image(ref)
+    store.collect()
+    engine.cleanup()
+    assert [*engine.walk()] == []
+    assert [*(engine.root / "snapshots").iterdir()] == []
+    assert worker(store).status().layers == []
+    assert str(engine.root / "snapshots") not in Path("/proc/self/mountinfo").read_text()
+    assert store.fsck() == []
+
+
+def test_check_finds_what_is_damaged(
+    open_store: Open, registry: LocalRegistry, layers: list[bytes]
+) -> None:
+    store = open_store()
+    pull(store, push(registry, overlaybd_image(*layers)))
+    engine = store.snapshotter("overlaybd")
+    kept = sorted(engine.root.glob("snapshots/*/kept"))[0]
+    [note] = engine.root.glob("snapshots/*/device.json")
+    os.utime(note, (1, 1))
+    assert engine.fsck(deep=True) == []
+    good = kept.read_bytes()
+    kept.write_bytes(good[:-10])
+    assert engine.fsck() == []
+    [problem] = engine.fsck(deep=True)
+    assert "kept parts" in problem.what
+    kept.unlink()
+    [problem] = engine.fsck()
+    assert f"{kept} is gone" in problem.what
+
+
+@pytest.mark.runtime
+def test_container_runs_from_a_device(
+    machine: Machine, registry: LocalRegistry, tmp_path: Path
+) -> None:
+    busybox = Path(shutil.which("busybox") or "").read_bytes()
+
+    def install(root: Path) -> None:
+        writing({"bin/busybox": busybox})(root)
+        (root / "bin/busybox").chmod(0o755)
+
+    ref = push(registry, overlaybd_image(*device_layers(tmp_path, [install])))
+    snapshotter = ("--snapshotter", "overlaybd")
+    try:
+        machine.lamina("images", "pull", "--plain-http", *snapshotter, ref)
+        argv = ("run", "--rm", *snapshotter, ref, machine.id, "/bin/busybox", "echo", "hello")
+        assert machine.lamina(*argv).stdout == "hello\n"
+        assert ref in machine.lamina("lazy", "ls", *snapshotter).stdout
+        machine.lamina("lazy", "wait", *snapshotter, ref)
+        assert "complete" in machine.lamina("lazy", "show", *snapshotter, ref).stdout
+        assert machine.lamina("lazy", "map", *snapshotter, ref).stdout
+    finally:
+        unmount_recursive(machine.root)
+        end_worker(machine.root)

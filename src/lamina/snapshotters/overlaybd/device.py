@@ -22,6 +22,7 @@ from lamina.lazy.table import Header, UnitColumns
 from lamina.lazy.unit import BLOCK, DIGEST_LENGTH, MAX_CACHE_BYTES, Check, Codec
 from lamina.snapshotters.lazy_access import Access
 from lamina.snapshotters.overlaybd.layers import open_noted
+from lamina.snapshotters.overlaybd.on_demand import Report, untold
 
 CACHE = "device"
 WINDOW = 256 << 10
@@ -30,24 +31,33 @@ about the time that it takes to ask."""
 
 
 @contextmanager
-def opened_stack(directories: Sequence[Path], access: Access) -> Iterator[Stack]:
+def opened_stack(
+    directories: Sequence[Path], access: Access, report: Report = untold
+) -> Iterator[Stack]:
     """Open the layers in some directories for the body, the lowest first.
+
+    Args:
+        directories: of snapshots.
+        access: how to reach the registry.
+        report: is told what is read from there.
 
     Raises:
         FormatError: one is damaged.
         LaminaError: one cannot be had, or there are too many.
     """
-    stack, held = open_stack(directories, access)
+    stack, held = open_stack(directories, access, report)
     with held:
         yield stack
 
 
-def open_stack(directories: Sequence[Path], access: Access) -> tuple[Stack, ExitStack]:
+def open_stack(
+    directories: Sequence[Path], access: Access, report: Report = untold
+) -> tuple[Stack, ExitStack]:
     """As `opened_stack`, but return what lets go of them."""
     with ExitStack() as held:
         layers = []
         for directory in directories:
-            layer, close = open_noted(directory, access)
+            layer, close = open_noted(directory, access, report)
             held.callback(close)
             layers.append(layer)
         return Stack(layers), held.pop_all()

@@ -21,8 +21,6 @@ from lamina.formats.zfile.reader import ZFile
 _GAP = 64 << 10
 """Bytes of a blob between two pieces that are fetched with them rather than asking twice."""
 _THREADS = 8
-Report = Callable[[int, int], None]
-"""Is told of requests, and of the bytes that they brought."""
 
 
 class _Request(NamedTuple):
@@ -47,7 +45,6 @@ class DeviceSource:
     Args:
         stack: the layers.
         size: bytes: the device's, or more, which are zeros.
-        report: is told what it costs.
         close: is called when the source is not needed any more.
     """
 
@@ -56,11 +53,9 @@ class DeviceSource:
         stack: Stack,
         size: int,
         *,
-        report: Report = lambda requests, size: None,
         close: Callable[[], None] = lambda: None,
     ) -> None:
         self._stack = stack
-        self._report = report
         self.size = size
         self.close = close
 
@@ -146,7 +141,6 @@ class DeviceSource:
     ) -> list[bytes]:
         size = request.stop - request.start
         data = source.read_at(request.start, size)
-        self._report(1, size)
         starts = [extents[number].place - request.start for number in request.pieces]
         lengths = [extents[number].length for number in request.pieces]
         return [data[at : at + size] for at, size in zip(starts, lengths, strict=True)]
@@ -158,7 +152,6 @@ class DeviceSource:
         first, stop = request.start // size, -(-request.stop // size)
         at, stored = source.stored(first, stop)
         data = memoryview(source.stored_source.read_at(at, stored))
-        self._report(1, stored)
         return [_decoded(source, data, at, place, length) for place, length in pieces]
 
 

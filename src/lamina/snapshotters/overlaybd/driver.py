@@ -28,6 +28,7 @@ from lamina.core.labels import IMAGE_LAYERS, SNAPSHOT_REF
 from lamina.core.mount import Mount
 from lamina.core.snapshot import Usage
 from lamina.errors import FailedPrecondition, FormatError, LaminaError
+from lamina.formats.lsmt.annotations import BLOB_DIGEST
 from lamina.snapshotters.directories import make_directory
 from lamina.snapshotters.lazy_access import ACCESS
 from lamina.snapshotters.lazy_overlay import GATE_LABEL, LazyOverlayDriver
@@ -43,6 +44,7 @@ from lamina.snapshotters.overlaybd.notes import (
     read_note,
     write_note,
 )
+from lamina.snapshotters.stacked import bind
 from lamina.snapshotters.tree import remove_tree
 
 if TYPE_CHECKING:
@@ -128,12 +130,17 @@ class OverlaybdDriver(LazyOverlayDriver):
             FailedPrecondition: the device cannot be made.
             LaminaError: one of its layers is damaged, or gone.
         """
-        if SNAPSHOT_REF not in snapshot.labels:
+        if not _is_of_device(snapshot.labels):
             self._require_device(snapshot.parents)
         super().create(snapshot)
 
     def mounts(self, snapshot: Snapshot) -> list[Mount]:
-        """Return one bind mount or one overlay; see `LazyOverlayDriver`."""
+        """Return one bind mount or one overlay; see `LazyOverlayDriver`.
+
+        What is to be a layer of a device is unpacked to a directory of its own.
+        """
+        if _is_of_device(snapshot.labels):
+            return [bind(self.fs(snapshot.id), "rw")]
         self._require_device(snapshot.parents)
         return super().mounts(snapshot)
 
@@ -246,7 +253,7 @@ class OverlaybdDriver(LazyOverlayDriver):
         """
         from lamina.snapshotters.overlaybd.unpacked import note_of_files
 
-        found = note_of_files(self.fs(snapshot.id), snapshot.labels)
+        found = note_of_files(self.fs(snapshot.id), snapshot.labels, self._access)
         if found is None:
             return None
         note = msgspec.structs.replace(found, below=self._below(snapshot.parents))
@@ -304,6 +311,11 @@ class OverlaybdDriver(LazyOverlayDriver):
             (self.of(id) / name).unlink(missing_ok=True)
         if self.point(id).is_dir():
             self.point(id).rmdir()
+
+
+def _is_of_device(labels: Mapping[str, str]) -> bool:
+    """Tell whether an extraction snapshot is for a layer of a device, as far as labels tell."""
+    return SNAPSHOT_REF in labels and BLOB_DIGEST in labels
 
 
 def _is_topmost(labels: Mapping[str, str]) -> bool:

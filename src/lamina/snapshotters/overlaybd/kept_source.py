@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from pathlib import Path
@@ -79,18 +78,16 @@ class KeptSource:
 
     Args:
         path: what a `Keeper` has written.
-        size: bytes of the whole source.
-        opener: opens the source, once something else is wanted.
+        source: the whole.
 
     Raises:
         FormatError: the file is damaged.
         OSError: it cannot be read.
     """
 
-    def __init__(self, path: Path, size: int, opener: Callable[[], RangeSource]) -> None:
-        self.size = size
-        self._opener = opener
-        self._source: RangeSource | None = None
+    def __init__(self, path: Path, source: RangeSource) -> None:
+        self.size = source.size
+        self._source = source
         self._parts = _read(path)
         self._starts = [part.offset for part in self._parts]
 
@@ -106,8 +103,6 @@ class KeptSource:
             start, data = self._parts[number]
             if offset + length <= start + len(data):
                 return data[offset - start :][:length]
-        if self._source is None:
-            self._source = self._opener()
         return self._source.read_at(offset, length)
 
     def forget(self) -> None:

@@ -1,8 +1,4 @@
-"""What the labels of an overlaybd layer's snapshot say of it.
-
-Annotations of a layer become labels of its snapshot where they begin so; source: pkg/label of
-accelerated-container-image, docs of overlaybd.
-"""
+"""What the labels of an overlaybd layer's snapshot say of it: its annotations, and where it is."""
 
 from __future__ import annotations
 
@@ -12,17 +8,20 @@ from typing import NamedTuple
 from lamina.core.digest import Digest, parse_digest
 from lamina.core.labels import PLAIN_HTTP
 from lamina.errors import InvalidArgument
+from lamina.formats.lsmt.annotations import (
+    ACCELERATION,
+    BLOB_DIGEST,
+    BLOB_SIZE,
+    FS_TYPE,
+    OLD_TARGET_DIGEST,
+    OLD_TARGET_MEDIA_TYPE,
+    TARGET_DIGEST,
+    TARGET_MEDIA_TYPE,
+)
 from lamina.snapshotters.lazy_labels import reference_in
 
-PREFIX = "containerd.io/snapshot/overlaybd/"
-BLOB_DIGEST = PREFIX + "blob-digest"
-BLOB_SIZE = PREFIX + "blob-size"
-FS_TYPE = PREFIX + "blob-fs-type"
-ACCELERATION = PREFIX + "acceleration-layer"
-"""`yes` on a layer that has nothing but a trace of what is read first."""
-_TARGET_DIGESTS = (PREFIX + "turbo-oci/target-digest", PREFIX + "fastoci/target-digest")
-_TARGET_TYPES = (PREFIX + "turbo-oci/target-media-type", PREFIX + "fastoci/target-media-type")
-"""Of a layer whose data is in the layer of another image; names of now, and of before."""
+_TARGET_DIGESTS = (TARGET_DIGEST, OLD_TARGET_DIGEST)
+_TARGET_TYPES = (TARGET_MEDIA_TYPE, OLD_TARGET_MEDIA_TYPE)
 _IMAGE_REF = "containerd.io/snapshot/image-ref"
 """As the `ctr` of accelerated-container-image sets it."""
 DEFAULT_FS = "ext4"

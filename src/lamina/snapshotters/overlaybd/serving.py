@@ -46,8 +46,8 @@ class _Opener:
         if note is None:
             raise DataLoss("find the layers of a device", snapshot)
         directories = [snapshot.with_name(str(id)) for id in note.layers]
-        stack, held = open_stack(directories, read_access(snapshot))
-        return DeviceSource(stack, device_size(stack), report=self._report, close=held.close)
+        stack, held = open_stack(directories, read_access(snapshot), self._report)
+        return DeviceSource(stack, device_size(stack), close=held.close)
 
     def _report(self, requests: int, size: int) -> None:
         if self.counters is not None:

@@ -4,32 +4,74 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lamina.snapshotters.overlaybd.labels import filesystem_in, is_acceleration
+from lamina.errors import FailedPrecondition, InvalidArgument
+from lamina.formats.lsmt.annotations import TRACE_NAME
+from lamina.snapshotters.overlaybd.labels import (
+    filesystem_in,
+    is_acceleration,
+    is_gzip_target,
+    target_in,
+)
 from lamina.snapshotters.overlaybd.notes import LayerNote
 
-COMMIT = "overlaybd.commit"
-_FILES = (COMMIT, "overlaybd.sealed")
-TRACE = "trace"
+if TYPE_CHECKING:
+    from lamina.snapshotters.lazy_access import Access
+
+_WHOLE = ("overlaybd.commit", "overlaybd.sealed")
+"""Names of a layer that has its data."""
+_METADATA = ".fs.meta"
+"""Behind a filesystem's name: what a TurboOCI layer has of it."""
 
 
-def note_of_files(files: Path, labels: Mapping[str, str]) -> LayerNote | None:
+def note_of_files(files: Path, labels: Mapping[str, str], access: Access) -> LayerNote | None:
     """Return what a layer is, but for what lies below it; None for one that is a directory.
 
     Args:
         files: the directory that it was unpacked to.
         labels: of its snapshot.
+        access: how to reach the registry that has the rest of it.
 
     Raises:
+        FailedPrecondition: it is said to be a TurboOCI layer, and has no metadata.
+        InvalidArgument: its labels do not say of which image it is.
+        LaminaError: as the registry raises.
         OSError: it cannot be read.
     """
-    from lamina.snapshotters.overlaybd.layers import is_layer_file
-
+    names = sorted(path.name for path in files.iterdir())
     filesystem = filesystem_in(labels)
-    names = [path.name for path in files.iterdir()]
-    if is_acceleration(labels) and names == [TRACE]:
-        return LayerNote("trace", (), filesystem, file=f"{files.name}/{TRACE}")
+    if target_in(labels) is not None:
+        return _turbo(files, names, labels, access)
+    if is_acceleration(labels) and names == [TRACE_NAME]:
+        return LayerNote("trace", (), filesystem, file=f"{files.name}/{TRACE_NAME}")
     # Any other file beside it, and it is a directory in which somebody keeps such a layer.
-    if len(names) == 1 and names[0] in _FILES and is_layer_file(files / names[0]):
+    if len(names) == 1 and names[0] in _WHOLE and _is_layer(files / names[0]):
         return LayerNote("local", (), filesystem, file=f"{files.name}/{names[0]}")
     return None
+
+
+def _turbo(files: Path, names: list[str], labels: Mapping[str, str], access: Access) -> LayerNote:
+    from lamina.snapshotters.overlaybd.layers import noted_blob
+
+    target = target_in(labels)
+    found = next((name for name in names if name.endswith(_METADATA)), "")
+    if not found or target is None:
+        raise FailedPrecondition("find the metadata of TurboOCI layer", files)
+    if not target.reference:
+        hint = "pull it from its registry, with labels that name the image"
+        raise InvalidArgument("find the image of TurboOCI layer", target.digest, hint=hint)
+    return LayerNote(
+        "turbo",
+        (),
+        found.removesuffix(_METADATA),
+        file=f"{files.name}/{found}",
+        blob=noted_blob(access, target),
+        is_gzip=is_gzip_target(labels),
+    )
+
+
+def _is_layer(path: Path) -> bool:
+    from lamina.snapshotters.overlaybd.layers import is_layer_file
+
+    return path.is_file() and not path.is_symlink() and is_layer_file(path)
