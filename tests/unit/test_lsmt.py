@@ -15,7 +15,14 @@ from lamina.errors import FormatError, InvalidArgument, OutOfRange, ResourceExha
 from lamina.formats.lsmt import merging, reader
 from lamina.formats.lsmt.mappings import HOLE, ZEROS, Extent
 from lamina.formats.lsmt.merging import merge, replay, replay_writes
-from lamina.formats.lsmt.reader import Layer, is_layer, open_layer, read_layer, read_writable
+from lamina.formats.lsmt.reader import (
+    Layer,
+    is_layer,
+    open_layer,
+    read_layer,
+    read_sparse,
+    read_writable,
+)
 from lamina.formats.lsmt.stack import Stack
 from tests.erofs import Bytes
 from tests.lsmt import PADDING, UUID, ZERO, Row, listed, make_layer, mapped, record, rows
@@ -51,6 +58,32 @@ def test_reads_what_was_sealed_in_place() -> None:
     trailer = record(0x16, (4096 + len(DATA), 1))
     raw = header + DATA + rows((0, 2, 9)) + noise(496) + trailer
     assert Stack([read_layer(Bytes(raw))]).read_at(0, 1024) == DATA[512:1536]
+
+
+def test_reads_a_log_that_was_sealed_in_place() -> None:
+    """What was written over is still there, and the index has as many entries as it has."""
+    index = rows((0, 1, 10), (1, 1, 9), (4, 2, 13 | ZERO))
+    trailer = record(6, (4096 + 5 * 512, 3))
+    raw = record(3) + DATA[: 5 * 512] + index + noise(512 - len(index)) + trailer
+    found = read_layer(Bytes(raw))
+    assert listed(found.mappings) == [(0, 1, 10), (1, 1, 9), (4, 2, 13 | ZERO)]
+    assert Stack([found]).read_at(0, 1024) == DATA[1024:1536] + DATA[512:1024]
+    for length in range(len(raw)):
+        with pytest.raises(FormatError):
+            read_layer(Bytes(raw[:length]))
+
+
+def test_reads_a_sparse_one_that_was_sealed_in_place() -> None:
+    """The index is behind the end of the device, most of which is a hole in the file."""
+    size = 64 * 512
+    index = rows((1, 2, 9), (60, 4, 68))
+    image = bytearray(size)
+    image[512:1536], image[60 * 512 :] = DATA[:1024], DATA[:2048]
+    trailer = record(0x16, (4096 + size, 2), size)
+    raw = record(0x13, size=size) + image + index + noise(512 - len(index)) + trailer
+    stack = Stack([read_layer(Bytes(raw))])
+    assert stack.size == size
+    assert stack.read_at(0, size) == image
 
 
 def test_opens_in_any_wrapping() -> None:
@@ -192,6 +225,68 @@ def test_reads_a_layer_that_is_written_to() -> None:
         read_writable(Bytes(record(3) + DATA[512:]), Bytes(log[:4096] + rows((9, 2, 12))))
     with pytest.raises(FormatError, match="sparse"):
         read_writable(Bytes(record(0x13)), Bytes(log))
+
+
+def test_reads_a_sparse_layer() -> None:
+    raw = record(0x13, size=40_000 * 512) + bytes(40_000 * 512)
+    image = bytearray(raw)
+    image[4096 + 512 : 4096 + 1536] = DATA[:1024]
+    source = Bytes(image)
+    # The header and the hole behind it, a block with half a sector at each end, one that begins in
+    # the sector where the last one ends, and more than a mapping can have.
+    extents = [(0, 4096), (4700, 900), (5620, 12), (8192, 20_000 * 512)]
+    found = read_sparse(source, extents)
+    assert listed(found.mappings) == [
+        (1, 2, 9),
+        (8, 16383, 16),
+        (8 + 16383, 3617, 16 + 16383),
+    ]
+    assert found.about.virtual_size == 40_000 * 512
+    assert Stack([found]).read_at(0, 2048) == image[4096:6144]
+    assert listed(read_sparse(source, [(0, len(raw))]).mappings)[0] == (0, 16383, 8)
+    assert not read_sparse(source, []).mappings
+
+
+def test_sparse_layers_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = record(0x13) + DATA
+    for length in range(len(record(0x13))):
+        with pytest.raises(FormatError, match="a header and sectors"):
+            read_sparse(Bytes(raw[:length]), [])
+    with pytest.raises(FormatError, match="a header and sectors"):
+        read_sparse(Bytes(raw + b"x"), [])
+    with pytest.raises(FormatError, match="a sparse layer"):
+        read_sparse(Bytes(record(3)), [])
+    with pytest.raises(FormatError, match="flags"):
+        read_sparse(Bytes(record(0x16)), [])
+    for extents in ([(0, len(raw) + 1)], [(-1, 2)], [(512, -1)], [(4096, 512), (4607, 1)]):
+        with pytest.raises(InvalidArgument, match="sparse LSMT extent"):
+            read_sparse(Bytes(raw), extents)
+    monkeypatch.setattr(reader, "MAX_LOGGED", 1)
+    with pytest.raises(FormatError, match="at most 1 mappings"):
+        read_sparse(Bytes(raw), [(4096, 512), (5120, 512)])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 3000)), max_size=6))
+def test_any_sparse_layer(runs: list[tuple[int, int]]) -> None:
+    extents, position = [], 0
+    for gap, length in runs:
+        extents.append((position + gap, length))
+        position += gap + length
+    raw = bytearray(record(0x13).ljust(4096 + 36_000 // 512 * 512 + 512, b"\0"))
+    expected = set()
+    for offset, length in extents:
+        first = max(offset, 4096)
+        if first < offset + length:
+            raw[first : offset + length] = noise(offset + length - first)
+            expected |= set(range(first // 512, -(-(offset + length) // 512)))
+    found = read_sparse(Bytes(raw), extents)
+    assert all(start == place - 8 for start, _, place in listed(found.mappings))
+    assert expected == {
+        place + at for _, length, place in listed(found.mappings) for at in range(length)
+    }
+    size = len(raw) - 4096
+    assert Stack([found]).read_at(0, size) == raw[4096:]
 
 
 def test_many_mappings_are_swept_in_windows() -> None:

@@ -1,18 +1,20 @@
-"""Layers as they are read: sealed ones, and the log of one that is written to."""
+"""Layers as they are read: sealed ones, and those that are written to."""
 
 from __future__ import annotations
 
 import sys
 from array import array
+from collections.abc import Iterable
 from itertools import compress, islice, repeat
 from operator import add, and_, le, ne, rshift
 from typing import NamedTuple
 
 from lamina.core.source import RangeSource
-from lamina.errors import FormatError
+from lamina.errors import FormatError, InvalidArgument
 from lamina.formats.lsmt.layout import (
     FIRST_SECTOR,
     MAPPING_SIZE,
+    MAX_LENGTH,
     MAX_LOGGED,
     MAX_MAPPINGS,
     MAX_OFFSET,
@@ -30,7 +32,7 @@ from lamina.formats.lsmt.layout import (
     is_lsmt,
     parse_record,
 )
-from lamina.formats.lsmt.mappings import Mappings
+from lamina.formats.lsmt.mappings import Mappings, MappingsBuilder
 from lamina.formats.lsmt.merging import replay
 from lamina.formats.zfile.envelope import unwrap
 from lamina.formats.zfile.layout import is_zfile
@@ -139,7 +141,7 @@ def read_writable(data: RangeSource, log: RangeSource) -> Layer:
     """Read a layer of two files that is written to: data at its end, and a log of mappings.
 
     What the log says later counts. Mappings that were never completed at its end are passed over.
-    Sparse layers have no log: their mappings are known to the filesystem only.
+    Sparse layers have no log; see `read_sparse`.
 
     Raises:
         FormatError: they are none, are damaged, or the log is longer than MAX_LOGGED mappings.
@@ -158,6 +160,42 @@ def read_writable(data: RangeSource, log: RangeSource) -> Layer:
     mappings = _read_index(log, SLOT, count, UNTAGGED)
     _check_places(mappings, SLOT, data.size // SECTOR)
     return Layer(data, about(record, 0), replay(mappings))
+
+
+def read_sparse(data: RangeSource, extents: Iterable[tuple[int, int]]) -> Layer:
+    """Read a sparse layer that is written to: behind the header, data lies where the device has it.
+
+    Only its filesystem knows what was written. What was discarded is a hole as well, through which
+    lower layers show again: overlaybd has it so.
+
+    Args:
+        data: its file.
+        extents: byte and length of what is no hole in it, ascending and apart, as SEEK_DATA and
+            SEEK_HOLE tell; the header may be among it.
+
+    Raises:
+        FormatError: it is none or is damaged, or has more than MAX_LOGGED mappings.
+        InvalidArgument: the extents are not so.
+        Unavailable: the bytes cannot be had just now.
+    """
+    if data.size < SLOT or data.size % SECTOR:
+        raise damaged(0, "a header and sectors of data", f"{data.size} bytes")
+    record = parse_record(data.read_at(0, SLOT), 0, Flags.HEADER | Flags.DATA)
+    if not record.flags & Flags.SPARSE:
+        raise damaged(28, "a sparse layer", f"the flags {record.flags:#x}")
+    mappings = MappingsBuilder()
+    end, position = FIRST_SECTOR, 0
+    for offset, length in extents:
+        if offset < position or length < 0 or offset + length > data.size:
+            hint = f"it must lie between bytes {position} and {data.size}"
+            raise InvalidArgument("read sparse LSMT extent", (offset, length), hint=hint)
+        position = offset + length
+        first, end = max(end, offset // SECTOR), max(end, -(-position // SECTOR))
+        for sector in range(first, end, MAX_LENGTH):
+            mappings.add(sector - FIRST_SECTOR, min(MAX_LENGTH, end - sector), sector)
+        if len(mappings.mappings) > MAX_LOGGED:
+            raise damaged(SLOT, f"at most {MAX_LOGGED} mappings", len(mappings.mappings))
+    return Layer(data, about(record, 0), mappings.mappings)
 
 
 def _head(source: RangeSource) -> bytes:
