@@ -15,6 +15,7 @@ from lamina.formats.lsmt.layout import SECTOR, About
 from lamina.formats.lsmt.mappings import HOLE, ZEROS, Extent
 from lamina.formats.lsmt.reader import Layer, open_layer
 from lamina.formats.lsmt.stack import Stack
+from lamina.formats.lsmt.warp import Joined, open_warp
 from lamina.formats.lsmt.writer import write_layer
 from lamina.formats.zfile.layout import SLOT, Algorithm, digest_of
 from lamina.formats.zfile.reader import read_zfile
@@ -110,4 +111,30 @@ def _check(extent: Extent, stack: Stack) -> None:
             assert (shown.layer, shown.place) == (number, told[number].place)
 
 
-TARGETS = {"zfile": Target(_zfiles, _zfile), "lsmt": Target(_layers, _two)}
+def _warps() -> Iterator[bytes]:
+    """Yield the sizes of a layer of TurboOCI in 16 bits, that layer, and the tar it leads to."""
+    index = ((0, 2, 8), (2, 2, 1 << 56 | 1), (5, 1, 10 | ZERO), (6, 2, 1 << 56 | 4), (9, 1, 10))
+    for above in (0, 3 << 56):
+        moved = ((at, length, place + above) for at, length, place in index)
+        meta = make_layer(_DATA, rows(*moved))
+        yield len(meta).to_bytes(2, "little") + meta + noise(5 * SECTOR + 9)
+
+
+def _warp(data: bytes) -> None:
+    size = 2 + int.from_bytes(data[:2], "little")
+    with contextlib.suppress(FormatError):
+        layer = open_warp(Bytes(data[2:size]), Bytes(data[size:]))
+        assert isinstance(layer.source, Joined)
+        for extent in layer.mappings.extents():
+            if extent.layer != ZEROS:
+                parts = list(layer.source.parts(extent.place, extent.length))
+                assert sum(part.length for part in parts) == extent.length
+                assert len({part.source for part in parts if part.source}) == 1
+        _use([layer])
+
+
+TARGETS = {
+    "zfile": Target(_zfiles, _zfile),
+    "lsmt": Target(_layers, _two),
+    "warp": Target(_warps, _warp),
+}
