@@ -15,6 +15,8 @@ from lamina.core.labels import REMOTE, UNPACKED
 from lamina.core.mount import Mount
 from lamina.core.snapshot import Kind
 from lamina.errors import FailedPrecondition, LaminaError
+from lamina.formats.lsmt.reader import open_layer
+from lamina.formats.overlaybd.trace import Access, write_trace
 from lamina.formats.zfile.layout import Algorithm
 from lamina.formats.zfile.writer import ZFileOptions
 from lamina.lazy.launch import LazyWorker
@@ -23,6 +25,7 @@ from lamina.linux.mountinfo import mounts_at_or_below
 from lamina.mount import temp_mount, unmount_recursive
 from lamina.snapshotters.lazy_overlay import GATE_LABEL
 from lamina.store import Store
+from tests.erofs import Bytes
 from tests.faulty_registry import faulty_registry
 from tests.fixtures_containers import Machine, wait_for
 from tests.fixtures_registry import LocalRegistry, running_registry
@@ -34,6 +37,7 @@ from tests.overlaybd_images import (
     block_layer,
     device_layers,
     overlaybd_image,
+    trace_layer,
     turbo_layer,
     writing,
 )
@@ -267,6 +271,34 @@ def test_turbo_image_has_its_data_in_the_original_layer(
         assert compress or 0 < shown.cost.fetched_bytes < len(original) / 2
         os.kill(worker(store).status().pid, signal.SIGKILL)
         assert read_all(root) == FIRST
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_what_an_acceleration_layer_names_is_fetched_at_once(
+    open_store: Open, registry: LocalRegistry, layers: list[bytes], listed: bool
+) -> None:
+    store = open_store()
+    trace = b"/nowhere\n/dir/new\n/dir\n"
+    if not listed:
+        at, length = place_of(layers[1], SECOND["dir/new"])
+        trace = write_trace([Access(1, at, length)])
+    above = trace_layer(trace)
+    ref = push(registry, annotated_image(*map(block_layer, layers), above))
+    pull(store, ref)
+    images = LazyImages(store, "overlaybd")
+    assert [layer.reason for layer in images.layers(ref)][1:] == [
+        "it has no files, but says what is fetched first"
+    ]
+    wait_for(lambda: images.layers(ref)[0].local_bytes >= len(SECOND["dir/new"]), seconds=30)
+    images.wait(ref, 30)
+
+
+def place_of(blob: bytes, data: bytes) -> tuple[int, int]:
+    """Return where in the LSMT file of a layer whole blocks of a file are."""
+    layer = open_layer(Bytes(blob))
+    whole = layer.source.read_at(0, layer.source.size)
+    length = len(data) // 4096 * 4096
+    return whole.index(data[:length]), length
 
 
 def test_layers_on_a_device_are_unpacked(

@@ -19,19 +19,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import msgspec
 
 from lamina.core.driver import Claimed, LazyFiles, Refused, Snapshot
-from lamina.core.labels import IMAGE_LAYERS, SNAPSHOT_REF
+from lamina.core.labels import IMAGE_LAYERS, SNAPSHOT_REF, UNPACKED
 from lamina.core.mount import Mount
 from lamina.core.snapshot import Usage
 from lamina.errors import FailedPrecondition, FormatError, LaminaError
 from lamina.formats.lsmt.annotations import BLOB_DIGEST
 from lamina.snapshotters.directories import make_directory
 from lamina.snapshotters.lazy_access import ACCESS
-from lamina.snapshotters.lazy_overlay import GATE_LABEL, LazyOverlayDriver
+from lamina.snapshotters.lazy_overlay import GATE_LABEL, LazyArguments, LazyOverlayDriver
 from lamina.snapshotters.lower_mounts import locked
 from lamina.snapshotters.overlaybd import labels as told
 from lamina.snapshotters.overlaybd.notes import (
@@ -40,6 +40,7 @@ from lamina.snapshotters.overlaybd.notes import (
     LAYER,
     BackingNote,
     DeviceNote,
+    LayerKind,
     LayerNote,
     read_note,
     write_note,
@@ -59,10 +60,30 @@ _NOTES = 4096
 """Notes of layers that are kept in memory."""
 
 
+_REASONS: Mapping[LayerKind, str] = {
+    "local": "it was pulled whole, for the device of a layer above",
+    "turbo": "it has metadata, for the device of a layer above",
+    "trace": "it has no files, but says what is fetched first",
+}
+"""Why layers were unpacked that nothing is wrong with."""
+
+
 class OverlaybdDriver(LazyOverlayDriver):
-    """The overlaybd driver; arguments as for `LazyOverlayDriver`."""
+    """The overlaybd driver.
+
+    Args:
+        root: the snapshotter's directory; made when absent.
+        prefetches: fetch at once what an acceleration layer names.
+        arguments: as for `LazyOverlayDriver`.
+    """
 
     factory = "lamina.snapshotters.overlaybd.serving:open_device"
+
+    def __init__(
+        self, root: Path, *, prefetches: bool = True, **arguments: Unpack[LazyArguments]
+    ) -> None:
+        super().__init__(root, **arguments)
+        self._prefetches = prefetches
 
     # Where things are
 
@@ -113,13 +134,18 @@ class OverlaybdDriver(LazyOverlayDriver):
 
     def mount_layer(self, id: int, devices: Sequence[Path], *options: str) -> None:
         """Mount what is on a layer's device."""
+        from lamina.lazy.unit_list import WANTED
         from lamina.snapshotters.overlaybd.mounting import mount_device
+        from lamina.snapshotters.overlaybd.prefetch import want_listed
 
         path = str(devices[0])
         before = read_note(self.of(id), BACKING, BackingNote) or BackingNote()
         if path not in before.paths:
             write_note(self.of(id), BACKING, BackingNote((*before.paths, path)))
-        mount_device(path, self.point(id), self._device_note(id).filesystem, *options)
+        device = self._device_note(id)
+        mount_device(path, self.point(id), device.filesystem, *options)
+        if device.wanted and not (self.of(id) / _CACHE / WANTED).exists():
+            want_listed(Path(device.wanted), self.point(id), self.of(id) / _CACHE)
 
     # What the engine asks for
 
@@ -181,9 +207,19 @@ class OverlaybdDriver(LazyOverlayDriver):
         usage = self.usage(snapshot)
         if note is None:
             return usage
+        if note.kind != "remote" and _is_topmost(snapshot.labels):
+            self._prepare_image(snapshot, note)
         files = [path for path in self.of(snapshot.id).iterdir() if path.is_file()]
         taken = sum(path.stat().st_blocks for path in files) * _SECTOR
         return Usage(usage.inodes + len(files), usage.size + taken)
+
+    def info_labels(self, id: int) -> Mapping[str, str]:
+        """Return why a layer is not lazy, where it has no device of its own."""
+        shown = super().info_labels(id)
+        note = None if self.is_lazy(id) else self._note_of(id)
+        if note is None or note.kind not in _REASONS:
+            return shown
+        return {**shown, UNPACKED: _REASONS[note.kind]}
 
     def lazy_layers(self, id: int) -> tuple[LazyFiles, ...]:
         """Return where the data of a layer's device is."""
@@ -276,6 +312,17 @@ class OverlaybdDriver(LazyOverlayDriver):
             )
         return note.below if note.kind == "trace" else (*note.below, parents[0])
 
+    def _prepare_image(self, snapshot: Snapshot, note: LayerNote) -> None:
+        """Make the device of an image whose topmost layer is being committed, and mount it."""
+        if note.kind == "trace":
+            self._require_device((snapshot.id, *snapshot.parents))
+            for id in self.standing(snapshot.parents):
+                self._mount_new(id)
+            return
+        with locked(self.point(snapshot.id)):
+            self._make_device(snapshot.id, note)
+        self._mount_new(snapshot.id)
+
     def _require_device(self, parents: tuple[int, ...]) -> None:
         """Make the device that snapshots with these parents stand on, unless it was made."""
         for id in self.stack(parents)[-1:]:
@@ -284,12 +331,18 @@ class OverlaybdDriver(LazyOverlayDriver):
                 continue
             with locked(self.point(id)):
                 if not self.is_lazy(id):
-                    self._make_device(id, note)
+                    self._make_device(id, note, self._trace(parents))
 
-    def _make_device(self, id: int, note: LayerNote) -> None:
+    def _trace(self, parents: tuple[int, ...]) -> Path | None:
+        """Return what the topmost layer says is read first."""
+        note = self._note_of(parents[0])
+        return self.of(parents[0]) / note.file if note and note.kind == "trace" else None
+
+    def _make_device(self, id: int, note: LayerNote, trace: Path | None = None) -> None:
         # Only those who make a device need the formats.
         from lamina.snapshotters.lazy_eviction import expect_all
         from lamina.snapshotters.overlaybd.device import make_cache, opened_stack
+        from lamina.snapshotters.overlaybd.prefetch import want_traced
 
         directory = self.of(id)
         remove_tree(directory / _CACHE)  # what a process has left that was killed here
@@ -297,7 +350,10 @@ class OverlaybdDriver(LazyOverlayDriver):
         self._access.write(directory)
         with opened_stack([self.of(one) for one in layers], self._access) as stack:
             size = make_cache(stack, directory / _CACHE, self._gate)
-            device = DeviceNote(layers, note.filesystem, stack.size)
+            wanted = ""
+            if self._prefetches and trace and not want_traced(trace, stack, directory / _CACHE):
+                wanted = str(trace)  # it has names, which are known once the device is mounted
+            device = DeviceNote(layers, note.filesystem, stack.size, wanted)
         if self._has_room(id, size) and self._completes:
             expect_all(directory / _CACHE, size)
         make_directory(self.point(id), 0o755)

@@ -53,11 +53,13 @@ class DeviceNote(msgspec.Struct, frozen=True):
         layers: ids of the snapshots whose layers it is made of, the lowest first.
         filesystem: the type of what is on it.
         size: bytes, as the layers say.
+        wanted: the file that lists which files are to be fetched first; "" for none.
     """
 
     layers: tuple[int, ...]
     filesystem: str
     size: int
+    wanted: str = ""
 
 
 class BackingNote(msgspec.Struct, frozen=True):

@@ -37,7 +37,7 @@ def _load(config: OverlaybdConfig, root: Path) -> Driver:
 def _driver(config: OverlaybdConfig, root: Path) -> OverlaybdDriver:
     from lamina.snapshotters.overlaybd.driver import OverlaybdDriver
 
-    return OverlaybdDriver(root, **lazy_arguments(config, root))
+    return OverlaybdDriver(root, prefetches=not config.noprefetch, **lazy_arguments(config, root))
 
 
 def _check(config: OverlaybdConfig, directory: Path) -> None:

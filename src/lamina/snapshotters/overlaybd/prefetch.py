@@ -1,0 +1,127 @@
+"""What an acceleration layer wants to be fetched first."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+from lamina.errors import LaminaError
+from lamina.formats.lsmt.stack import Stack
+from lamina.formats.overlaybd.places import device_ranges
+from lamina.formats.overlaybd.priorities import Priority, read_priorities
+from lamina.formats.overlaybd.trace import is_trace, read_trace
+from lamina.lazy.layer import TABLE
+from lamina.lazy.table import UnitTable
+from lamina.lazy.unit_list import WANTED, write_units
+from lamina.linux.fiemap import file_extents
+from lamina.linux.openat2 import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
+
+log = logging.getLogger(__name__)
+
+_MAX_FILES = 1 << 16
+"""Of a list; directories in it may have any number."""
+_RESOLVE = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
+_Range = tuple[int, int]
+"""First byte of a device, and the byte behind the last."""
+
+
+def want_traced(trace: Path, stack: Stack, cache: Path) -> bool:
+    """Note what a trace of reads has of a device; False where it is a list of paths.
+
+    A trace that is damaged is told of in the log, and no reason not to use the device.
+
+    Raises:
+        OSError: it cannot be read, or the note not be written.
+    """
+    raw = trace.read_bytes()
+    if not is_trace(raw):
+        return False
+    with _told(trace):
+        found = list(device_ranges(stack, read_trace(raw)))
+        _want(cache, ((one.offset, one.offset + one.length) for one in found))
+    return True
+
+
+def want_listed(trace: Path, point: Path, cache: Path) -> None:
+    """Note where on a device the files of a list are; what is nowhere is passed over.
+
+    To find that out, the metadata of these files is read.
+
+    Args:
+        trace: the list.
+        point: where the device is mounted.
+        cache: the device's.
+
+    Raises:
+        OSError: it cannot be read, or the note not be written.
+    """
+    raw = trace.read_bytes()
+    with _told(trace):
+        _want(cache, _listed(point, read_priorities(raw)))
+
+
+@contextmanager
+def _told(trace: Path) -> Iterator[None]:
+    """Go on after an error of the body, which the log tells of."""
+    try:
+        yield
+    except LaminaError as error:
+        log.warning("nothing is fetched first: %s", error, extra={"path": str(trace)})
+
+
+def _want(cache: Path, ranges: Iterable[_Range]) -> None:
+    with closing(UnitTable.open(cache / TABLE)) as table:
+        units = dict.fromkeys(unit for first, stop in ranges for unit in table.find(first, stop))
+    if units:
+        write_units(cache / WANTED, units)
+
+
+def _listed(point: Path, priorities: Iterable[Priority]) -> Iterator[_Range]:
+    left = _MAX_FILES
+    for priority in priorities:
+        for path in _files(point, priority):
+            if not left:
+                return
+            left -= 1
+            yield from _ranges(point, path)
+
+
+def _files(point: Path, priority: Priority) -> Iterator[str]:
+    """Yield the paths of a line, relative to where the device is mounted."""
+    name = os.fsdecode(priority.path).lstrip("/")
+    if not priority.tree:
+        yield name
+        return
+    for directory, _, names in os.walk(point / name):
+        for each in sorted(names):
+            yield os.path.relpath(Path(directory, each), point)
+
+
+def _ranges(point: Path, path: str) -> list[_Range]:
+    """Return where on the device a regular file is; nothing for what is none, or not there."""
+    root = os.open(point, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # A list may name a device or a pipe, which nobody is to open.
+        handle = openat2(
+            path, os.O_PATH, dir_fd=root, resolve=RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
+        )
+    except OSError:
+        return []
+    finally:
+        os.close(root)
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            return []
+        fd = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(handle)
+    try:
+        with suppress(OSError):  # of its metadata, which whoever wants it will see
+            return [(one.physical, one.physical + one.length) for one in file_extents(fd)]
+        return []
+    finally:
+        os.close(fd)
