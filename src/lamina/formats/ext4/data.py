@@ -7,7 +7,8 @@ from lamina.formats.erofs.data import data_runs
 from lamina.formats.ext4.extents import Piece, extent_map, nodes_needed, pieces_of
 from lamina.formats.ext4.layout import BLOCK, MAX_FILE_BLOCKS
 from lamina.formats.ext4.node import Node
-from lamina.formats.ext4.space import Run, Space
+from lamina.formats.ext4.runs import Run
+from lamina.formats.ext4.space import Space
 from lamina.formats.ext4.spool import Spool
 from lamina.formats.tar import Entry, TarReader
 

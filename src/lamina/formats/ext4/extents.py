@@ -13,6 +13,8 @@ _MAGIC = 0xF30A
 _EXTENT = struct.Struct("<IHHI")
 _INDEX = struct.Struct("<IIHH")
 _ROOT_SIZE = 60
+_ONE = struct.Struct("<4HIIHHI36x")
+"""What is in the inode of most files: a header and an extent."""
 _IN_ROOT = (_ROOT_SIZE - _HEADER.size) // _EXTENT.size
 IN_BLOCK = (BLOCK - _HEADER.size) // _EXTENT.size
 _MAX_LENGTH = 1 << 15
@@ -60,6 +62,8 @@ def pieces_of(runs: Iterable[tuple[int, int]]) -> list[Piece]:
 
 def nodes_needed(pieces: Sequence[Piece]) -> int:
     """Return how many blocks the tree has besides the inode."""
+    if len(pieces) == 1 and pieces[0].length <= _MAX_LENGTH:
+        return 0
     count = sum(-(-piece.length // _MAX_LENGTH) for piece in pieces)
     needed = 0
     while count > _IN_ROOT:
@@ -75,6 +79,9 @@ def extent_map(pieces: Sequence[Piece], blocks: Sequence[int]) -> Map:
         pieces: ascending and apart.
         blocks: of the device, for the nodes of the tree: as many as `nodes_needed` says.
     """
+    if len(pieces) == 1 and pieces[0].length <= _MAX_LENGTH:
+        logical, block, length = pieces[0]
+        return Map(_ONE.pack(_MAGIC, 1, _IN_ROOT, 0, 0, logical, length, 0, block), ())
     entries = _extents(pieces)
     nodes: list[bytes] = []
     depth = 0

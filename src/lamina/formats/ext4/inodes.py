@@ -24,6 +24,7 @@ from lamina.formats.ext4.layout import (
     SECTOR,
 )
 from lamina.formats.ext4.node import Node
+from lamina.formats.ext4.runs import Run, append
 
 _SECOND = 1_000_000_000
 _MAX_SECONDS = (1 << 34) - (1 << 31) - 1
@@ -55,9 +56,10 @@ class Inodes:
         self._per_group = per_group
         self._nodes: list[Node | None] = [None] * (FIRST_INODE - 1)
         self._holes: deque[int] = deque()
+        self._fresh_holes = 0
+        self._given: list[Run] = []
         self._freed: list[int] = []
-        for number in range(1, FIRST_INODE):
-            self._mark(number, used=True)
+        self._mark((0, FIRST_INODE - 1), used=True)
 
     def set_root(self, node: Node) -> None:
         """Give the root its number."""
@@ -68,6 +70,8 @@ class Inodes:
     def begin_numbers(self) -> None:
         """Let numbers that this layer has freed be given to its new inodes."""
         self._freed.sort()
+        for number in self._freed:
+            self._mark((number - 1, 1), used=False)
         # Their blocks change in any case; those of holes that are older do not.
         self._holes.extendleft(reversed(self._freed))
         self._fresh_holes = len(self._freed)
@@ -93,7 +97,7 @@ class Inodes:
             hint = f"the device has {self._count} inodes: choose a larger one"
             raise ResourceExhausted("write ext4", hint=hint)
         node.number = number
-        self._mark(number, used=True)
+        append(self._given, number - 1, 1)
         if node.directory:
             self.directories[(number - 1) // self._per_group] += 1
 
@@ -101,11 +105,16 @@ class Inodes:
         """Free the number of an inode."""
         index = node.number - 1
         self._nodes[index] = None
-        self._mark(node.number, used=False)
         if node.directory:
             self.directories[index // self._per_group] -= 1
         self._freed.append(node.number)
         node.number = 0
+
+    def finish(self) -> None:
+        """Mark the numbers that were given."""
+        for run in self._given:
+            self._mark(run, used=True)
+        self._given = []
 
     def touch(self, node: Node) -> None:
         """Have an inode written anew."""
@@ -118,12 +127,17 @@ class Inodes:
         records = [record(node) if node else _NO_INODE for node in nodes]
         return b"".join(records).ljust(BLOCK, b"\0")
 
-    def _mark(self, number: int, *, used: bool) -> None:
-        index = number - 1
-        ((group, _),) = self.bitmaps.mark(index, 1, used=used)
-        self.free[group] += -1 if used else 1
-        self.used[group] = max(self.used[group], index % self._per_group + 1)
-        self.changed.add(index // INODES_PER_BLOCK)
+    def _mark(self, run: Run, *, used: bool) -> None:
+        for group, count in self.bitmaps.mark(*run, used=used):
+            self.free[group] += -count if used else count
+        start, length = run
+        last = start + length - 1
+        self.changed.update(range(start // INODES_PER_BLOCK, last // INODES_PER_BLOCK + 1))
+        if used:
+            group, index = divmod(last, self._per_group)
+            self.used[group] = max(self.used[group], index + 1)
+            for full in range(start // self._per_group, group):
+                self.used[full] = self._per_group
 
 
 def record(node: Node) -> bytes:

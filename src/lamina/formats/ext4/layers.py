@@ -15,7 +15,8 @@ from lamina.formats.ext4.groups import Groups
 from lamina.formats.ext4.inodes import Inodes
 from lamina.formats.ext4.layout import BLOCK, DESCRIPTORS_PER_BLOCK
 from lamina.formats.ext4.node import Node
-from lamina.formats.ext4.space import Run, Space, joined
+from lamina.formats.ext4.runs import Run, append, joined
+from lamina.formats.ext4.space import Space
 from lamina.formats.ext4.spool import Spool
 from lamina.formats.ext4.tree import inside
 from lamina.formats.ext4.xattrs import store
@@ -105,6 +106,7 @@ class Ext4Layers:
         self._write_attributes()
         self._write_directories()
         self._entries.tree.changed.clear()
+        self._inodes.finish()
         runs = self._space.finish()
         runs += self._write_metadata()
         self._spool.flush()
@@ -212,10 +214,7 @@ def _lengthened(runs: list[Run], added: list[Run]) -> list[Run]:
     """Return runs with others behind them; what goes on is one run."""
     found = list(runs)
     for start, length in added:
-        if found and sum(found[-1]) == start:
-            found[-1] = (found[-1][0], found[-1][1] + length)
-        else:
-            found.append((start, length))
+        append(found, start, length)
     return found
 
 

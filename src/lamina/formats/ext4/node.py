@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from lamina.formats.ext4.layout import MAX_LINKS
-from lamina.formats.ext4.space import Run
+from lamina.formats.ext4.runs import Run
 
 _NONE: Mapping[bytes, bytes] = MappingProxyType({})
 

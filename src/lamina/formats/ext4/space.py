@@ -13,39 +13,10 @@ from lamina.errors import ResourceExhausted
 from lamina.formats.ext4.bitmaps import Bitmaps, set_bits
 from lamina.formats.ext4.geometry import Geometry
 from lamina.formats.ext4.layout import BLOCKS_PER_GROUP
-
-Run = tuple[int, int]
-"""First block and how many."""
+from lamina.formats.ext4.runs import Run, append, common, joined, without
 
 _RESERVED_PART = 16
 """Which part of the free blocks is kept for what is to come first."""
-
-
-def joined(runs: list[Run]) -> list[Run]:
-    """Return runs in ascending order, those as one that touch."""
-    found: list[Run] = []
-    for start, length in sorted(runs):
-        if found and sum(found[-1]) == start:
-            found[-1] = (found[-1][0], found[-1][1] + length)
-        else:
-            found.append((start, length))
-    return found
-
-
-def without(runs: list[Run], removed: list[Run]) -> list[Run]:
-    """Return ascending runs without others, which are ascending too and lie within them."""
-    found: list[Run] = []
-    queue = deque(removed)
-    for start, length in runs:
-        end = start + length
-        while queue and queue[0][0] < end:
-            hole, size = queue.popleft()
-            if hole > start:
-                found.append((start, hole - start))
-            start = hole + size
-        if start < end:
-            found.append((start, end - start))
-    return found
 
 
 class Space:
@@ -70,8 +41,9 @@ class Space:
         self._behind: list[int] = [places.data, places.blocks]
         self._holes: deque[Run] = deque()
         self._taken: list[Run] = []
+        self._rewritten: list[Run] = []
         self._freed: list[Run] = []
-        self._mark(0, places.data, used=True)
+        self._mark((0, places.data), used=True)
 
     def begin(self, *, reserve: bool) -> None:
         """Begin a layer.
@@ -86,21 +58,24 @@ class Space:
             self._behind = [split, end]
 
     def finish(self) -> list[Run]:
-        """End the layer and return what it took and has still, ascending.
+        """End the layer: mark its blocks, and return what it wrote and has still, ascending.
 
         What it freed can be had from the next layer on.
         """
-        freed = joined(self._freed)
-        taken = joined(self._taken)
-        kept = without(taken, _common(taken, freed))
+        taken, freed = joined(self._taken), joined(self._freed)
+        for run in taken:
+            self._mark(run, used=True)
+        for run in freed:
+            self._mark(run, used=False)
+        written = without(taken, common(taken, freed)) + self._rewritten
         holes = [*self._holes, *freed]
         start, end = self._first
         if start < end:
             holes.append((start, end - start))
         self._holes = deque(joined(holes))
         self._first = [0, 0]
-        self._taken, self._freed = [], []
-        return kept
+        self._taken, self._rewritten, self._freed = [], [], []
+        return joined(written)
 
     def take(self, count: int, *, first: bool = False) -> list[Run]:
         """Return so many blocks that are used from now on, in as few runs as there can be.
@@ -116,7 +91,7 @@ class Space:
             if area[1] - area[0] >= count:
                 start = area[0]
                 area[0] += count
-                self._use(start, count)
+                append(self._taken, start, count)
                 return [(start, count)]
         return self._take_pieces(count)
 
@@ -127,7 +102,7 @@ class Space:
             used = min(length, count)
             if used < length:
                 self._holes.appendleft((start + used, length - used))
-            self._use(start, used)
+            append(self._taken, start, used)
             runs.append((start, used))
             count -= used
         return runs
@@ -143,39 +118,13 @@ class Space:
         raise ResourceExhausted("write ext4", hint="the device is full: choose a larger one")
 
     def rewrite(self, block: int) -> None:
-        """Count a block to what the layer took, though it was used before."""
-        self._taken.append((block, 1))
+        """Count a block to what the layer writes, though it was used before."""
+        self._rewritten.append((block, 1))
 
     def give_back(self, runs: list[Run]) -> None:
         """Free blocks."""
-        for start, length in runs:
-            self._mark(start, length, used=False)
         self._freed += runs
 
-    def _use(self, start: int, length: int) -> None:
-        self._mark(start, length, used=True)
-        taken = self._taken
-        if taken and sum(taken[-1]) == start:
-            taken[-1] = (taken[-1][0], taken[-1][1] + length)
-        else:
-            taken.append((start, length))
-
-    def _mark(self, start: int, length: int, *, used: bool) -> None:
-        for group, count in self.bitmaps.mark(start, length, used=used):
+    def _mark(self, run: Run, *, used: bool) -> None:
+        for group, count in self.bitmaps.mark(*run, used=used):
             self.free[group] += -count if used else count
-
-
-def _common(runs: list[Run], others: list[Run]) -> list[Run]:
-    """Return what ascending runs have in common with others."""
-    found = []
-    queue = deque(runs)
-    for start, length in others:
-        end = start + length
-        while queue and sum(queue[0]) <= start:
-            queue.popleft()
-        for run, size in queue:
-            if run >= end:
-                break
-            low, high = max(run, start), min(run + size, end)
-            found.append((low, high - low))
-    return found
