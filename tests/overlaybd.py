@@ -6,10 +6,10 @@ import io
 from collections.abc import Mapping, Sequence
 
 from lamina.core.digest import sha256
-from lamina.formats.lsmt.annotations import BLOB_DIGEST, BLOB_SIZE, FS_TYPE, VERSION
 from lamina.formats.lsmt.blob import write_blob
 from lamina.formats.lsmt.layout import About
 from lamina.formats.lsmt.mappings import Extent
+from lamina.formats.overlaybd.annotations import BLOB_DIGEST, BLOB_SIZE, FS_TYPE, VERSION
 from lamina.images.content import ContentStore
 from lamina.images.manifest import OCI_CONFIG, OCI_LAYER, Descriptor, Manifest
 from tests.erofs import Bytes

@@ -13,7 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lamina.core.mount import Mount
-from lamina.formats.lsmt.annotations import (
+from lamina.formats.lsmt.layout import About
+from lamina.formats.lsmt.mappings import Extent
+from lamina.formats.lsmt.warp import OWN, REMOTE, write_warp
+from lamina.formats.lsmt.writer import write_layer
+from lamina.formats.overlaybd.annotations import (
     ACCELERATION,
     BLOB_DIGEST,
     BLOB_SIZE,
@@ -23,10 +27,6 @@ from lamina.formats.lsmt.annotations import (
     TARGET_MEDIA_TYPE,
     VERSION,
 )
-from lamina.formats.lsmt.layout import About
-from lamina.formats.lsmt.mappings import Extent
-from lamina.formats.lsmt.warp import OWN, REMOTE, write_warp
-from lamina.formats.lsmt.writer import write_layer
 from lamina.formats.zfile.envelope import wrapped
 from lamina.formats.zfile.writer import ZFileOptions, ZFileWriter
 from lamina.lazy.sources.file import FileSource

@@ -9,7 +9,8 @@ import pytest
 
 from lamina.core.digest import sha256
 from lamina.errors import Cancelled, InvalidArgument
-from lamina.formats.lsmt.annotations import BLOB_DIGEST, BLOB_SIZE, PREFIX
+from lamina.formats.overlaybd.annotations import BLOB_DIGEST, BLOB_SIZE, PREFIX
+from lamina.formats.overlaybd.trace import Access, layer_tar, write_trace
 from lamina.formats.zfile.envelope import HEADER_SIZE
 from lamina.images.acceleration import make_acceleration
 from lamina.images.content import ContentStore
@@ -100,7 +101,11 @@ def test_what_is_no_layer(content: ContentStore) -> None:
     trace = put_layer(content, tar({"other": b""}), acceleration_layer="yes")
     [fault] = verify_overlaybd(content, manifest_of([put_layer(content, BASE), trace]))
     assert f"layer {trace.digest}: " in fault
-    assert "expected trace" in fault
+    assert "expected b'trace'" in fault
+    damaged = layer_tar(write_trace([Access(0, 4096, 4096)])[:-1] + b"x")
+    trace = put_layer(content, damaged, acceleration_layer="yes")
+    [fault] = verify_overlaybd(content, manifest_of([put_layer(content, BASE), trace]))
+    assert "the CRC-32C" in fault
 
 
 def test_layers_that_make_no_device(content: ContentStore) -> None:

@@ -14,8 +14,10 @@ from itertools import accumulate
 
 import msgspec
 
-from lamina.formats.lsmt.annotations import MAX_PATHS_SIZE, TRACE_NAME
-from lamina.formats.tar import END_OF_ARCHIVE, Entry, header, padding
+from lamina.errors import LaminaError
+from lamina.formats.overlaybd.priorities import MAX_SIZE, Priority, write_priorities
+from lamina.formats.overlaybd.trace import layer_tar
+from lamina.formats.tar.layer import clean
 from lamina.images.manifest import History
 from lamina.images.tree import PlatformImage
 
@@ -42,28 +44,28 @@ def make_acceleration(paths: Iterable[bytes]) -> MadeTrace:
     """Return the layer that has these files prefetched, as many as overlaybd takes.
 
     Args:
-        paths: clean, from the root, the first being wanted first; those that are there twice
-            count once.
+        paths: from the root, the first being wanted first; those that are there twice count once.
     """
-    wanted = list(dict.fromkeys(paths))
-    said = [path for path in wanted if _can_be_said(path)]
-    lines = [b"/" + path + b"\n" for path in said]
-    fitting = bisect_right(list(accumulate(map(len, lines))), MAX_PATHS_SIZE)
+    wanted = [Priority(b"/" + path) for path in dict.fromkeys(map(clean, paths))]
+    said = [priority for priority in wanted if _can_be_said(priority)]
+    sizes = accumulate(len(priority.path) + 1 for priority in said)
+    fitting = bisect_right(list(sizes), MAX_SIZE)
     warnings = []
     if unsaid := len(wanted) - len(said):
         warnings.append(f"{unsaid} files are not prefetched: a list cannot have their names")
-    if left := len(lines) - fitting:
-        limit = f"a list has {MAX_PATHS_SIZE} bytes at most"
+    if left := len(said) - fitting:
+        limit = f"a list has {MAX_SIZE} bytes at most"
         warnings.append(f"the last {left} files are not prefetched: {limit}")
-    data = b"".join(lines[:fitting])
-    entry = Entry(TRACE_NAME.encode(), mode=0o444, size=len(data))
-    layer = header(entry) + data + bytes(padding(len(data))) + END_OF_ARCHIVE
-    return MadeTrace(layer, fitting, tuple(warnings))
+    return MadeTrace(layer_tar(write_priorities(said[:fitting])), fitting, tuple(warnings))
 
 
-def _can_be_said(path: bytes) -> bool:
-    """Tell whether a line of a list is that path, and no directory with all below it."""
-    return b"\n" not in path and not path.endswith((b" ", b"/", b"*"))
+def _can_be_said(priority: Priority) -> bool:
+    """Tell whether a line of a list is that path, and nothing else."""
+    try:
+        write_priorities([priority])
+    except LaminaError:
+        return False
+    return True
 
 
 def with_acceleration(image: PlatformImage) -> list[dict[str, object]] | None:

@@ -18,7 +18,7 @@ from lamina.formats.estargz.annotations import (
     UNCOMPRESSED_SIZE,
 )
 from lamina.formats.estargz.writer import BlobFormat, BlobOptions, WrittenBlob, write_blob
-from lamina.formats.lsmt.annotations import BLOB_DIGEST
+from lamina.formats.overlaybd.annotations import BLOB_DIGEST
 from lamina.formats.rafs.annotations import BLOB
 from lamina.images.content import ContentStore
 from lamina.images.conversion_source import SourceLayers

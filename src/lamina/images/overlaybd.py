@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lamina.formats.lsmt.annotations import (
+from lamina.formats.overlaybd.annotations import (
     ACCELERATION,
     BLOB_DIGEST,
     OLD_TARGET_DIGEST,

@@ -9,9 +9,18 @@ from contextlib import ExitStack
 from lamina.core.digest import algorithm
 from lamina.core.source import RangeSource
 from lamina.errors import Cancelled, DigestMismatch, FormatError, InvalidArgument, LaminaError
-from lamina.formats.lsmt.annotations import BLOB_DIGEST, BLOB_SIZE, FS_TYPE, TRACE_NAME
 from lamina.formats.lsmt.reader import Layer, open_layer
 from lamina.formats.lsmt.stack import Stack
+from lamina.formats.overlaybd.annotations import BLOB_DIGEST, BLOB_SIZE, FS_TYPE
+from lamina.formats.overlaybd.priorities import read_priorities
+from lamina.formats.overlaybd.trace import (
+    ACCESS,
+    HEADER,
+    MAX_ACCESSES,
+    NAME,
+    is_trace,
+    read_trace,
+)
 from lamina.formats.stream import ChunkStream
 from lamina.formats.tar import TarReader, Type
 from lamina.formats.zfile.reader import ZFile
@@ -31,6 +40,7 @@ _FILESYSTEMS = {
 }
 """Where their superblocks say what they are, and how."""
 _HEAD = 4096
+_MAX_TRACE = HEADER.size + MAX_ACCESSES * ACCESS.size
 
 
 def verify_overlaybd(
@@ -150,11 +160,24 @@ def _check_descriptor(layer: Descriptor, source: RangeSource) -> None:
 
 
 def _check_trace(source: RangeSource) -> None:
-    """See that a layer is a tar with what is to be prefetched; how that looks is not checked."""
-    entry = TarReader(ChunkStream(_chunks(source))).next()
-    if entry is None or entry.name != TRACE_NAME.encode() or entry.type != Type.REGULAR:
+    """See that a layer is a tar with a trace, or with a list of paths in its place."""
+    stream = ChunkStream(_chunks(source))
+    tar = TarReader(stream)
+    entry = tar.next()
+    if entry is None or entry.name != NAME or entry.type != Type.REGULAR:
         got = "no member" if entry is None else repr(entry.name[:100])
-        raise FormatError("acceleration layer", 0, expected=TRACE_NAME, got=got)
+        raise FormatError("acceleration layer", 0, expected=repr(NAME), got=got)
+    if entry.real_size > _MAX_TRACE:
+        expected = f"a trace of at most {_MAX_TRACE} bytes"
+        raise FormatError("acceleration layer", stream.offset, expected=expected, got="more")
+    parts = []
+    while part := tar.take():
+        parts.append(part)
+    trace = b"".join(parts)
+    if is_trace(trace):
+        read_trace(trace)
+    else:
+        read_priorities(trace)
 
 
 def _chunks(source: RangeSource) -> Iterator[bytes]:

@@ -28,7 +28,7 @@ from lamina.core.labels import IMAGE_LAYERS, SNAPSHOT_REF, UNPACKED
 from lamina.core.mount import Mount
 from lamina.core.snapshot import Usage
 from lamina.errors import FailedPrecondition, FormatError, LaminaError
-from lamina.formats.lsmt.annotations import BLOB_DIGEST
+from lamina.formats.overlaybd.annotations import BLOB_DIGEST
 from lamina.snapshotters.directories import make_directory
 from lamina.snapshotters.lazy_access import ACCESS
 from lamina.snapshotters.lazy_overlay import GATE_LABEL, LazyArguments, LazyOverlayDriver

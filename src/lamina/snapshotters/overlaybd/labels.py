@@ -8,7 +8,7 @@ from typing import NamedTuple
 from lamina.core.digest import Digest, parse_digest
 from lamina.core.labels import PLAIN_HTTP
 from lamina.errors import InvalidArgument
-from lamina.formats.lsmt.annotations import (
+from lamina.formats.overlaybd.annotations import (
     ACCELERATION,
     BLOB_DIGEST,
     BLOB_SIZE,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamina.errors import FailedPrecondition, InvalidArgument
-from lamina.formats.lsmt.annotations import TRACE_NAME
+from lamina.formats.overlaybd.trace import NAME
 from lamina.snapshotters.overlaybd.labels import (
     filesystem_in,
     is_acceleration,
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _WHOLE = ("overlaybd.commit", "overlaybd.sealed")
 """Names of a layer that has its data."""
+_TRACE = NAME.decode()
 _METADATA = ".fs.meta"
 """Behind a filesystem's name: what a TurboOCI layer has of it."""
 
@@ -43,8 +44,8 @@ def note_of_files(files: Path, labels: Mapping[str, str], access: Access) -> Lay
     filesystem = filesystem_in(labels)
     if target_in(labels) is not None:
         return _turbo(files, names, labels, access)
-    if is_acceleration(labels) and names == [TRACE_NAME]:
-        return LayerNote("trace", (), filesystem, file=f"{files.name}/{TRACE_NAME}")
+    if is_acceleration(labels) and names == [_TRACE]:
+        return LayerNote("trace", (), filesystem, file=f"{files.name}/{_TRACE}")
     # Any other file beside it, and it is a directory in which somebody keeps such a layer.
     if len(names) == 1 and names[0] in _WHOLE and _is_layer(files / names[0]):
         return LayerNote("local", (), filesystem, file=f"{files.name}/{names[0]}")

@@ -25,8 +25,3 @@ TARGET_DIGEST = PREFIX + "turbo-oci/target-digest"
 OLD_TARGET_DIGEST = PREFIX + "fastoci/target-digest"
 TARGET_MEDIA_TYPE = PREFIX + "turbo-oci/target-media-type"
 OLD_TARGET_MEDIA_TYPE = PREFIX + "fastoci/target-media-type"
-
-TRACE_NAME = "trace"
-"""The only member of an acceleration layer's tar."""
-MAX_PATHS_SIZE = 1 << 16
-"""Bytes of a trace that is a list of paths; overlaybd reads no longer ones."""
