@@ -50,6 +50,7 @@ class Entries:
         self._max_entries = max_entries
         self._names: dict[Node, bytes] = {}
         self._first: AbstractSet[bytes] = frozenset()
+        self._left_out: AbstractSet[bytes] = frozenset()
         self._mtime = 0
         self._makers = {
             Type.REGULAR: self._regular,
@@ -61,12 +62,15 @@ class Entries:
             Type.FIFO: self._node,
         }
 
-    def run(self, reader: TarReader, first: AbstractSet[bytes]) -> None:
+    def run(
+        self, reader: TarReader, first: AbstractSet[bytes], left_out: AbstractSet[bytes]
+    ) -> None:
         """Make all entries of an archive.
 
         Args:
             reader: read to the end of the archive.
             first: paths without leading slashes whose data goes where that is reserved.
+            left_out: such paths whose entries are passed over.
 
         Raises:
             FormatError: the archive is damaged, cut off, or asks for what cannot be.
@@ -76,6 +80,7 @@ class Entries:
         self._names.clear()
         self._reader = reader
         self._first = first
+        self._left_out = left_out
         self._spares = bool(inside(self.tree.root).children)
         self.tree.begin()
         count = 0
@@ -100,7 +105,7 @@ class Entries:
     def _extract(self, entry: Entry) -> None:
         self._path = clean(entry.name)
         self._parent, _, base = self._path.rpartition(b"/")
-        if not base:
+        if not base or self._path in self._left_out:
             return
         at = self.tree.at
         check_owner(entry, at)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -83,7 +84,13 @@ class Ext4Layers:
         self._inodes.set_root(self._entries.tree.root)
         self._is_new = True
 
-    def apply(self, tar: Iterator[bytes], *, prioritized: Sequence[bytes] = ()) -> Applied:
+    def apply(
+        self,
+        tar: Iterator[bytes],
+        *,
+        prioritized: Sequence[bytes] = (),
+        leave_out: AbstractSet[bytes] = frozenset(),
+    ) -> Applied:
         """Apply a layer and return what it wrote. After an error the object is of no more use.
 
         Args:
@@ -91,6 +98,7 @@ class Ext4Layers:
                 follows the end of the archive as well.
             prioritized: paths of regular files that get lower blocks than all others, in the order
                 of the archive, as far as a sixteenth of the free blocks is enough for them.
+            leave_out: paths whose entries are passed over.
 
         Raises:
             FormatError: the archive is damaged, cut off, or asks for what cannot be.
@@ -99,7 +107,7 @@ class Ext4Layers:
         stream = ChunkStream(tar)
         self._space.begin(reserve=bool(prioritized))
         first = frozenset(clean(path) for path in prioritized)
-        self._entries.run(TarReader(stream), first)
+        self._entries.run(TarReader(stream), first, leave_out)
         stream.drain()
         self._drop()
         self._number()
