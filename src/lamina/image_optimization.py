@@ -38,7 +38,7 @@ class Optimized(NamedTuple):
     Attributes:
         converted: the new image.
         layers: of the image for this machine's platform, base first, each once; empty for a Nydus
-            image, whose layers are not those of the source.
+            or overlaybd image, whose layers are not those of the source.
     """
 
     converted: Converted
@@ -96,7 +96,7 @@ def optimize_image(
     if now != source.descriptor.digest:
         raise FailedPrecondition("optimize image", ref, hint="it was replaced: record it anew")
     options = replace(options, prioritized=_prioritized(source, files))
-    if options.nydus is not None:
+    if options.nydus is not None or options.overlaybd is not None:
         made = store.convert(ref, target, options=options, progress=progress, sync=sync)
         return Optimized(made, [])
     before = costs(source, store.images, files)

@@ -382,7 +382,7 @@ class Store:
         progress: Progress | None = None,
         sync: bool = False,
     ) -> Converted:
-        """Make a lazy image of one that was pulled: of eStargz or zstd:chunked layers, or Nydus.
+        """Make a lazy image of one that was pulled: of eStargz or zstd:chunked, Nydus or overlaybd.
 
         Args:
             ref: the image; its blobs have to be in the store.

@@ -24,11 +24,16 @@ if TYPE_CHECKING:
     from lamina.formats.estargz.writer import BlobOptions
     from lamina.formats.rafs.writer.options import RafsOptions
     from lamina.images.conversion import ConvertOptions
+    from lamina.images.conversion_overlaybd import OverlaybdOptions
 
+_FORMATS = ("estargz", "zstdchunked", "nydus", "overlaybd")
 _OPTIONS = (
     click.option("--estargz", is_flag=True, help="Write layers as eStargz.  [default]"),
     click.option("--zstdchunked", is_flag=True, help="Write layers as zstd:chunked."),
     click.option("--nydus", is_flag=True, help="Write a Nydus image: blobs and one bootstrap."),
+    click.option(
+        "--overlaybd", is_flag=True, help="Write an overlaybd image: layers of a block device."
+    ),
     click.option(
         "--fs-version",
         type=click.Choice(["5", "6"]),
@@ -36,8 +41,9 @@ _OPTIONS = (
     ),
     click.option(
         "--compressor",
-        type=click.Choice(["none", "lz4_block", "gzip", "zstd"]),
-        help="How chunks of a Nydus image are compressed.  [default: zstd]",
+        type=click.Choice(["none", "lz4_block", "gzip", "zstd", "lz4"]),
+        help="How chunks of a Nydus image are compressed, any but lz4, or blocks of an overlaybd "
+        "image, lz4 or zstd.  [default: zstd; lz4 with --overlaybd]",
     ),
     click.option(
         "--oci-ref",
@@ -48,6 +54,17 @@ _OPTIONS = (
         "--chunk-dict",
         metavar="REF",
         help="Leave out chunks that this Nydus image of the same repository has.",
+    ),
+    click.option(
+        "--bs",
+        type=click.Choice(["4", "8", "16", "32", "64"]),
+        help="Size in KiB of the blocks of an overlaybd image that are compressed.  [default: 4]",
+    ),
+    click.option(
+        "--vsize",
+        type=click.IntRange(1, 16384),
+        metavar="GIB",
+        help="Size in GiB of the device of an overlaybd image.  [default: 64]",
     ),
     click.option(
         "--chunk-size",
@@ -108,15 +125,14 @@ def convert_options(given: dict[str, Any]) -> ConvertOptions:
     """Return what the options ask for, but for the files that come first."""
     from lamina.images.conversion import ConvertOptions
 
-    chosen = [name for name in ("estargz", "zstdchunked", "nydus") if given[name]]
+    chosen = [name for name in _FORMATS if given[name]]
     if len(chosen) > 1:
         what = " and ".join(f"--{name}" for name in chosen)
         raise InvalidArgument("convert with", what, hint="choose one of them")
     if given["chunk_dict"] == "":
         raise click.UsageError("--chunk-dict is empty: name a Nydus image, or leave it out")
-    formats = {"nydus": _rafs_options(given)} if given["nydus"] else {"blob": _blob_options(given)}
     return ConvertOptions(
-        **formats,
+        **_format(given),
         oci_ref=given["oci_ref"],
         chunk_dict=given["chunk_dict"] or "",
         platforms=parse_platforms(given["platforms"]),
@@ -126,10 +142,19 @@ def convert_options(given: dict[str, Any]) -> ConvertOptions:
     )
 
 
+def _format(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the one option that says what is written, by its name."""
+    if given["overlaybd"]:
+        return {"overlaybd": _overlaybd_options(given)}
+    _refuse(("bs", "vsize"), "needs --overlaybd")
+    return {"nydus": _rafs_options(given)} if given["nydus"] else {"blob": _blob_options(given)}
+
+
 def _blob_options(given: dict[str, Any]) -> BlobOptions:
     from lamina.formats.estargz.writer import DEFAULT_CHUNK, BlobFormat, BlobOptions
 
-    _refuse(("fs_version", "compressor", "oci_ref", "chunk_dict"), "needs --nydus")
+    _refuse(("compressor",), "needs --nydus or --overlaybd")
+    _refuse(("fs_version", "oci_ref", "chunk_dict"), "needs --nydus")
     return BlobOptions(
         format=BlobFormat.ZSTD_CHUNKED if given["zstdchunked"] else BlobFormat.ESTARGZ,
         level=given["compression_level"],
@@ -145,6 +170,8 @@ def _rafs_options(given: dict[str, Any]) -> RafsOptions:
 
     others = ("prioritized_chunk_size", "min_chunk_size", "compression_level")
     _refuse(others, "cannot be used with --nydus")
+    if given["compressor"] == "lz4":
+        raise click.UsageError("--compressor lz4 needs --overlaybd; Nydus has lz4_block")
     if given["oci_ref"]:
         _refuse(("compressor",), "cannot be used with --oci-ref")
     default = "gzip" if given["oci_ref"] else "zstd"
@@ -152,6 +179,23 @@ def _rafs_options(given: dict[str, Any]) -> RafsOptions:
         version=int(given["fs_version"] or 6),
         compressor=Compressor[(given["compressor"] or default).upper()],
         chunk_size=DEFAULT_CHUNK if given["chunk_size"] is None else given["chunk_size"],
+    )
+
+
+def _overlaybd_options(given: dict[str, Any]) -> OverlaybdOptions:
+    from lamina.formats.zfile.layout import Algorithm
+    from lamina.formats.zfile.writer import ZFileOptions
+    from lamina.images.conversion_overlaybd import DEFAULT_SIZE, OverlaybdOptions
+
+    _refuse(("fs_version", "oci_ref", "chunk_dict"), "needs --nydus")
+    others = ("chunk_size", "prioritized_chunk_size", "min_chunk_size", "compression_level")
+    _refuse(others, "cannot be used with --overlaybd")
+    compressor = (given["compressor"] or "lz4").upper()
+    if compressor not in Algorithm.__members__:
+        raise click.UsageError("--overlaybd takes --compressor lz4 or zstd")
+    return OverlaybdOptions(
+        ZFileOptions(Algorithm[compressor], int(given["bs"] or 4) << 10),
+        given["vsize"] << 30 if given["vsize"] else DEFAULT_SIZE,
     )
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lamina.images.conversion import Converted
     from lamina.images.conversion_layers import ConvertedLayer
     from lamina.images.conversion_nydus import NydusLayer
+    from lamina.images.conversion_overlaybd import OverlaybdLayer
     from lamina.images.recording_cost import LayerCost
 
 _DIGEST_SHOWN = 19
@@ -31,6 +32,7 @@ def plain_converted(converted: Converted) -> dict[str, object]:
         "Layers": [
             *(_plain_layer(layer) for layer in converted.layers),
             *(_plain_nydus(layer) for layer in converted.nydus),
+            *(_plain_overlaybd(layer) for layer in converted.overlaybd),
         ],
     }
 
@@ -69,9 +71,22 @@ def _plain_nydus(layer: NydusLayer) -> dict[str, object]:
     return said
 
 
+def _plain_overlaybd(layer: OverlaybdLayer) -> dict[str, object]:
+    """Return what is said of a layer; that which says what to prefetch has no source."""
+    said: dict[str, object] = {"Digest": layer.target.digest, "Size": layer.target.size}
+    if layer.source is not None:
+        source = {"Source": layer.source.digest, "SourceSize": layer.source.size}
+        said = {**source, **said, "DeviceSize": layer.data}
+    return {**said, "Prioritized": layer.prioritized}
+
+
 def summary(converted: Converted, seconds: float) -> str:
     """Return the line that says how it went."""
-    layers: list[ConvertedLayer | NydusLayer] = [*converted.layers, *converted.nydus]
+    layers: list[ConvertedLayer | NydusLayer | OverlaybdLayer] = [
+        *converted.layers,
+        *converted.nydus,
+        *converted.overlaybd,
+    ]
     before = sum(layer.source.size for layer in layers if layer.source is not None)
     after = sum(layer.target.size for layer in layers if layer.target is not None)
     sizes = f"{format_size(before)} of layers are {format_size(after)}"
@@ -92,7 +107,7 @@ def plain_optimized(found: Found, optimized: Optimized) -> dict[str, object]:
             "Lost": found.run.lost,
         }
     said = {**plain_converted(optimized.converted), "Recorded": recorded}
-    if optimized.converted.nydus:
+    if not optimized.converted.layers:
         return said
     before = [layer.before for layer in optimized.layers]
     after = [layer.after for layer in optimized.layers]
@@ -114,8 +129,8 @@ def plain_optimized(found: Found, optimized: Optimized) -> dict[str, object]:
 
 
 def print_optimized(optimized: Optimized) -> None:
-    """Print a line for each layer, base first, and their sums; of a Nydus image, nothing."""
-    if optimized.converted.nydus:
+    """Print a line for each layer, base first, and their sums; nothing for whole images."""
+    if not optimized.converted.layers:
         return
     columns = ("LAYER", "FILES", "SIZE", "PREFETCH", "BYTES", "NOW", "REQUESTS", "NOW")
     rows = [_row(layer.after.digest[:_DIGEST_SHOWN], [layer]) for layer in optimized.layers]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lamina.images.conversion import Converted
+    from lamina.images.conversion_nydus import NydusLayer
+    from lamina.images.conversion_overlaybd import OverlaybdLayer
     from lamina.runtime.request import RunRequest
     from lamina.runtime.spec import SpecOptions
 
@@ -211,6 +214,6 @@ def _say_kept(converted: Converted) -> None:
     for layer in converted.layers:
         if layer.kept:
             say(f"layer {layer.source.digest} stays as it is: {layer.kept}")
-    for made in converted.nydus:
-        for warning in made.warnings:
-            say(warning)
+    made: tuple[NydusLayer | OverlaybdLayer, ...] = (*converted.nydus, *converted.overlaybd)
+    for warning in chain.from_iterable(layer.warnings for layer in made):
+        say(warning)

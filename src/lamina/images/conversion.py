@@ -1,4 +1,5 @@
-"""Making an image lazy: the same files, in layers as eStargz or zstd:chunked, or as a Nydus image.
+"""Making an image lazy: the same files, in layers as eStargz or zstd:chunked, or as a Nydus or
+overlaybd image.
 
 Layers, and with them their diff ids, configuration, manifest and index are others than those of the
 source, which stays as it is. All documents are OCI's, since Docker's cannot have the annotations
@@ -22,8 +23,14 @@ from lamina.formats.rafs.flags import Compressor
 from lamina.formats.rafs.writer.options import RafsOptions
 from lamina.images.catalogue import Image
 from lamina.images.chunk_dictionary import ChunkDictionary, check_repository, read_dictionary
+from lamina.images.conversion_image import ImageConverter
 from lamina.images.conversion_layers import ConvertedLayer, LayerConverter
 from lamina.images.conversion_nydus import NydusConverter, NydusLayer
+from lamina.images.conversion_overlaybd import (
+    OverlaybdConverter,
+    OverlaybdLayer,
+    OverlaybdOptions,
+)
 from lamina.images.conversion_source import SourceLayers, missing_layer
 from lamina.images.manifest import (
     INDEX_TYPES,
@@ -57,8 +64,9 @@ class ConvertOptions:
     """How to convert an image.
 
     Attributes:
-        blob: how layers are written; without meaning for a Nydus image.
-        nydus: makes a Nydus image of it; None keeps its layers apart.
+        blob: how layers are written; without meaning for a Nydus or overlaybd image.
+        nydus: makes a Nydus image of it.
+        overlaybd: makes an overlaybd image of it; with neither of the two its layers stay apart.
         oci_ref: leave the data of a Nydus image in the source's layers, which have to be gzip, and
             in the same repository; not with a chunk dictionary.
         chunk_dict: name of a Nydus image of the same repository: chunks that it has are not written
@@ -74,6 +82,7 @@ class ConvertOptions:
 
     blob: BlobOptions = field(default_factory=BlobOptions)
     nydus: RafsOptions | None = None
+    overlaybd: OverlaybdOptions | None = None
     oci_ref: bool = False
     chunk_dict: str = ""
     platforms: tuple[Platform, ...] = ()
@@ -96,13 +105,15 @@ class Converted:
 
     Attributes:
         image: the new record.
-        layers: what was converted, each once; empty for a Nydus image.
+        layers: what was converted, each once; empty for a Nydus or overlaybd image.
         nydus: what became of the layers of each image, each followed by its bootstrap.
+        overlaybd: what became of the layers of each image, each with what is prefetched of it.
     """
 
     image: Image
     layers: tuple[ConvertedLayer, ...]
     nydus: tuple[NydusLayer, ...] = ()
+    overlaybd: tuple[OverlaybdLayer, ...] = ()
 
 
 def convert(
@@ -131,7 +142,7 @@ def convert(
     Raises:
         NotFound: content is missing, or the image (or the chunk dictionary) is not for a platform.
         InvalidArgument: an option is out of range, or the name has a digest; or the image cannot be
-            a Nydus image, or the chunk dictionary none for it.
+            a Nydus or overlaybd image, or the chunk dictionary none for it.
         FormatError, DigestMismatch: a layer is damaged, or not what its configuration says.
         ResourceExhausted: there is no room.
         Cancelled: told to stop.
@@ -157,8 +168,11 @@ def convert(
         recorded, garbage = running.record({str(reference): target})
     if garbage and collect is not None:
         collect()
-    if isinstance(converter, NydusConverter):
-        return Converted(recorded[0], (), tuple(converter.converted))
+    match converter:
+        case NydusConverter():
+            return Converted(recorded[0], (), nydus=tuple(converter.converted))
+        case OverlaybdConverter():
+            return Converted(recorded[0], (), overlaybd=tuple(converter.converted))
     return Converted(recorded[0], converter.converted)
 
 
@@ -168,12 +182,7 @@ def check(name: str, options: ConvertOptions) -> Reference:
     Raises:
         InvalidArgument: an option is out of range, or the name has a digest.
     """
-    if options.nydus is not None:
-        options.nydus.check()
-        if options.oci_ref:
-            _check_reference(options, options.nydus)
-    else:
-        options.blob.codec()
+    _check_format(options)
     reference = parse(name)
     if options.chunk_dict:
         check_repository("use as chunk dictionary", parse(options.chunk_dict), reference)
@@ -181,6 +190,23 @@ def check(name: str, options: ConvertOptions) -> Reference:
         hint = "its digest is known when it is made: give a tag"
         raise InvalidArgument("convert an image to", name, hint=hint)
     return reference
+
+
+def _check_format(options: ConvertOptions) -> None:
+    if options.nydus is not None and options.overlaybd is not None:
+        what = "convert to a Nydus and an overlaybd image at once"
+        raise InvalidArgument(what, hint="choose one of them")
+    if options.nydus is not None:
+        options.nydus.check()
+        if options.oci_ref:
+            _check_reference(options, options.nydus)
+    elif options.overlaybd is not None:
+        if options.oci_ref or options.chunk_dict:
+            what = "convert to an overlaybd image with a chunk dictionary or references"
+            raise InvalidArgument(what, hint="only Nydus images have them")
+        options.overlaybd.check()
+    else:
+        options.blob.codec()
 
 
 def _check_reference(options: ConvertOptions, rafs: RafsOptions) -> None:
@@ -222,7 +248,11 @@ def _hold(
 
 def _converter(
     store: ImageStore, running: Operation, source: SourceLayers, options: ConvertOptions
-) -> LayerConverter | NydusConverter:
+) -> LayerConverter | NydusConverter | OverlaybdConverter:
+    if options.overlaybd is not None:
+        return OverlaybdConverter(
+            store.content, running.fetcher, source, options.overlaybd, cancel=running.cancel
+        )
     if options.nydus is not None:
         return NydusConverter(
             store.content,
@@ -266,7 +296,7 @@ def _convert(
     chosen: Sequence[PlatformImage],
     options: ConvertOptions,
     running: Operation,
-    converter: LayerConverter | NydusConverter,
+    converter: LayerConverter | ImageConverter,
 ) -> Descriptor:
     made = [_convert_image(image, options, running, converter) for image in chosen]
     if target.media_type not in INDEX_TYPES:
@@ -291,16 +321,17 @@ def _convert_image(
     image: PlatformImage,
     options: ConvertOptions,
     running: Operation,
-    converter: LayerConverter | NydusConverter,
+    converter: LayerConverter | ImageConverter,
 ) -> Descriptor:
     # Fields that are not known here stay.
     config: dict[str, Any] = json.loads(running.fetcher.read(image.manifest.config))
-    if isinstance(converter, NydusConverter):
+    if isinstance(converter, LayerConverter):
+        layers, diff_ids = _convert_layers(image, options, converter)
+    else:
         made = converter.convert(image, options.prioritized_of)
         layers, diff_ids = made.layers, made.diff_ids
-        config["history"] = made.history
-    else:
-        layers, diff_ids = _convert_layers(image, options, converter)
+        if made.history is not None:
+            config["history"] = made.history
     config.setdefault("rootfs", {"type": "layers"})["diff_ids"] = diff_ids
     data = json.dumps(config, separators=(",", ":"), ensure_ascii=False).encode()
     manifest = msgspec.structs.replace(
