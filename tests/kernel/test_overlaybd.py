@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ from lamina.formats.lsmt.reader import open_layer
 from lamina.formats.overlaybd.trace import Access, write_trace
 from lamina.formats.zfile.layout import Algorithm
 from lamina.formats.zfile.writer import ZFileOptions
+from lamina.images.conversion import ConvertOptions
+from lamina.images.conversion_overlaybd import OverlaybdOptions
 from lamina.lazy.launch import LazyWorker
 from lamina.lazy_images import LazyImages
 from lamina.linux.mountinfo import mounts_at_or_below
@@ -30,6 +33,7 @@ from tests.faulty_registry import faulty_registry
 from tests.fixtures_containers import Machine, wait_for
 from tests.fixtures_registry import LocalRegistry, running_registry
 from tests.fixtures_stargz import end_worker, opening
+from tests.hard_image import chain, hard_image, load_image, tree
 from tests.images import Layer
 from tests.nydus import annotated_image, plain_layer, push
 from tests.overlaybd_images import (
@@ -148,6 +152,29 @@ def test_each_form_is_read(
     pull(store, ref)
     with looking(store, ref, tmp_path) as root:
         assert read_all(root) == FILES
+
+
+@pytest.mark.parametrize("algorithm", Algorithm)
+def test_converted_image_is_what_its_layers_have(
+    open_store: Open, registry: LocalRegistry, algorithm: Algorithm
+) -> None:
+    store = open_store()
+    source, ref = f"{registry.host}/hard:1", f"{registry.host}/hard:overlaybd"
+    started = time.time_ns()
+    load_image(store, "overlayfs", *hard_image(), ref=source, keep=True)
+    expected = tree(store, "overlayfs", chain(store, source)[-1])
+    ended = time.time_ns()
+    zfile = ZFileOptions(algorithm)
+    store.convert(source, ref, options=ConvertOptions(overlaybd=OverlaybdOptions(zfile)))
+    store.push(ref, plain_http=True)
+    store.remove_image(ref)
+    pull(store, ref)
+    found = tree(store, "overlaybd", chain(store, ref)[-1])
+    for name, entry in expected.items():
+        # Of directories that no layer describes, unpacking has its own time, and so has its root.
+        if entry.mode.startswith("d") and (started < entry.mtime_ns < ended or name == "."):
+            found[name] = found[name]._replace(mtime_ns=entry.mtime_ns)
+    assert found == expected
 
 
 def test_worker_is_killed_and_the_registry_is_gone(
