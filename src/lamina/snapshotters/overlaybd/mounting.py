@@ -38,7 +38,8 @@ def mount_device(path: str, point: Path, filesystem: str, *options: str) -> None
         raise FailedPrecondition("mount the device of an image, which has", found, hint=hint)
     all_options = ["ro", *_OPTIONS[found], *options]
     if not stat.S_ISBLK(Path(path).stat().st_mode):
-        all_options.append("loop")
+        # The page cache of what is on the device is enough.
+        all_options += ["loop", "direct-io"]
     mount_all([Mount(found, path, options=tuple(all_options))], point)
 
 
