@@ -91,6 +91,31 @@ def test_is_as_made_by_hand() -> None:
     assert out.tell() == len(out.getvalue())
 
 
+def test_as_overlaybd_makes_it() -> None:
+    """By turboOCI-apply, of a blob of less than a MiB of output."""
+    raw = (
+        bytes.fromhex(
+            "6464677a69647800" "01" "00" "01" "06" "00" "00001000" "00800000" "1d000000"
+            "0100000000000000" "b9bd0d0000000000" "9501000000000000" "00e80d0000000000"
+        )
+        + bytes(256)
+        + bytes.fromhex(
+            "8101000000000000" "1400000000000000" "3094c8c1"
+            "789cedc101010000008090feafee080a" + "00" * 31 + "1880000001"
+            "789c636080002e28edcb08659800310005b4008d"
+        )
+    )  # fmt: skip
+    index = read_gzip_index(Bytes(raw))
+    assert [index.span(number) for number in range(len(index))] == [
+        Span(0, 911_360, 10, 900_537 - 10, 0)
+    ]
+    assert index.window(0) == bytes(1 << 15)
+    out = io.BytesIO()
+    write_gzip_index(out, [Point(0, 10, 0, 0, b"")], size=911_360, gzip_size=900_537)
+    again = read_gzip_index(Bytes(out.getvalue()))
+    assert (again.span(0), again.window(0)) == (index.span(0), index.window(0))
+
+
 def test_without_compression() -> None:
     """As some write it: windows and entries as they are; places may come twice."""
     points = points_of(BLOB)
