@@ -23,13 +23,14 @@ from lamina.formats.ext4.layout import (
     INODES_PER_BLOCK,
 )
 
+MIN_SIZE = 1 << 20
+"""Bytes of a device."""
 MAX_SIZE = 16 << 40
 """Bytes of a device; of the last block of so many, nothing is used."""
 _MAX_BLOCKS = (1 << 32) - 1
 _MAX_INODES = 1 << 24
 _BLOCKS_PER_INODE = 4
 _MIN_LAST_GROUP = 256
-_MIN_DATA = 16
 
 
 class Geometry(NamedTuple):
@@ -70,25 +71,24 @@ def geometry(size: int) -> Geometry:
     """Return where all is on a device of so many bytes.
 
     Raises:
-        InvalidArgument: it is too small for any file, or over 16 TiB.
+        InvalidArgument: they are less than 1 MiB or more than 16 TiB.
     """
-    if size > MAX_SIZE:
-        raise InvalidArgument("make ext4", f"{size} bytes", hint="at most 16 TiB")
+    if not MIN_SIZE <= size <= MAX_SIZE:
+        raise InvalidArgument("make ext4", f"{size} bytes", hint="from 1 MiB to 16 TiB")
     blocks = min(size // BLOCK, _MAX_BLOCKS)
     groups, rest = divmod(blocks, BLOCKS_PER_GROUP)
     if groups and rest < _MIN_LAST_GROUP:
         # e2fsck takes a group of a few blocks for damage.
         blocks -= rest
     groups = -(-blocks // BLOCKS_PER_GROUP)
+    # There are fewer inodes than blocks, so that the tables take a 64th of the device at most.
     inodes = min(blocks // _BLOCKS_PER_INODE, _MAX_INODES)
-    per_group = -(-inodes // max(groups * INODES_PER_BLOCK, 1)) * INODES_PER_BLOCK
+    per_group = -(-inodes // (groups * INODES_PER_BLOCK)) * INODES_PER_BLOCK
     table = per_group // INODES_PER_BLOCK
     block_bitmaps = 1 + -(-groups // DESCRIPTORS_PER_BLOCK)
     inode_bitmaps = block_bitmaps + groups
     inode_tables = inode_bitmaps + groups
     data = inode_tables + groups * table
-    if data + _MIN_DATA > blocks:
-        raise InvalidArgument("make ext4", f"{size} bytes", hint="at least 1 MiB")
     return Geometry(
         blocks, groups, per_group, block_bitmaps, inode_bitmaps, inode_tables, table, data
     )
