@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamina.core.source import RangeSource
-from lamina.errors import FormatError, InvalidArgument
+from lamina.errors import FormatError, InvalidArgument, ResourceExhausted
 from lamina.formats.tar import END_OF_ARCHIVE, Entry, header, padding
 from lamina.formats.zfile.envelope import unwrap, wrapped
 from lamina.formats.zfile.layout import Algorithm
@@ -74,6 +74,22 @@ def test_reads_alike(
 def test_block_sizes_refused(size: int) -> None:
     with pytest.raises(InvalidArgument, match="power of two"):
         ZFileWriter(io.BytesIO(), ZFileOptions(block_size=size))
+
+
+@pytest.mark.parametrize("algorithm", Algorithm)
+@pytest.mark.parametrize("checksums", [True, False])
+def test_blocks_that_overlaybd_would_not_read_are_refused(
+    algorithm: Algorithm, checksums: bool
+) -> None:
+    """What cannot be compressed gets longer; 64 KiB of it do not fit overlaybd's buffer."""
+    incompressible = noise(65536)
+    options = ZFileOptions(algorithm, 65536, checksums)
+    with pytest.raises(ResourceExhausted, match="smaller blocks"):
+        write(incompressible, options)
+    with pytest.raises(ResourceExhausted, match="smaller blocks"):
+        write(b"a" + incompressible, options)
+    half = ZFileOptions(algorithm, 32768, checksums)
+    assert contents(read_zfile(Bytes(write(incompressible, half)))) == incompressible
 
 
 def test_zstd_frames_that_go_on_are_refused() -> None:

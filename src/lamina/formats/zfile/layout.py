@@ -30,6 +30,8 @@ CRC_SEED = 100007
 """Of blocks; that of the header and of the jump table is 0."""
 MIN_BLOCK = 4096
 MAX_BLOCK = 65536
+MAX_STORED = 65536
+"""Bytes of a block as it is stored, with its CRC: overlaybd reads none that is longer."""
 MAX_BLOCKS = 1 << 26
 """Each costs 4.5 bytes of memory: at most 288 MiB."""
 

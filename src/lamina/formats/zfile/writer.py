@@ -17,6 +17,7 @@ from lamina.formats.zfile.layout import (
     MAGIC_2,
     MAX_BLOCK,
     MAX_BLOCKS,
+    MAX_STORED,
     MIN_BLOCK,
     RECORD,
     Algorithm,
@@ -32,7 +33,8 @@ class ZFileOptions:
 
     Attributes:
         algorithm: how blocks are compressed.
-        block_size: bytes of a block: a power of two from 4096 to 65536.
+        block_size: bytes of a block: a power of two from 4096 to 65536. Of the largest, none may
+            be without anything to compress: it would get longer than overlaybd reads.
         checksums: whether a CRC follows each block.
         complete_header: whether the header is written again once all is known, so that readers
             need not ask for the trailer; the output is only ever appended to otherwise.
@@ -82,7 +84,7 @@ class ZFileWriter:
         """Append bytes, and return how many.
 
         Raises:
-            ResourceExhausted: there are more blocks than are read again.
+            ResourceExhausted: there are more blocks than are read again, or one got longer.
         """
         size = self._options.block_size
         self._size += len(data)
@@ -104,6 +106,9 @@ class ZFileWriter:
         """Write what is left, the jump table and the trailer; return the bytes of the file.
 
         Nothing can be written then; the output's position is behind the trailer.
+
+        Raises:
+            ResourceExhausted: as `write` does.
         """
         if self._rest:
             self._block(bytes(self._rest))
@@ -137,6 +142,9 @@ class ZFileWriter:
         stored = compress_block(self._options.algorithm, data)
         if self._options.checksums:
             stored += CRC.pack(crc32c(CRC_SEED, stored))
+        if len(stored) > MAX_STORED:
+            what = f"write ZFile block of {len(stored)} bytes: overlaybd reads {MAX_STORED} at most"
+            raise ResourceExhausted(what, hint="choose smaller blocks")
         self._out.write(stored)
         self._lengths.append(len(stored))
         self._position += len(stored)
