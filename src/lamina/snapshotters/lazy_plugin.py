@@ -11,6 +11,7 @@ from lamina.errors import InvalidArgument
 from lamina.snapshotters.erofs_support import EROFS_FILES, OVERLAY_MOUNTS, require
 from lamina.snapshotters.lazy_access import Access
 from lamina.snapshotters.plugin import Need, SnapshotterConfig
+from lamina.snapshotters.trials import tried
 
 if TYPE_CHECKING:
     from lamina.lazy.served import GateName
@@ -105,7 +106,16 @@ def _gate(config: LazyConfig) -> GateName | None:
             return None
 
 
+def shown_by_fuse(directory: Path) -> str | None:
+    """Return why FUSE does not show files; None where it does."""
+    from lamina.linux import probes
+
+    return tried(probes.fuse, directory)
+
+
 def _waiting(directory: Path) -> str | None:
+    if shown_by_fuse(directory) is None:
+        return None
     from lamina.lazy.gates.choice import why_none
 
     return why_none(directory)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamina.snapshotters.erofs_support import OVERLAY_MOUNTS, check, loaded, require
-from lamina.snapshotters.lazy_plugin import LazyConfig, lazy_arguments
+from lamina.snapshotters.lazy_plugin import LazyConfig, lazy_arguments, shown_by_fuse
 from lamina.snapshotters.plugin import Need, SnapshotterPlugin
 from lamina.snapshotters.trials import tried
 
@@ -49,12 +49,6 @@ def _probe(config: OverlaybdConfig, directory: Path) -> None:
         require(ID, need, need.probe(directory))
 
 
-def _fuse(directory: Path) -> str | None:
-    from lamina.lazy.gates.choice import why_not
-
-    return why_not("fuse", directory)
-
-
 def _ext4(directory: Path) -> str | None:
     from lamina.linux import probes
 
@@ -72,7 +66,7 @@ NEEDS = (
     Need(
         what="reads that wait for what is fetched",
         tried="open a file behind FUSE",
-        probe=_fuse,
+        probe=shown_by_fuse,
         fix="modprobe fuse; run as root",
     ),
 )
