@@ -139,7 +139,7 @@ def test_pull_fetches_indexes_alone_and_reads_are_right(
         Packing(tar=False),
         Packing(None),
         Packing(None, tar=False),
-        Packing(ZFileOptions(Algorithm.ZSTD, 65536)),
+        Packing(ZFileOptions(Algorithm.ZSTD, 32768)),
         Packing(ZFileOptions(Algorithm.LZ4, 16384, checksums=False, complete_header=False)),
     ],
 )
