@@ -38,7 +38,9 @@ def test_reads_any_range() -> None:
         found.read_at(found.size, 1)
     assert found.blocks == 47
     start, length = found.stored(20, 23)
-    assert found.decode(20, 23, found.stored_source.read_at(start, length)) == (DATA * 9)[81920:94208]
+    assert (
+        found.decode(20, 23, found.stored_source.read_at(start, length)) == (DATA * 9)[81920:94208]
+    )
 
 
 def test_what_old_writers_left_in_memory_is_passed_over() -> None:
