@@ -137,7 +137,7 @@ def test_accesses_refused(access: Access) -> None:
         write_trace([access])
 
 
-PLACES = st.integers(0, 1 << 62)
+PLACES = st.integers(0, (1 << 62) - 1)
 
 
 @settings(max_examples=100, deadline=None)
