@@ -1,15 +1,17 @@
-"""`lamina snapshots diff|unpack`: from snapshots to layers, and back."""
+"""`lamina snapshots diff|export|unpack`: from snapshots to layers, and back."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
 from lamina.cli.app import App, parse_labels, pass_app
-from lamina.cli.output import binary_output, now
+from lamina.cli.output import binary_output, now, say
 from lamina.cli.snapshot_options import Verb
 from lamina.core.digest import parse_digest
 from lamina.core.labels import GC_ROOT, UNCOMPRESSED
@@ -82,6 +84,74 @@ def _keep(app: App, write: Callable[..., Diff], ref: str | None, labels: Mapping
             writer.commit({**uncompressed, **labels})
         except BaseException:
             writer.abort()
+            raise
+
+
+@click.command(cls=Verb)
+@click.option(
+    "--compressor",
+    type=click.Choice(["lz4", "zstd"]),
+    default="lz4",
+    show_default=True,
+    help="How blocks are compressed.",
+)
+@click.option(
+    "--bs",
+    type=click.Choice(["4", "8", "16", "32", "64"]),
+    default="4",
+    show_default=True,
+    help="Size in KiB of the blocks that are compressed.",
+)
+@click.option(
+    "--vsize",
+    type=click.IntRange(1, 16384),
+    metavar="GIB",
+    default=64,
+    show_default=True,
+    help="Size in GiB of the device.",
+)
+@click.argument("key")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@pass_app
+def export(app: App, key: str, file: Path, compressor: str, bs: str, vsize: int) -> None:
+    """Write what KEY shows, with all below it, to FILE as a layer of overlaybd.
+
+    The layer is a block device with an ext4 filesystem and needs no other; overlaybd calls such
+    files overlaybd.commit.
+    """
+    from lamina.formats.zfile.layout import Algorithm
+    from lamina.formats.zfile.writer import ZFileOptions
+    from lamina.images.conversion_overlaybd import OverlaybdOptions
+    from lamina.images.snapshot_export import export_overlaybd
+
+    zfile = ZFileOptions(Algorithm[compressor.upper()], int(bs) << 10)
+    with _replacing(file) as out:
+        exported = export_overlaybd(
+            app.snapshotter,
+            key,
+            out,
+            mounts=_mount_points(app),
+            temporary=file.absolute().parent,
+            options=OverlaybdOptions(zfile, vsize << 30),
+        )
+    for warning in exported.warnings:
+        say(warning)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that is at a path when the body has succeeded."""
+    import tempfile
+
+    fd, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}-")
+    with open(fd, "w+b") as file:
+        try:
+            yield file
+            file.flush()
+            os.fchmod(fd, 0o644)
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
             raise
 
 

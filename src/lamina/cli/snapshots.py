@@ -19,7 +19,7 @@ from lamina.cli.output import (
     print_table,
     printable,
 )
-from lamina.cli.snapshot_layers import diff, unpack
+from lamina.cli.snapshot_layers import diff, export, unpack
 from lamina.cli.snapshot_options import Verbs
 from lamina.core.labels import GC_ROOT
 from lamina.core.mount import Mount
@@ -43,6 +43,7 @@ def snapshots() -> None:
 
 
 snapshots.add_command(diff)
+snapshots.add_command(export)
 snapshots.add_command(unpack)
 snapshots.add_command(shrink)
 

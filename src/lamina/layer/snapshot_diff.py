@@ -59,16 +59,25 @@ def write_snapshot_diff(
             )
     base = found.parent if against is None else against
     with ExitStack() as stack:
-        upper = stack.enter_context(_mounted(snapshotter, key, mounts))
-        lower = stack.enter_context(_mounted(snapshotter, base, mounts)) if base else None
+        upper = stack.enter_context(mounted_snapshot(snapshotter, key, mounts))
+        lower = stack.enter_context(mounted_snapshot(snapshotter, base, mounts)) if base else None
         return write_diff(
             lower, upper, write, compression=compression, source_date_epoch=source_date_epoch
         )
 
 
 @contextmanager
-def _mounted(snapshotter: Snapshotter, key: str, mounts: Path) -> Iterator[Path]:
-    """Mount a snapshot read-only, a Committed one by a temporary View of it."""
+def mounted_snapshot(snapshotter: Snapshotter, key: str, mounts: Path) -> Iterator[Path]:
+    """Mount a snapshot read-only for the body, a Committed one by a temporary View of it.
+
+    Args:
+        snapshotter: where the snapshot is.
+        key: the snapshot.
+        mounts: directory for the mount.
+
+    Raises:
+        NotFound: no such snapshot.
+    """
     if snapshotter.stat(key).kind != Kind.COMMITTED:
         with temp_mount(snapshotter.mounts(key), dir=mounts, read_only=True) as path:
             yield path
