@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import tarfile
 
 import pytest
@@ -18,7 +19,12 @@ from lamina.formats.zfile.reader import read_zfile
 from lamina.formats.zfile.writer import ZFileOptions, ZFileWriter
 from tests.erofs import Bytes
 from tests.rafs import noise
-from tests.zfile import lz4_blocks, make_zfile
+from tests.zfile import ZSTD, lz4_blocks, make_zfile
+
+if sys.version_info >= (3, 14):
+    from compression.zstd import compress
+else:
+    from backports.zstd import compress
 
 DATA = b"words " * 2000 + noise(9000)
 
@@ -44,6 +50,13 @@ def test_is_as_made_by_hand(complete: bool, flags: tuple[int, int], checksums: b
     options = ZFileOptions(checksums=checksums, complete_header=complete)
     expected = make_zfile(lz4_blocks(DATA), len(DATA), flags=flags, crc=checksums)
     assert write(DATA, options) == expected
+
+
+def test_frames_do_not_depend_on_those_before() -> None:
+    pieces = [DATA[at : at + 4096] for at in range(0, len(DATA), 4096)]
+    blocks = [compress(piece, level=3) for piece in pieces]
+    expected = make_zfile(blocks, len(DATA), algorithm=ZSTD)
+    assert write(DATA, ZFileOptions(Algorithm.ZSTD)) == expected
 
 
 @settings(max_examples=60, deadline=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import lz4.block
@@ -11,11 +12,9 @@ import lz4.block
 from lamina.formats.zfile.layout import Algorithm, damaged
 
 if sys.version_info >= (3, 14):
-    from compression.zstd import ZstdDecompressor, ZstdError
-    from compression.zstd import compress as _zstd_compress
+    from compression.zstd import ZstdCompressor, ZstdDecompressor, ZstdError
 else:
-    from backports.zstd import ZstdDecompressor, ZstdError
-    from backports.zstd import compress as _zstd_compress
+    from backports.zstd import ZstdCompressor, ZstdDecompressor, ZstdError
 
 Buffer = bytes | memoryview
 
@@ -27,11 +26,21 @@ _lz4_decompress = cast("Callable[..., bytes]", lz4.block.decompress)
 _lz4_compress = cast("Callable[..., bytes]", lz4.block.compress)
 
 
-def compress_block(algorithm: Algorithm, data: Buffer) -> bytes:
-    """Return a block compressed, which may be longer; equal blocks become equal bytes."""
+def block_compressor(algorithm: Algorithm) -> Callable[[Buffer], bytes]:
+    """Return what compresses blocks, in one thread at a time.
+
+    A block may get longer; equal blocks become equal bytes.
+    """
     if algorithm is Algorithm.LZ4:
-        return _lz4_compress(data, store_size=False)
-    return _zstd_compress(data, level=_ZSTD_LEVEL)
+        return partial(_lz4_compress, store_size=False)
+    # To make one for each block takes half as long again as to compress 4 KiB.
+    zstd = ZstdCompressor(level=_ZSTD_LEVEL)
+
+    def compress(data: Buffer) -> bytes:
+        zstd.set_pledged_input_size(len(data))
+        return zstd.compress(data, ZstdCompressor.FLUSH_FRAME)
+
+    return compress
 
 
 def decompress_block(algorithm: Algorithm, data: Buffer, size: int, at: int) -> bytes:

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from lamina.errors import InvalidArgument, ResourceExhausted
 from lamina.formats.crc32c import crc32c
-from lamina.formats.zfile.blocks import compress_block
+from lamina.formats.zfile.blocks import block_compressor
 from lamina.formats.zfile.layout import (
     CRC,
     CRC_SEED,
@@ -72,6 +72,7 @@ class ZFileWriter:
         options.check()
         self._out = out
         self._options = options
+        self._compress = block_compressor(options.algorithm)
         self._first = out.tell() if options.complete_header else 0
         self._rest = bytearray()
         self._lengths = array("I")
@@ -139,7 +140,7 @@ class ZFileWriter:
         if len(self._lengths) >= MAX_BLOCKS:
             hint = "choose larger blocks"
             raise ResourceExhausted(f"write ZFile of more than {MAX_BLOCKS} blocks", hint=hint)
-        stored = compress_block(self._options.algorithm, data)
+        stored = self._compress(data)
         if self._options.checksums:
             stored += CRC.pack(crc32c(CRC_SEED, stored))
         if len(stored) > MAX_STORED:
