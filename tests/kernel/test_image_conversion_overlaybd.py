@@ -247,8 +247,8 @@ def test_what_cannot_be_is_refused_by_name(store: Store) -> None:
         (NAME, replace(overlaybd, nydus=RafsOptions()), "choose one of them"),
         (NAME, replace(overlaybd, chunk_dict=rafs), "only Nydus images have them"),
         (NAME, replace(overlaybd, oci_ref=True), "only Nydus images have them"),
-        (NAME, sized(4096), "at least 1 MiB"),
-        (NAME, sized(1 << 45), "at most 16 TiB"),
+        (NAME, sized(1 << 19), "from 1 MiB to 16 TiB"),
+        (NAME, sized(1 << 45), "from 1 MiB to 16 TiB"),
         (NAME, sized((1 << 30) + 512), "whole blocks of 4096"),
         (NAME, blocks_of(2048), "a power of two from 4096 to 65536"),
     ):
