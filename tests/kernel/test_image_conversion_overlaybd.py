@@ -254,6 +254,8 @@ def test_what_cannot_be_is_refused_by_name(store: Store) -> None:
     ):
         with pytest.raises(InvalidArgument, match=said):
             store.convert(source, other, options=options)
+    with pytest.raises(InvalidArgument, match="use --snapshotter overlaybd"):
+        store.unpack(TARGET, "overlayfs")
     load_image(store, "overlayfs", keep=True, ref=other)
     with pytest.raises(InvalidArgument, match="an image of 0 layers"):
         store.convert(other, TARGET, options=overlaybd)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from lamina.core.labels import GC_REF_SNAPSHOT, UNCOMPRESSED
 from lamina.core.mount import Mount
 from lamina.errors import Cancelled, DigestMismatch, InvalidArgument, LaminaError
+from lamina.formats.overlaybd.annotations import BLOB_DIGEST
 from lamina.formats.rafs.annotations import BLOB
 from lamina.images.download import Download, event
 from lamina.images.extraction import Destination, Extractor, Layer, layers_of
@@ -81,7 +82,8 @@ class Unpacker(Extractor):
 
         Raises:
             DigestMismatch: a layer is not what its digest or diff id says.
-            InvalidArgument: a layer is a Nydus blob, and the snapshotter does not serve it.
+            InvalidArgument: a layer is a Nydus blob, or of an overlaybd device, and the snapshotter
+                does not serve it.
             FormatError, ResourceExhausted: a layer is damaged, or asks for too much.
             Cancelled: told so. Whatever the error, no extraction snapshot is left.
         """
@@ -94,6 +96,7 @@ class Unpacker(Extractor):
         if not self._destination.remote:
             for layer in missing:
                 _require_files(layer)
+                _refuse_device(layer)
         for layer in layers[: len(layers) - len(missing)]:
             self._progress.update(event(layer.descriptor, Stage.EXISTS, layer.descriptor.size))
         if self._rebase and len(missing) > 1:
@@ -232,6 +235,13 @@ def _require_files(layer: Layer) -> None:
     """Refuse a Nydus blob: the names of what it has are in another layer."""
     if BLOB in layer.descriptor.annotations:
         hint = "it is a Nydus blob, without names: use --snapshotter nydus, or another image"
+        raise InvalidArgument("unpack layer", layer.descriptor.digest, hint=hint)
+
+
+def _refuse_device(layer: Layer) -> None:
+    """Refuse a layer of an overlaybd device, of which extraction would make one file."""
+    if BLOB_DIGEST in layer.descriptor.annotations:
+        hint = "it is of a block device: use --snapshotter overlaybd, or another image"
         raise InvalidArgument("unpack layer", layer.descriptor.digest, hint=hint)
 
 
