@@ -38,6 +38,7 @@ from lamina.images.manifest import OCI_INDEX, OCI_LAYER, Descriptor
 from lamina.images.overlaybd import device_layers
 from lamina.images.overlaybd_check import verify_overlaybd
 from lamina.images.platform import parse_platform
+from lamina.layer.limits import LayerLimits
 from lamina.store import Store
 from tests.fixtures_command import Command
 from tests.fixtures_registry import LocalRegistry
@@ -203,10 +204,16 @@ def test_what_is_wanted_first_lies_first_and_is_to_be_prefetched(store: Store) -
     assert places["f6"] == min(places[name] for name in base)
     assert places["g1"] < places["g0"]
     assert verify_overlaybd(store.images.content, manifest_of(store, TARGET)) == []
-    # An image that nothing of is wanted first has no such layer.
-    none = replace(options, prioritized={})
-    store.convert(NAME, TARGET, options=none)
-    assert len(manifest_of(store, TARGET).layers) == 2
+    # An image that nothing of is wanted first, or can be told, has no such layer.
+    unsaid = ("1 files are not prefetched: a list cannot have their names",)
+    nothing: list[tuple[dict[str, list[bytes]], list[tuple[str, ...]]]] = [
+        ({}, []),
+        ({ALL_LAYERS: [b"a\nb"]}, [unsaid]),
+    ]
+    for paths, told in nothing:
+        converted = store.convert(NAME, TARGET, options=replace(options, prioritized=paths))
+        assert len(manifest_of(store, TARGET).layers) == 2
+        assert [made.warnings for made in converted.overlaybd if made.warnings] == told
 
 
 def test_all_images_of_an_index_are_converted(store: Store) -> None:
@@ -289,6 +296,9 @@ def test_failures_leave_nothing_behind(store: Store, tmp_path: Path) -> None:
     with pytest.raises(ResourceExhausted) as full:
         store.convert(NAME, TARGET, options=sized(2 << 20))
     assert "\n" not in str(full.value)
+    limits = LayerLimits(max_entries=0)
+    with pytest.raises(ResourceExhausted, match="more than 0 entries"):
+        store.convert(NAME, TARGET, options=replace(sized(1 << 30), limits=limits))
     plain = tar({"a": b"a"})
     lying = image(Layer(plain, digest(b"other"), OCI_LAYER))
     for blob in (*lying.blobs, lying.manifest):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 from uuid import UUID
 
@@ -164,16 +164,19 @@ class OverlaybdConverter:
         made: list[OverlaybdLayer] = []
         paths: list[bytes] = []
         with tempfile.TemporaryFile(dir=self._content.root) as spool:
-            filesystem = Ext4Layers(self._options.virtual_size, spool)
+            limit = self._source.limits.max_entries
+            filesystem = Ext4Layers(self._options.virtual_size, spool, max_entries=limit)
             for place in self._places(image):
                 wanted = prioritized(place.layer.digest) or ()
                 made.append(self._convert(place, filesystem, spool, wanted))
                 paths += wanted
+        trace = make_acceleration(paths)
         history = None
-        if paths:
-            trace = make_acceleration(paths)
+        if trace.paths:
             made.append(self._keep_acceleration(trace))
             history = with_acceleration(image)
+        else:  # a trace that is empty asks overlaybd to record one
+            made[-1] = replace(made[-1], warnings=made[-1].warnings + trace.warnings)
         self.converted += made
         targets = tuple(layer.target for layer in made)
         return MadeImage(targets, tuple(target.digest for target in targets), history)
