@@ -7,7 +7,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -50,6 +50,11 @@ def compare(image: Image, directory: Path, archive: Archive | bytes) -> None:
     fsck(image.path)
     with mounted(image.path) as at:
         assert shown(at) == shown(directory)
+
+
+def many(names: Iterable[str], type: bytes = Type.FIFO) -> bytes:
+    """Return an archive without data."""
+    return b"".join(header(Entry(name.encode(), type)) for name in names) + END_OF_ARCHIVE
 
 
 def xattr(name: str, value: bytes) -> dict[str, str]:
@@ -198,24 +203,33 @@ def test_a_full_device_gets_its_holes_filled(tmp_path: Path) -> None:
 
 def test_a_large_directory_that_changes(image: Image, tmp_path: Path) -> None:
     directory = tmp_path / "extracted"
-    archive = Archive()
-    for number in range(3000):
-        archive.entry(f"d/{number:0120}", b"6", mode=0o600)
-    compare(image, directory, archive)
+    compare(image, directory, many(f"d/{number:0120}" for number in range(3000)))
     change = Archive().file(f"d/.wh.{2000:0120}").dir("d/new").file(f"d/{1000:0120}", "file now")
     compare(image, directory, change)
-    grown = Archive()
-    for number in range(3000, 4000):
-        grown.entry(f"d/{number}", b"6", mode=0o600)
-    compare(image, directory, grown)
+    compare(image, directory, many(f"d/{number}" for number in range(3000, 4000)))
     emptied = Archive().file("d/.wh..wh..opq").file("d/only")
     compare(image, directory, emptied)
 
 
+def test_indexes_of_two_levels(tmp_path: Path) -> None:
+    """The first of the layers has one level."""
+    with Image(tmp_path / "image", 256 << 20) as image:
+        for first, last in ((0, 5000), (4999, 9000), (9000, 9001)):
+            image.apply(many(f"d/{number:0250}" for number in range(first, last)), chunk=1 << 20)
+            fsck(image.path)
+            with mounted(image.path) as at:
+                assert len(os.listdir(at / "d")) == last
+                assert all((at / "d" / f"{number:0250}").is_fifo() for number in range(last))
+        with mounted(image.path, read_only=False) as at:
+            for number in range(20_000, 21_000):
+                (at / "d" / f"{number:0250}").touch()
+            for number in range(3000):
+                (at / "d" / f"{number:0250}").unlink()
+        fsck(image.path)
+
+
 def test_more_directories_than_links(tmp_path: Path) -> None:
-    names = (b"d/%d" % number for number in range(65_010))
-    members = [header(Entry(name, Type.DIRECTORY, 0o755)) for name in names]
-    archive = b"".join(members) + END_OF_ARCHIVE
+    archive = many((f"d/{number}" for number in range(65_010)), Type.DIRECTORY)
     with Image(tmp_path / "image", 1 << 30) as image:
         image.apply(archive, chunk=1 << 20)
         fsck(image.path)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
+from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamina.errors import FormatError
@@ -16,7 +18,8 @@ from lamina.formats.ext4.directories import directory_block, place_names
 from lamina.formats.ext4.extents import IN_BLOCK, Piece, extent_map, nodes_needed
 from lamina.formats.ext4.geometry import geometry
 from lamina.formats.ext4.inodes import record
-from lamina.formats.ext4.layout import BLOCK, BLOCKS_PER_GROUP, Superblock, crc16
+from lamina.formats.ext4.layout import BLOCK, BLOCKS_PER_GROUP, Superblock, crc16, dirent_size
+from lamina.formats.ext4.name_hash import name_hash
 from lamina.formats.ext4.node import Node, new_directory
 from lamina.formats.ext4.runs import append, common, joined, without
 from lamina.formats.ext4.xattrs import BLOCK_ROOM, INLINE_ROOM, split_name, store
@@ -34,7 +37,7 @@ def test_a_superblock() -> None:
     ).replace(" ", "")
     assert data[56:104].hex() == (
         "53ef 0100 0100 0000 00000000 00000000 00000000 01000000 0000 0000"
-        "0b000000 0001 0000 08020000 42020000 7b000000"
+        "0b000000 0001 0000 28020000 42020000 7b000000"
     ).replace(" ", "")
     assert data[104:120] == b"uuid" * 4
     assert data[236:252] == b"seed" * 4
@@ -281,24 +284,95 @@ def test_a_block_of_a_directory() -> None:
 
 
 def test_names_stay_in_their_blocks() -> None:
-    names = [b"%0200d" % number for number in range(60)]
+    names = [b"%0200d" % number for number in range(36)]
     node = directory(*names)
     found = node.directory
     assert found
-    assert place_names(found) == [0, 1, 2, 3]
-    assert [name for block in found.names for name in block] == names
-    before = [list(block) for block in found.names]
-    for name in (names[25], names[2]):
-        del found.children[name]
-        found.changed[name] = None
-    put(node, b"n" * 100)
-    put(node, b"m" * 100)
     assert place_names(found) == [0, 1]
-    assert found.names[2:] == before[2:]
-    assert b"n" * 100 in found.names[0]
-    put(node, names[50])
-    assert place_names(found) == [2]
-    assert found.names[2:] == before[2:]
+    assert [name for block in found.names for name in block] == names
+    assert found.names[1][0] == names[19]
+    del found.children[names[25]]
+    found.changed[names[25]] = None
+    assert place_names(found) == [1]
+    assert found.names == [names[:19], [*names[19:25], *names[26:]]]
+    put(node, b"n" * 100)
+    assert place_names(found) == [0]
+    put(node, names[25])
+    assert place_names(found) == [1]
+    put(node, names[30])
+    assert place_names(found) == [1]
+    assert found.names == [[*names[:19], b"n" * 100], [*names[19:25], *names[26:], names[25]]]
+    assert found.leaves == []
+
+
+@pytest.mark.parametrize(
+    ("name", "hash"),
+    [
+        (b"a", 0xF3A2B252),
+        (b"abcd", 0x3460CBEE),
+        (b"hello-world", 0xE9353F8A),
+        (b"x" * 33, 0x8A3AE4E0),
+        (b"0123456789abcdef0123456789abcdef0123456789", 0x6A6614EE),
+    ],
+)
+def test_hashes_of_names(name: bytes, hash: int) -> None:
+    """As debugfs says: `dx_hash -h half_md4 -s 4c616d69-6e61-486a-b173-536565640001 NAME`."""
+    assert name_hash(name) == hash
+
+
+_CHANGES = st.lists(st.tuples(st.integers(0, 400), st.integers(0, 200), st.booleans()), max_size=6)
+
+
+@settings(max_examples=15)
+@given(_CHANGES, st.sampled_from([5, 60, 250]))
+def test_indexes(changes: list[tuple[int, int, bool]], length: int) -> None:
+    """Each name is in the one block where its hash belongs, and none has too many."""
+    node = directory(*(b"%d" % number for number in range(900)))
+    found = node.directory
+    assert found
+    for start, count, is_new in [(0, 1, True), *changes]:
+        for number in range(start, start + count):
+            name = (b"%d" % number).rjust(length, b"0")
+            if is_new:
+                put(node, name)
+            elif found.children.pop(name, None):
+                found.changed[name] = None
+        before = [list(names) for names in found.names]
+        touched = place_names(found)
+        assert [
+            at
+            for at, names in enumerate(found.names)
+            if (before[at] if at < len(before) else None) != names and at not in touched
+        ] == []
+        check_index(node)
+
+
+def check_index(node: Node) -> None:
+    found = node.directory
+    assert found
+    assert found.leaves == sorted(found.leaves)
+    assert found.leaves[0] == (0, 1)
+    placed = []
+    for (start, block), (end, _) in pairwise([*found.leaves, (1 << 32, 0)]):
+        assert all(start <= name_hash(name) < end for name in found.names[block])
+        assert sum(map(dirent_size, found.names[block])) <= BLOCK
+        placed += found.names[block]
+    assert sorted(placed) == sorted(found.children)
+    assert sorted(block for _, block in found.leaves) == list(range(1, len(found.names)))
+
+
+def test_a_root_of_an_index() -> None:
+    node = directory(*(b"%0200d" % number for number in range(60)))
+    found = node.directory
+    assert found
+    assert place_names(found) == [0, 1, 2, 3, 4]
+    root = directory_block(node, 0)
+    assert root[:40].hex() == (
+        "0c000000 0c00 01 02 2e000000 0c000000 f40f 02 02 2e2e0000"
+        "00000000 01 08 00 00 fc01 0400 01000000"
+    ).replace(" ", "")
+    assert root[40:64] == b"".join(struct.pack("<II", *leaf) for leaf in found.leaves[1:])
+    assert not any(root[64:])
 
 
 def test_a_block_without_names() -> None:

@@ -1,18 +1,22 @@
-"""The blocks of directories: names one after the other, in the order in which they came.
+"""The blocks of directories: names one after the other.
 
 A name stays in its block. So a layer that adds or removes some changes only the blocks that have
-them, or have room for them.
+them, or have room for them. Directories of more than two blocks get an index (`htree.py`).
 """
 
 from __future__ import annotations
 
 import stat
+from collections.abc import Sequence
 
-from lamina.formats.ext4.layout import BLOCK, DIRENT
+from lamina.formats.ext4.htree import build_index, index_block, place_in_index
+from lamina.formats.ext4.layout import BLOCK, DIRENT, dirent_size
 from lamina.formats.ext4.node import Directory, Node
 
 _DOTS = 24
 """Bytes of `.` and `..`, with which the first block begins."""
+_MIN_INDEXED = 3
+"""Blocks of a directory that e2fsck would index, if it had none."""
 _FILE_TYPES = {
     stat.S_IFREG: 1,
     stat.S_IFDIR: 2,
@@ -30,6 +34,18 @@ def place_names(directory: Directory) -> list[int]:
     Returns:
         Indexes of the blocks that change, ascending; new ones are among them.
     """
+    if directory.leaves:
+        touched = place_in_index(directory)
+    else:
+        touched = _place_in_order(directory)
+        if len(directory.names) >= _MIN_INDEXED:
+            build_index(directory)
+            touched.update(range(len(directory.names)))
+    directory.changed.clear()
+    return sorted(touched)
+
+
+def _place_in_order(directory: Directory) -> set[int]:
     blocks, children = directory.names, directory.children
     waiting = dict(directory.changed)
     touched = set()
@@ -41,12 +57,11 @@ def place_names(directory: Directory) -> list[int]:
         for name in hit:
             del waiting[name]
         names[:] = [name for name in names if name in children]
-    directory.changed.clear()
     touched.update(_add(blocks, [name for name in waiting if name in children]))
     if not blocks:
         blocks.append([])
         touched.add(0)
-    return sorted(touched)
+    return touched
 
 
 def _add(blocks: list[list[bytes]], names: list[bytes]) -> list[int]:
@@ -54,12 +69,12 @@ def _add(blocks: list[list[bytes]], names: list[bytes]) -> list[int]:
     touched: list[int] = []
     index, room = -1, -1
     for name in names:
-        size = _size(name)
+        size = dirent_size(name)
         while room < size:
             index += 1
             if index == len(blocks):
                 blocks.append([])
-            room = BLOCK - sum(map(_size, blocks[index])) - (0 if index else _DOTS)
+            room = BLOCK - sum(map(dirent_size, blocks[index])) - (0 if index else _DOTS)
         if not touched or touched[-1] != index:
             touched.append(index)
         blocks[index].append(name)
@@ -67,17 +82,21 @@ def _add(blocks: list[list[bytes]], names: list[bytes]) -> list[int]:
     return touched
 
 
-def _size(name: bytes) -> int:
-    return (DIRENT.size + len(name) + 3) & ~3
-
-
 def directory_block(node: Node, index: int) -> bytes:
     """Return one block of a directory. All children must have their numbers."""
     directory = node.directory
     assert directory is not None
+    dots = [(b".", node), (b"..", directory.parent)]
+    if directory.leaves:
+        found = index_block(directory, index, lambda: _block(dots)[:_DOTS])
+        if found is not None:
+            return found
     children = directory.children
-    entries = [] if index else [(b".", node), (b"..", directory.parent)]
-    entries += [(name, children[name]) for name in directory.names[index]]
+    entries = [] if index else dots
+    return _block(entries + [(name, children[name]) for name in directory.names[index]])
+
+
+def _block(entries: Sequence[tuple[bytes, Node]]) -> bytes:
     if not entries:
         return DIRENT.pack(0, BLOCK, 0, 0).ljust(BLOCK, b"\0")
     pack = DIRENT.pack
@@ -85,7 +104,7 @@ def directory_block(node: Node, index: int) -> bytes:
     left = BLOCK
     last = len(entries) - 1
     for place, (name, child) in enumerate(entries):
-        size = left if place == last else _size(name)
+        size = left if place == last else dirent_size(name)
         kind = _FILE_TYPES[stat.S_IFMT(child.mode)]
         parts.append((pack(child.number, size, len(name), kind) + name).ljust(size, b"\0"))
         left -= size

@@ -15,20 +15,18 @@ from lamina.formats.ext4.layout import (
     Superblock,
     crc16,
 )
+from lamina.formats.ext4.name_hash import HASH_SEED
 from lamina.formats.ext4.space import Space
 
 
 class Groups:
     """What describes blocks and inodes."""
 
-    def __init__(
-        self, places: Geometry, space: Space, inodes: Inodes, uuid: bytes, hash_seed: bytes
-    ) -> None:
+    def __init__(self, places: Geometry, space: Space, inodes: Inodes, uuid: bytes) -> None:
         self._places = places
         self._space = space
         self._inodes = inodes
         self._uuid = uuid
-        self._hash_seed = hash_seed
         self._seed = crc16(0xFFFF, uuid)
 
     def first_block(self) -> bytes:
@@ -41,7 +39,7 @@ class Groups:
             self._places.inodes_per_group,
             self._places.log_groups_per_flex,
             self._uuid,
-            self._hash_seed,
+            HASH_SEED,
         )
         return (bytes(SUPERBLOCK_AT) + superblock.pack()).ljust(BLOCK, b"\0")
 

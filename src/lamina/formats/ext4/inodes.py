@@ -14,6 +14,7 @@ from lamina.formats.ext4.geometry import Geometry
 from lamina.formats.ext4.layout import (
     BLOCK,
     EXT4_EXTENTS_FL,
+    EXT4_INDEX_FL,
     EXTRA_SIZE,
     FIRST_INODE,
     INODE,
@@ -186,7 +187,8 @@ def record(node: Node) -> bytes:
 def _content(node: Node) -> tuple[int, int, bytes]:
     """Return flags, size and map."""
     if node.directory:
-        return EXT4_EXTENTS_FL, len(node.directory.names) * BLOCK, node.map
+        flags = EXT4_EXTENTS_FL | (EXT4_INDEX_FL if node.directory.leaves else 0)
+        return flags, len(node.directory.names) * BLOCK, node.map
     if node.is_regular:
         return EXT4_EXTENTS_FL, node.size, node.map or NO_EXTENTS
     if node.is_link:

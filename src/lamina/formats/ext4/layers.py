@@ -28,7 +28,6 @@ from lamina.formats.tar.layer import clean
 
 FIXED_UUID = bytes.fromhex("6c616d696e6145d48ad14c6179657273")
 """Of all filesystems whose caller names none."""
-_HASH_SEED = bytes.fromhex("4c616d696e61486ab173536565640001")
 _MAX_ENTRIES = 20_000_000
 
 
@@ -78,7 +77,7 @@ class Ext4Layers:
         self._spool = Spool(spool)
         self._space = Space(self._places)
         self._inodes = Inodes(self._places)
-        self._groups = Groups(self._places, self._space, self._inodes, uuid, _HASH_SEED)
+        self._groups = Groups(self._places, self._space, self._inodes, uuid)
         self._data = Data(self._space, self._spool)
         self._entries = Entries(self._data, max_entries)
         self._inodes.set_root(self._entries.tree.root)

@@ -38,9 +38,11 @@ MAX_FAST_TARGET = 59
 """Bytes of a link's target that fit into the inode, with their NUL."""
 MAX_FILE_BLOCKS = (1 << 32) - 1
 
+EXT4_INDEX_FL = 0x1000
 EXT4_EXTENTS_FL = 0x80000
 
 EXT4_FEATURE_COMPAT_EXT_ATTR = 0x8
+EXT4_FEATURE_COMPAT_DIR_INDEX = 0x20
 EXT4_FEATURE_COMPAT_SPARSE_SUPER2 = 0x200
 EXT4_FEATURE_INCOMPAT_FILETYPE = 0x2
 EXT4_FEATURE_INCOMPAT_EXTENTS = 0x40
@@ -67,6 +69,7 @@ DESCRIPTORS_PER_BLOCK = BLOCK // DESCRIPTOR.size
 INODE = struct.Struct("<2H5I2H3I60s4I6H2H7I96s")
 assert INODE.size == INODE_SIZE
 DIRENT = struct.Struct("<IHBB")
+"""Inode, bytes up to the next entry, bytes of the name, type."""
 
 
 class Superblock(NamedTuple):
@@ -187,7 +190,9 @@ class Superblock(NamedTuple):
         return found
 
 
-COMPAT = EXT4_FEATURE_COMPAT_EXT_ATTR | EXT4_FEATURE_COMPAT_SPARSE_SUPER2
+COMPAT = (
+    EXT4_FEATURE_COMPAT_EXT_ATTR | EXT4_FEATURE_COMPAT_DIR_INDEX | EXT4_FEATURE_COMPAT_SPARSE_SUPER2
+)
 INCOMPAT = (
     EXT4_FEATURE_INCOMPAT_FILETYPE | EXT4_FEATURE_INCOMPAT_EXTENTS | EXT4_FEATURE_INCOMPAT_FLEX_BG
 )
@@ -199,6 +204,11 @@ RO_COMPAT = (
     | EXT4_FEATURE_RO_COMPAT_DIR_NLINK
     | EXT4_FEATURE_RO_COMPAT_EXTRA_ISIZE
 )
+
+
+def dirent_size(name: bytes) -> int:
+    """Return the bytes that a name takes in a directory."""
+    return (DIRENT.size + len(name) + 3) & ~3
 
 
 def _damaged(at: int, expected: str, got: str) -> FormatError:

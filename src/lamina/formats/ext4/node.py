@@ -22,8 +22,10 @@ class Directory:
         children: names and what they are of.
         changed: names that were put or removed since the directory was written, in order.
         noted: names that entries of the current layer have put there.
-        names: of each block as it was written.
-        sums: checksum of each block as it was written.
+        names: in each block as it was written.
+        leaves: of an index: the first hash of each block of names, and which that is, ascending;
+            empty without an index.
+        nodes: of an index: blocks between its root and `leaves`.
         runs: the blocks, in order.
     """
 
@@ -32,7 +34,8 @@ class Directory:
     changed: dict[bytes, None] = field(default_factory=dict)
     noted: set[bytes] = field(default_factory=set)
     names: list[list[bytes]] = field(default_factory=list)
-    sums: list[int] = field(default_factory=list)
+    leaves: list[tuple[int, int]] = field(default_factory=list)
+    nodes: list[int] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
 
 
