@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from lamina import snapshotters
-from lamina.errors import FailedPrecondition, LaminaError, NotFound, SnapshotterSkipped
+from lamina.errors import FailedPrecondition, LaminaError, SnapshotterSkipped
 from lamina.snapshotters.plugin import PLUGIN_TYPE, AnyPlugin, SnapshotterConfig
 from lamina.snapshotters.trials import shared
 
@@ -28,20 +28,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TWELVE = (
-    "aufs",
-    "blockfile",
-    "btrfs",
-    "devmapper",
-    "erofs",
-    "fuse-overlayfs",
-    "native",
-    "nydus",
-    "overlaybd",
-    "overlayfs",
-    "stargz",
-    "zfs",
-)
 CONTAINERD_DATABASE = "metadata.db"
 """The file by which a directory is seen to hold the snapshots of containerd itself."""
 PROBE_PREFIX = ".lamina-probe-"
@@ -77,29 +63,9 @@ class PluginStatus(NamedTuple):
 
 
 def known() -> list[str]:
-    """Return the name of every snapshotter: the twelve, then the installed third parties'."""
-    return [*TWELVE, *(name for name in snapshotters.third_party() if name not in TWELVE)]
-
-
-def find(name: str) -> AnyPlugin:
-    """Return the plugin of that name.
-
-    A third party may provide one of the twelve that this version lacks, not replace one it has.
-
-    Raises:
-        NotFound: there is no snapshotter of that name.
-        SnapshotterSkipped: it is one of the twelve, and not in this version.
-        Internal: a third party's plugin is broken.
-    """
-    try:
-        return snapshotters.find(name)
-    except NotFound:
-        if name not in TWELVE:
-            raise
-    usable = ", ".join(sorted(snapshotters.DRIVERS))
-    raise SnapshotterSkipped(
-        name, reason="not implemented in this version", fix=f"use one of {usable}"
-    )
+    """Return the name of every snapshotter: Lamina's own, then those of installed third parties."""
+    own = sorted(snapshotters.DRIVERS)
+    return [*own, *(name for name in snapshotters.third_party() if name not in own)]
 
 
 def directory_of(name: str, root: Path, config: Config) -> Path:
@@ -108,7 +74,7 @@ def directory_of(name: str, root: Path, config: Config) -> Path:
     Raises:
         NotFound, SnapshotterSkipped, ConfigError: as `load`.
     """
-    plugin = find(name)
+    plugin = snapshotters.find(name)
     return plugin.directory(config.snapshotter(plugin), root)
 
 
@@ -131,7 +97,7 @@ def load(
     """
     from lamina.snapshotters.engine import Engine
 
-    plugin = find(name)
+    plugin = snapshotters.find(name)
     section = config.snapshotter(plugin)
     place = plugin.directory(section, root)
     _refuse_containerds(place)
@@ -159,7 +125,7 @@ def plugins(root: Path, config: Config, *, capabilities: bool = True) -> list[Pl
 def _status(name: str, root: Path, config: Config, attempt: _Attempt) -> PluginStatus:
     exports = NOTHING
     try:
-        plugin = find(name)
+        plugin = snapshotters.find(name)
         section = config.snapshotter(plugin)
         exports = plugin.exports(section, root)
         capabilities = _try(plugin, section, plugin.directory(section, root), attempt)

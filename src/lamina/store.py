@@ -28,7 +28,7 @@ from lamina.errors import (
     NotFound,
     PermissionDenied,
 )
-from lamina.snapshotters import DRIVERS
+from lamina.snapshotters import DRIVERS, find
 from lamina.snapshotters.plugin import PLUGIN_TYPE
 from lamina.snapshotters.wakeup import Janitor
 
@@ -540,7 +540,7 @@ class Store:
         self.close()
 
     def _load(self, name: str) -> Engine:
-        plugin = plugins.find(name)
+        plugin = find(name)
         engine = plugins.load(name, self.root, self._config, wake=self._wake)
         self.janitor.register(plugin, self._config.snapshotter(plugin), engine.root)
         return engine

@@ -13,7 +13,7 @@ import pytest
 from lamina.config import Config, load
 from lamina.config.section import fill, key_faults
 from lamina.errors import ConfigError, NotFound, SnapshotterSkipped
-from lamina.plugins import find
+from lamina.snapshotters import find
 from lamina.snapshotters.plugin import SnapshotterConfig, SnapshotterPlugin
 
 OVERLAYFS = "io.containerd.snapshotter.v1.overlayfs"
@@ -92,8 +92,6 @@ def test_what_only_containerd_uses_is_passed_over(file: Path) -> None:
           address = "/run/containerd/containerd.sock"
         [plugins."io.containerd.cri.v1.images"]
           snapshotter = "overlayfs"
-        [plugins."io.containerd.snapshotter.v1.overlaybd"]
-          pool_name = "a key of a snapshotter that is not built yet"
         [proxy_plugins.stargz]
           type = "snapshot"
           address = "/run/stargz.sock"

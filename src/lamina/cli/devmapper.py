@@ -248,8 +248,9 @@ def _site(app: App) -> Iterator[Site]:
 
 def _snapshots(app: App, device: str) -> PoolSnapshots:
     """Return where the snapshotter has its records of a pool, which another may not be."""
-    from lamina.plugins import directory_of, find
+    from lamina.plugins import directory_of
     from lamina.pool.snapshots import PoolSnapshots
+    from lamina.snapshotters import find
 
     configured = app.config.snapshotter(find(NAME)).pool_name
     directory = directory_of(NAME, app.root, app.config)
@@ -259,8 +260,8 @@ def _snapshots(app: App, device: str) -> PoolSnapshots:
 def _active_name(app: App, site: Site, name: str | None) -> str:
     """Return the pool to show: a recorded one, or else any that is active, made by hand maybe."""
     from lamina.errors import NotFound
-    from lamina.plugins import find
     from lamina.pool.devices import active_pool
+    from lamina.snapshotters import find
 
     try:
         return site.records.find(name).device

@@ -11,7 +11,8 @@ from typing import Any
 from lamina.config.daemon import daemon_key_faults, daemon_tables, daemon_value_faults
 from lamina.config.section import fill, key_faults, type_fault
 from lamina.errors import LaminaError
-from lamina.plugins import TWELVE, find, known
+from lamina.plugins import known
+from lamina.snapshotters import DRIVERS, find
 from lamina.snapshotters.plugin import PLUGIN_TYPE, AnyPlugin
 
 VERSIONS = (2, 3, 4)
@@ -148,7 +149,7 @@ def _top_faults(document: Table) -> Iterator[str]:
 def _plugin_faults(document: Table) -> Iterator[str]:
     tables = document.get("plugins", {})
     for name in tables if isinstance(tables, dict) else ():
-        if name in TWELVE:
+        if name in DRIVERS:
             yield f'plugins.{name}: a name of version 1; write plugins."{PLUGIN_TYPE}.{name}"'
     for uri, table in _snapshotter_tables(document):
         where = f'plugins."{uri}"'

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from lamina import plugins
+from lamina import plugins, snapshotters
 from lamina.errors import LaminaError, SnapshotterSkipped
 from lamina.plugins import PluginStatus
 from lamina.snapshotters.trials import shared
@@ -66,7 +66,7 @@ def best_of(backends: Iterable[Backend]) -> Backend | None:
 
 def _examine(status: PluginStatus, root: Path, config: Config) -> Backend:
     try:
-        plugin = plugins.find(status.id)
+        plugin = snapshotters.find(status.id)
         directory = plugin.directory(config.snapshotter(plugin), root)
     except LaminaError:
         return Backend(status)  # not there, disabled or ill configured, as its status says

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import pytest
 
-from lamina import plugins
+from lamina import snapshotters
 from lamina.core.driver import Ability, Driver
 from lamina.core.mount import Mount
 from lamina.errors import LaminaError
@@ -54,7 +54,7 @@ class Subject:
         name = type(self).__name__
         if not self.plugin:
             raise pytest.UsageError(f"{name} has neither `plugin` nor a `load` of its own")
-        plugin = plugins.find(self.plugin) if isinstance(self.plugin, str) else self.plugin
+        plugin = snapshotters.find(self.plugin) if isinstance(self.plugin, str) else self.plugin
         section = plugin.config(**self.config)
         if problems := section.problems():
             raise pytest.UsageError(f"{name}.config: {'; '.join(problems)}")
