@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from lamina.snapshotters.engine import Engine
 from tests.file_driver import FileDriver
 
 LAYER = "sha256:" + "1" * 64
+_LONG_ENOUGH = 0.5
+"""Seconds for a claim that waits for nothing."""
 LABELS = {SNAPSHOT_REF: LAYER, "containerd.io/snapshot/digest": "sha256:2"}
 
 
@@ -137,6 +141,48 @@ def test_layer_that_somebody_else_commits_meanwhile(engine: Engine, driver: Remo
     with pytest.raises(AlreadyExists, match=LAYER):
         engine.prepare("extract-1", labels=LABELS)
     assert [info.name for info in engine.walk()] == [LAYER]
+
+
+def test_layer_on_what_another_namespace_has_unpacked(engine: Engine, driver: RemoteDriver) -> None:
+    """Two namespaces of a containerd have unpacked the base: each commits it by a name of its own.
+
+    What stands on one of them is no layer for the other, as containerd looks at parents.
+    """
+    for namespace in ("default", "k8s.io"):
+        engine.prepare(f"{namespace}/1/extract")
+        engine.commit(f"{namespace}/2/base", f"{namespace}/1/extract")
+    with pytest.raises(AlreadyExists):
+        engine.prepare("default/3/extract", "default/2/base", labels=LABELS)
+    with pytest.raises(AlreadyExists):
+        engine.prepare("default/4/extract", "default/2/base", labels=LABELS)
+    assert engine.prepare("k8s.io/3/extract", "k8s.io/2/base", labels=LABELS)
+    engine.commit("k8s.io/4/layer", "k8s.io/3/extract", labels=LABELS)
+    parents = {info.name: info.parent for info in engine.walk() if info.parent}
+    assert parents == {LAYER: "default/2/base", "k8s.io/4/layer": "k8s.io/2/base"}
+    assert len(driver.asked) == 1
+
+
+def test_layer_that_is_being_committed_is_there_when_that_is_said(
+    engine: Engine, driver: RemoteDriver
+) -> None:
+    said: list[str] = []
+
+    def claim_it_too() -> None:
+        with contextlib.suppress(AlreadyExists):
+            engine.prepare("extract-2", labels=LABELS)
+        said.extend(info.name for info in engine.walk() if info.kind == Kind.COMMITTED)
+
+    other = threading.Thread(target=claim_it_too)
+
+    def meanwhile() -> None:
+        other.start()
+        other.join(_LONG_ENOUGH)  # if it does not wait for this commit
+
+    driver.pause["seal"] = meanwhile
+    with pytest.raises(AlreadyExists):
+        engine.prepare("extract-1", labels=LABELS)
+    other.join()
+    assert said == [LAYER]
 
 
 def test_snapshots_that_are_no_layers_are_not_claimed(engine: Engine, driver: RemoteDriver) -> None:

@@ -49,7 +49,7 @@ from lamina.meta.owners import Owners
 from lamina.meta.snapshot_rows import Record
 from lamina.meta.snapshots import SnapshotStore
 from lamina.snapshotters.reaper import Reaper
-from lamina.snapshotters.remote import claimed_labels, layer_of
+from lamina.snapshotters.remote import claimed_labels, layer_of, wait_until_seen
 
 if TYPE_CHECKING:
     from lamina.core.problem import Problem
@@ -390,25 +390,31 @@ class Engine(Snapshotter):
     ) -> list[Mount]:
         """Prepare an extraction snapshot, unless the driver makes it unnecessary."""
         layer = layer_of(labels)
-        if self._has(layer):
+        there = self._found(layer)
+        if there is not None and there.parent == parent:
             raise AlreadyExists("prepare layer", layer)
         mounts = self._create(Kind.ACTIVE, key, parent, labels)
+        if there is not None:
+            # On a layer that was unpacked for another namespace of containerd, which names it so:
+            # containerd looks for the layer on the parent that it has asked for.
+            return mounts
         try:
             kept = claimed_labels(driver, self._store.snapshot(key))
             if kept is None:
                 return mounts
             self.commit(layer, key, labels=kept)
-        except BaseException:
+        except BaseException as error:
             self._undo("claim", key, lambda: self.remove(key))
+            if isinstance(error, AlreadyExists):
+                wait_until_seen(lambda: self._found(layer) is not None)
             raise
         raise AlreadyExists("prepare layer", layer)
 
-    def _has(self, key: str) -> bool:
+    def _found(self, key: str) -> Info | None:
         try:
-            self._store.record(key)
+            return self._store.record(key).info
         except NotFound:  # or lost in a power cut, and to be had anew
-            return False
-        return True
+            return None
 
     def _fork(
         self,

@@ -9,7 +9,8 @@ nothing to fetch. What a driver refuses is unpacked as anywhere else.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 
 from lamina.core.driver import Claimed, Refused, Remote, Snapshot
 from lamina.core.labels import REMOTE, SNAPSHOT_REF
@@ -18,6 +19,8 @@ from lamina.errors import LaminaError
 log = logging.getLogger(__name__)
 
 REMOTE_VALUE = "remote snapshot"
+_COMMIT_SECONDS, _LOOK_SECONDS = 10.0, 0.01
+"""How long such a commit may take."""
 
 
 def layer_of(labels: Mapping[str, str] | None) -> str:
@@ -41,6 +44,16 @@ def claimed_labels(driver: Remote, snapshot: Snapshot) -> dict[str, str] | None:
         log.info("layer %s is unpacked: %s", layer, reason, extra={"snapshot": snapshot.id})
         return None
     return _kept(snapshot, outcome)
+
+
+def wait_until_seen(is_seen: Callable[[], bool]) -> None:
+    """Wait for a layer that another thread or process is just committing, having claimed it too.
+
+    Whoever is told that it exists looks for it at once, and fails if it is not there.
+    """
+    deadline = time.monotonic() + _COMMIT_SECONDS
+    while not is_seen() and time.monotonic() < deadline:
+        time.sleep(_LOOK_SECONDS)
 
 
 def _kept(snapshot: Snapshot, claimed: Claimed) -> dict[str, str]:
