@@ -37,7 +37,8 @@ from tests.fixtures_serve import (
     localised,
     serving,
 )
-from tests.fixtures_stargz import end_worker
+from tests.fixtures_stargz import annotated, end_worker, stargz_layer
+from tests.images import Layer, image
 from tests.isolation import mount_points
 from tests.unit.test_registry_real import HTPASSWD
 
@@ -260,3 +261,24 @@ def test_registry_that_wants_a_login(tmp_path: Path, peer: Peer, container_id: s
         node.assert_lazy()
         assert client.run(node.reference, "/box/busybox", "cat", "/links/c") == "LINKED"
         node.assert_all_removed(daemon)
+
+
+def test_two_namespaces_on_a_layer_that_is_not_lazy(
+    tmp_path: Path, registry: LocalRegistry
+) -> None:
+    """What stands on it is lazy where it comes first; the other namespace has a base of its own."""
+    files = image(Layer.of({"base": b"base"}), stargz_layer({"above": b"above"}))
+    made = PeerImage(annotated(files), files.blobs)
+    made.push(registry)
+    node = Node(tmp_path, registry, made)
+    with serving(node.serve), started(node.containerd(tmp_path / "c")) as daemon:
+        lazy = []
+        for namespace in ("one", "two"):
+            option = ("--hosts-dir", str(node.certs), "--snapshotter", "lamina-stargz")
+            ctr_remote(daemon, "-n", namespace, "images", "rpull", *option, node.reference)
+            lazy.append(sorted(REMOTE in info["Labels"] for info in node.infos()))
+        assert lazy == [[False, True], [False, False, False, True]]
+        for namespace in ("one", "two"):
+            daemon.ctr("-n", namespace, "images", "rm", "--sync", node.reference)
+        node.assert_all_gone()
+    end_worker(node.serve.root)
