@@ -1,26 +1,27 @@
 """Lazy images: their start beside a full pull by containerd, and reading beside source and EROFS.
 
-Converts images to eStargz and Nydus and pushes them to Debian's registry on loopback. What is
-measured:
+Converts images to eStargz, Nydus and overlaybd's and pushes them to Debian's registry on loopback.
+What is measured:
 
 - `start`: from `images pull` on an empty root to the first line that `python3` prints in a
   container, over 100 Mbit/s with 20 ms for there and back, beside containerd's pull and run; of
-  eStargz, and of Nydus with bootstraps of version 6 and 5.
+  eStargz, of Nydus with bootstraps of version 6 and 5, and of overlaybd.
 - `sequential`: reading 1 GiB of which nothing is local, beside reading the layer's blob from the
-  same registry with nothing behind it; over 1 Gbit/s, and over loopback.
+  same registry with nothing behind it; of eStargz and overlaybd; over 1 Gbit/s, and over loopback.
+- `random`: reads of 4 KiB here and there in it, beside ranges of 4 KiB of the blob; of eStargz,
+  Nydus and overlaybd; over 100 Mbit/s with 20 ms for there and back, and over loopback.
 - `local`: reading it once it is all local, page cache dropped, beside the same from the image that
   the erofs snapshotter makes.
 - `find`: `stat` of every file, beside the same; the lazy worker is stopped meanwhile.
 - `memory`: what the worker takes that serves twenty Nydus images, each read in part.
 
-LAMINA_BENCH_LAZY chooses some of them, LAMINA_BENCH_GATES some of the gates.
+LAMINA_BENCH_LAZY chooses some of them, LAMINA_BENCH_GATES some of the gates, and LAMINA_BENCH_KINDS
+some of the kinds of images (KINDS) for the first three.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
-import json
 import os
 import signal
 import subprocess
@@ -30,30 +31,31 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from bench.figures import RUNS, Figure, paired
-from bench.lazy_images import ONE_FILE, Images, debian_image, one_file_image, python_image
+from bench.lazy_images import (
+    KINDS,
+    ONE_FILE,
+    Images,
+    debian_image,
+    one_file_image,
+    python_image,
+)
+from bench.lazy_reads import combined, read_file, scattered, sequential
 from bench.process import drop_caches, resident_bytes, timed
 from bench.roots import Root
 from bench.slow_link import SlowLink, slow_link
-from lamina.core.digest import Digest
-from lamina.images.reference import parse
-from lamina.lazy.sources.description import RegistryDescription
-from lamina.snapshotters.lazy_access import Access
-from lamina.snapshotters.lazy_blobs import open_source, registry
 from tests.fixtures_containerd import running_containerd
 from tests.fixtures_registry import running_registry
 
-PARTS = "start sequential local find memory"
+PARTS = "start sequential random local find memory"
 GATES = "fanotify fuse"
 COMMAND = ("python3", "-c", "print(1)")
 SLOW_RUNS = 3
 """Of what takes long; the peer's start takes more than a minute."""
-REQUEST_BYTES = 4 << 20
-KINDS = {
-    "stargz": ("stargz", "--estargz"),
-    "nydus-6": ("nydus", "--nydus"),
-    "nydus-5": ("nydus", "--nydus", "--fs-version", "5"),
+READ = {
+    "sequential": ("stargz", "overlaybd"),
+    "random": ("stargz", "nydus-6", "overlaybd"),
 }
-"""Of images: the snapshotter, and how they are converted."""
+"""The kinds of images whose one file is read, by what is measured."""
 MEMORY_LIMIT = 150e6
 _COMPRESSORS = ("none", "lz4_block", "gzip", "zstd")
 _CHUNK_SIZES = ("256KiB", "512KiB", "1MiB", "2MiB", "4MiB")
@@ -64,28 +66,28 @@ def measure() -> tuple[list[Figure], dict[str, str]]:
     """Measure the parts asked for, with each gate."""
     parts = os.environ.get("LAMINA_BENCH_LAZY", PARTS).split()
     gates = os.environ.get("LAMINA_BENCH_GATES", GATES).split()
+    kinds = os.environ.get("LAMINA_BENCH_KINDS", " ".join(KINDS)).split()
     figures: list[Figure] = []
     with ExitStack() as stack:
         scratch = tempfile.TemporaryDirectory(prefix="lamina-bench-", dir="/var/tmp")
         directory = Path(stack.enter_context(scratch))
         running = stack.enter_context(running_registry(directory / "registry"))
         images = Images(directory, running.host)
-        if {"start", "find"} & set(parts):
-            kinds = KINDS if "start" in parts else ("stargz",)
-            python = {
-                kind: images.push(python_image(), f"bench/python-{kind}", *KINDS[kind][1:])
-                for kind in kinds
-            }
-        if {"sequential", "local"} & set(parts):
-            one_file = images.push(one_file_image(), "bench/one-file", "--estargz")
         if "start" in parts:
-            figures += _start(directory, python, running.host, gates)
-        if "sequential" in parts:
-            figures += _sequential(directory, one_file, running.host, gates)
+            plain = images.of(python_image(), "stargz")
+            python = {kind: images.of(python_image(), kind) for kind in kinds}
+            figures += _start(directory, python, plain, running.host, gates)
+        for part, read in (("sequential", sequential), ("random", scattered)):
+            if part in parts:
+                of_part = [kind for kind in READ[part] if kind in kinds]
+                one_file = {kind: images.of(one_file_image(), kind) for kind in of_part}
+                figures += read(directory, one_file, running.host, gates)
         if "local" in parts:
-            figures += [_local(directory, one_file, gate) for gate in gates]
+            stargz = images.of(one_file_image(), "stargz")
+            figures += [_local(directory, stargz, gate) for gate in gates]
         if "find" in parts:
-            figures += [_find(directory, python["stargz"], gate) for gate in gates]
+            stargz = images.of(python_image(), "stargz")
+            figures += [_find(directory, stargz, gate) for gate in gates]
         if "memory" in parts:
             figures += _memory(directory, images, gates)
     said = subprocess.run(["containerd", "--version"], check=True, capture_output=True, text=True)
@@ -93,7 +95,7 @@ def measure() -> tuple[list[Figure], dict[str, str]]:
 
 
 def _start(
-    directory: Path, references: dict[str, str], host: str, gates: list[str]
+    directory: Path, references: dict[str, str], plain: str, host: str, gates: list[str]
 ) -> list[Figure]:
     """Measure the first line of a container whose image has to come first, and what came."""
     figures = []
@@ -101,10 +103,13 @@ def _start(
     with slow_link(host, bits=100e6, delay=0.010) as link:
         references = {kind: ref.replace(host, link.host) for kind, ref in references.items()}
         theirs, whole = zip(
-            *(_peer_start(directory, references["stargz"], link) for _ in range(SLOW_RUNS)),
+            *(
+                _peer_start(directory, plain.replace(host, link.host), link)
+                for _ in range(SLOW_RUNS)
+            ),
             strict=True,
         )
-        for kind, gate in itertools.product(references, gates):
+        for kind, gate in combined(references, gates):
             ours, came = zip(
                 *(_our_start(directory, kind, references[kind], link, gate) for _ in range(RUNS)),
                 strict=True,
@@ -120,7 +125,7 @@ def _start(
 def _our_start(
     directory: Path, kind: str, reference: str, link: SlowLink, gate: str
 ) -> tuple[float, float]:
-    snapshotter = KINDS[kind][0]
+    snapshotter = KINDS[kind].snapshotter
     with Root(directory, snapshotter, gate) as root:
         drop_caches()
         link.bytes_sent()
@@ -153,55 +158,12 @@ def _first_line(argv: list[str], began: float) -> float:
     return seconds
 
 
-def _sequential(directory: Path, reference: str, host: str, gates: list[str]) -> list[Figure]:
-    """Measure a cold read of the whole file beside its blob's ranges, read one after the other."""
-    figures = []
-    with slow_link(host, bits=1e9, delay=0.0005) as link:
-        for network, at in (("1-gbit", link.host), ("loopback", host)):
-            image = reference.replace(host, at)
-            for gate in gates:
-                ours, theirs = paired(
-                    functools.partial(_cold, directory, image, gate),
-                    functools.partial(_ranges, image),
-                    SLOW_RUNS,
-                )
-                name = f"lazy-sequential-{gate}-{network}"
-                figures.append(Figure(name, ours, theirs, 1 / 0.8, "the source alone"))
-    return figures
-
-
-def _cold(directory: Path, reference: str, gate: str) -> float:
-    with Root(directory, "stargz", gate, quiet=True) as root:
-        root.pull(reference)
-        file = root.mount(reference) / ONE_FILE
-        drop_caches()
-        return _read(file)
-
-
-def _ranges(reference: str) -> float:
-    """Read the only layer's blob as the worker does, and do nothing with it."""
-    access = Access(plain_http=True)
-    client, name = registry(access), parse(reference)
-    document = json.loads(client.resolve(name)[1])
-    if "manifests" in document:
-        digest = Digest(document["manifests"][0]["digest"])
-        document = json.loads(client.resolve(name.with_digest(digest))[1])
-    layer = document["layers"][0]
-    blob = RegistryDescription(reference, layer["digest"], layer["size"])
-    drop_caches()
-    began = time.perf_counter()
-    source = open_source(access, blob)
-    for offset in range(0, blob.size, REQUEST_BYTES):
-        source.read_at(offset, min(REQUEST_BYTES, blob.size - offset))
-    return time.perf_counter() - began
-
-
 def _local(directory: Path, reference: str, gate: str) -> Figure:
     """Measure a read of the whole file, which is on the disk, by a mount made after it came."""
 
     def cold(file: Path) -> float:
         drop_caches()
-        return _read(file)
+        return read_file(file)
 
     with Root(directory, "stargz", gate) as lazy, Root(directory, "erofs") as plain:
         for root in (lazy, plain):
@@ -248,15 +210,11 @@ def _memory(directory: Path, images: Images, gates: list[str]) -> list[Figure]:
         with Root(directory, "nydus", gate, quiet=True) as root:
             for reference in references:
                 root.pull(reference)
-                _read(root.mount(reference) / "usr/bin/bash")
+                read_file(root.mount(reference) / "usr/bin/bash")
             taken = float(resident_bytes(root.worker.status().pid))
         name = f"lazy-worker-memory-{gate}"
         figures.append(Figure(name, [taken], [MEMORY_LIMIT], 1.0, "the limit", "B"))
     return figures
-
-
-def _read(file: Path) -> float:
-    return timed(["dd", f"if={file}", "of=/dev/null", "bs=1M", "status=none"])
 
 
 def _id() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import tarfile
 from pathlib import Path
+from typing import NamedTuple
 
 from bench.images import LAYERS, MTIME, Content, Write, build_of, generated
 from bench.process import CACHE
@@ -17,6 +18,23 @@ _PACKAGES = "python3-minimal"
 _PIECE = 4 << 20
 
 
+class Kind(NamedTuple):
+    """A kind of lazy images: who pulls it, what makes it, and the gates that it is read through."""
+
+    snapshotter: str
+    options: tuple[str, ...]
+    gates: tuple[str, ...] = ("fanotify", "fuse")
+
+
+KINDS = {
+    "stargz": Kind("stargz", ("--estargz",)),
+    "nydus-6": Kind("nydus", ("--nydus",)),
+    "nydus-5": Kind("nydus", ("--nydus", "--fs-version", "5")),
+    # A loop device is read through, whose reads fanotify is not told of.
+    "overlaybd": Kind("overlaybd", ("--overlaybd",), ("fuse",)),
+}
+
+
 class Images:
     """A root with images to convert and push; `directory` is its own."""
 
@@ -24,6 +42,7 @@ class Images:
         self._directory = directory
         self._registry = registry
         self._imported: set[Path] = set()
+        self._pushed: dict[str, str] = {}
 
     def push(self, layout: Path, name: str, *options: str) -> str:
         """Convert the only image of a layout as the options say, push it, return its reference."""
@@ -34,6 +53,13 @@ class Images:
         self._lamina("images", "convert", "--quiet", *options, source, target)
         self._lamina("images", "push", "--quiet", "--plain-http", target)
         return target
+
+    def of(self, layout: Path, kind: str) -> str:
+        """Return the only image of a layout as one of KINDS; it is converted and pushed once."""
+        name = f"bench/{layout.name}-{kind}"
+        if name not in self._pushed:
+            self._pushed[name] = self.push(layout, name, *KINDS[kind].options)
+        return self._pushed[name]
 
     def _lamina(self, *arguments: str) -> None:
         root = str(self._directory / "root")

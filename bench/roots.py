@@ -14,7 +14,7 @@ from bench.startup import LAMINA
 from lamina.lazy.launch import LazyWorker
 from lamina.mount import unmount_recursive
 
-_LAZY = ("stargz", "nydus")
+_LAZY = ("stargz", "nydus", "overlaybd")
 _SECTION = """[plugins."io.containerd.snapshotter.v1.{name}"]
 gate = "{gate}"
 no_background_fetch = {quiet}
@@ -39,8 +39,8 @@ class Root:
         self.path.mkdir()
         self.snapshotter = snapshotter
         config = self.path / "config.toml"
-        sections = (_SECTION.format(name=n, gate=gate, quiet=str(quiet).lower()) for n in _LAZY)
-        config.write_text("version = 3\n" + "".join(sections))
+        said = _SECTION.format(name=snapshotter, gate=gate, quiet=str(quiet).lower())
+        config.write_text("version = 3\n" + (said if snapshotter in _LAZY else ""))
         self._lamina = [LAMINA, "--root", str(self.path), "--config", str(config)]
 
     def argv(self, *arguments: str) -> list[str]:
