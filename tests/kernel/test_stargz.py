@@ -217,6 +217,21 @@ def test_layer_whose_table_of_contents_is_not_found_is_unpacked(
     assert read_all(store, ref, tmp_path) == ALL
 
 
+def test_layer_whose_worker_cannot_be_started_is_unpacked(
+    open_store: Callable[..., Store], registry: LocalRegistry, files: ImageFiles, tmp_path: Path
+) -> None:
+    store = open_store()
+    engine = store.snapshotter("stargz")
+    (engine.root / "lazy").touch()  # where the worker's directory is to be
+    ref = push(registry, files)
+    store.pull(ref, snapshotter="stargz", plain_http=True)
+    infos = list(engine.walk())
+    assert [REMOTE in info.labels for info in infos] == [False, False]
+    assert all("File exists" in info.labels[REASON_LABEL] for info in infos)
+    assert not list(engine.root.glob("snapshots/*/layer.erofs"))
+    assert read_all(store, ref, tmp_path) == ALL
+
+
 @pytest.mark.parametrize("right", [True, False])
 def test_layers_of_podman_are_verified_by_what_podman_says(
     open_store: Callable[..., Store], registry: LocalRegistry, tmp_path: Path, right: bool

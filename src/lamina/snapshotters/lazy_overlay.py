@@ -469,7 +469,7 @@ class LazyOverlayDriver(OverlayStackDriver):
 
     def _undo_mount(self, id: int) -> None:
         """Take back that a layer was mounted and is served, as far as that can be."""
-        with contextlib.suppress(LaminaError):
+        with contextlib.suppress(LaminaError, OSError):
             unmount_all(self.point(id))
             self.let_go(id)
 

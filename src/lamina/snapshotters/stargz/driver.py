@@ -87,7 +87,7 @@ class StargzDriver(LazyOverlayDriver):
             self._undo(snapshot.id)
             if isinstance(error, FormatError):
                 return self._refuse(snapshot.id, f"it is no eStargz or zstd:chunked ({error})")
-            if isinstance(error, LaminaError):
+            if isinstance(error, LaminaError | OSError):
                 self._note(snapshot.id, str(error))
             raise
         return Claimed({GATE_LABEL: self._gate})
