@@ -113,7 +113,8 @@ class Node:
     def assert_lazy(self) -> None:
         """Check that nobody has fetched a layer, and that Lamina serves them all."""
         infos = self.infos()
-        assert [REMOTE in info["Labels"] for info in infos] == [True] * len(self.layers), infos
+        said = f"{infos}\n{self.serve.log.read_text()[-3000:]}"
+        assert [REMOTE in info["Labels"] for info in infos] == [True] * len(self.layers), said
         requests = self.requests()
         assert {request.digest for request in requests} == self.layers.keys()
         assert all(request.agent.startswith("lamina/") for request in requests), requests
