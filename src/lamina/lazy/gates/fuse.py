@@ -10,12 +10,12 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import stat
 import threading
 from pathlib import Path
 
 from lamina.errors import LaminaError
 from lamina.lazy.gates import GatedFile
+from lamina.lazy.gates.fuse_answers import MAX_READ, Answers, Terms
 from lamina.lazy.gates.intake import Intake
 from lamina.lazy.slots import Slots
 from lamina.linux import fuse
@@ -26,12 +26,6 @@ SLOT_SIZE = fuse.READ_BUFFER
 SLOT_COUNT = 128
 MAX_BACKGROUND = 64
 """Read-ahead requests that the kernel sends at a time; fewer than slots, so that others pass."""
-MAX_PAGES = 256
-"""Pages of one read: 1 MiB, what the kernel allows unless its administrator says otherwise."""
-
-_FOREVER = 1 << 31
-"""Seconds for which names and attributes hold: they never change."""
-_BLOCK = 4096
 
 
 class _Shown:
@@ -61,21 +55,11 @@ class FuseGate:
         self._slots = Slots(memory, SLOT_SIZE)
         self._files: dict[int, _Shown] = {}
         self._lock = threading.Lock()
-        self._buffer = memoryview(bytearray(MAX_PAGES * _BLOCK))
+        self._buffer = memoryview(bytearray(MAX_READ))
         self._left = list(self._slots.left())
         self._intake = Intake(device, self._slots, self._take, "fuse")
-        self._small = {
-            fuse.INIT: self._init,
-            fuse.LOOKUP: self._lookup,
-            fuse.GETATTR: self._getattr,
-            fuse.OPEN: self._open,
-            fuse.OPENDIR: self._opendir,
-            fuse.READDIR: self._readdir,
-            fuse.STATFS: self._statfs,
-            fuse.RELEASE: self._nothing,
-            fuse.RELEASEDIR: self._nothing,
-            fuse.DESTROY: self._nothing,
-        }
+        flags = fuse.ASYNC_READ | fuse.PARALLEL_DIROPS
+        self._answers = Answers(device, self._sizes, Terms(flags, MAX_BACKGROUND))
 
     def add(self, file: GatedFile) -> Path:
         """Show the file and return where.
@@ -107,6 +91,10 @@ class FuseGate:
         with self._lock:
             return bool(self._files) and not self._intake.is_over
 
+    def wait_for_end(self, seconds: float) -> bool:
+        """Wait for the end of an unmounted filesystem; tell whether it is there."""
+        return self._intake.wait_for_end(seconds)
+
     def start(self) -> None:
         """Answer the requests that were left, and serve those to come."""
         for index, slot in self._left:
@@ -122,19 +110,8 @@ class FuseGate:
         if request.opcode == fuse.READ:
             self._read(index, slot, request, buffer)
             return
-        if request.opcode not in fuse.NO_REPLY:
-            self._reply_small(slot, request)
+        self._answers.answer(slot, request)
         self._slots.clear(index)
-
-    def _reply_small(self, slot: memoryview, request: fuse.Request) -> None:
-        answer = self._small.get(request.opcode)
-        payload = None if answer is None else answer(slot, request)
-        if answer is None:
-            self._fail(request, errno.ENOSYS)
-        elif payload is None:
-            self._fail(request, errno.ENOENT)
-        else:
-            self._reply(request, payload)
 
     def _read(
         self, index: int, slot: memoryview, request: fuse.Request, buffer: memoryview | None
@@ -142,7 +119,7 @@ class FuseGate:
         _, offset, size, *_ = fuse.READ_IN.unpack_from(slot, fuse.IN_HEADER.size)
         shown = self._begin_read(request.node - 1)
         if shown is None:
-            self._fail(request, errno.EIO)
+            self._answers.fail(request, errno.EIO)
             self._slots.clear(index)
             return
         filler = shown.file.filler
@@ -165,14 +142,18 @@ class FuseGate:
         except (LaminaError, OSError) as error:
             log.warning("cannot fill bytes %d to %d: %s", start, stop, error,
                         extra={"path": str(shown.file.path)})  # fmt: skip
-            self._fail(request, errno.EIO)
+            self._answers.fail(request, errno.EIO)
         except Exception:
             log.exception("cannot fill", extra={"path": str(shown.file.path)})
-            self._fail(request, errno.EIO)
+            self._answers.fail(request, errno.EIO)
         else:
             self._send(request, shown.fd, start, memoryview(bytearray(stop - start)))
         finally:
             self._end_read(index, shown)
+
+    def _sizes(self) -> dict[int, int]:
+        with self._lock:
+            return {number: shown.file.filler.size for number, shown in self._files.items()}
 
     def _begin_read(self, number: int) -> _Shown | None:
         with self._lock:
@@ -191,82 +172,6 @@ class FuseGate:
     def _send(self, request: fuse.Request, fd: int, start: int, buffer: memoryview) -> None:
         """Answer a read with bytes that are local."""
         if os.preadv(fd, [buffer], start) == len(buffer):
-            self._reply(request, buffer)
+            self._answers.reply(request, buffer)
         else:
-            self._fail(request, errno.EIO)
-
-    def _reply(self, request: fuse.Request, payload: bytes | memoryview) -> None:
-        try:
-            fuse.reply(self._device, request.unique, payload)
-        except OSError as error:
-            if error.errno != errno.ENOENT:  # nobody waits any more
-                raise
-
-    def _fail(self, request: fuse.Request, number: int) -> None:
-        try:
-            fuse.reply_error(self._device, request.unique, number)
-        except OSError as error:
-            if error.errno != errno.ENOENT:
-                raise
-
-    def _init(self, slot: memoryview, _: fuse.Request) -> bytes:
-        _, _, read_ahead, flags = fuse.INIT_IN.unpack_from(slot, fuse.IN_HEADER.size)
-        flags &= fuse.ASYNC_READ | fuse.PARALLEL_DIROPS | fuse.MAX_PAGES
-        return fuse.INIT_OUT.pack(
-            fuse.MAJOR, fuse.MINOR, read_ahead, flags, MAX_BACKGROUND, MAX_BACKGROUND,
-            _BLOCK, 1, MAX_PAGES, 0, 0,
-        )  # fmt: skip
-
-    def _lookup(self, slot: memoryview, request: fuse.Request) -> bytes | None:
-        length = fuse.IN_HEADER.unpack_from(slot)[0]
-        name = bytes(slot[fuse.IN_HEADER.size : length]).rstrip(b"\0")
-        if request.node != fuse.ROOT_ID or not name.isdigit() or name != b"%d" % int(name):
-            return None
-        node = int(name) + 1
-        attributes = self._attributes(node)
-        if attributes is None:
-            return None
-        return fuse.ENTRY_OUT.pack(node, 0, _FOREVER, _FOREVER, 0, 0) + attributes
-
-    def _getattr(self, _: memoryview, request: fuse.Request) -> bytes | None:
-        attributes = self._attributes(request.node)
-        if attributes is None:
-            return None
-        return fuse.ATTR_OUT.pack(_FOREVER, 0, 0) + attributes
-
-    def _attributes(self, node: int) -> bytes | None:
-        if node == fuse.ROOT_ID:
-            size, mode = 0, stat.S_IFDIR | 0o500
-        elif (found := self._files.get(node - 1)) is not None:
-            size, mode = found.file.filler.size, stat.S_IFREG | 0o400
-        else:
-            return None
-        blocks = -(-size // 512)
-        owner = os.geteuid(), os.getegid()
-        return fuse.ATTR.pack(node, size, blocks, 0, 0, 0, 0, 0, 0, mode, 1, *owner, 0, _BLOCK, 0)
-
-    def _open(self, _: memoryview, request: fuse.Request) -> bytes | None:
-        if request.node - 1 not in self._files:
-            return None
-        return fuse.OPEN_OUT.pack(0, fuse.FOPEN_KEEP_CACHE, 0)
-
-    def _opendir(self, _slot: memoryview, _request: fuse.Request) -> bytes:
-        return fuse.OPEN_OUT.pack(0, 0, 0)
-
-    def _readdir(self, slot: memoryview, _request: fuse.Request) -> bytes:
-        _, offset, size, *_ = fuse.READ_IN.unpack_from(slot, fuse.IN_HEADER.size)
-        entries = b""
-        for number in sorted(number for number in list(self._files) if number > offset):
-            name = b"%d" % number
-            head = fuse.DIRENT.pack(number + 1, number, len(name), stat.S_IFREG >> 12)
-            entry = (head + name).ljust(-(-(len(head) + len(name)) // 8) * 8, b"\0")
-            if len(entries) + len(entry) > size:
-                break
-            entries += entry
-        return entries
-
-    def _statfs(self, _slot: memoryview, _request: fuse.Request) -> bytes:
-        return fuse.KSTATFS.pack(0, 0, 0, len(self._files), 0, _BLOCK, 255, _BLOCK, 0)
-
-    def _nothing(self, _slot: memoryview, _request: fuse.Request) -> bytes:
-        return b""
+            self._answers.fail(request, errno.EIO)

@@ -30,28 +30,46 @@ class Intake:
         handle: called with each request by the taking thread, so that it must not wait; it
             answers and clears the slot, or hands both to `later`.
         name: of the threads.
+        begin: called first in each thread.
 
     Attributes:
         is_over: there will never be a request again.
     """
 
-    def __init__(self, fd: int, slots: Slots, handle: Handler, name: str) -> None:
+    def __init__(
+        self,
+        fd: int,
+        slots: Slots,
+        handle: Handler,
+        name: str,
+        begin: Callable[[], None] | None = None,
+    ) -> None:
         self.is_over = False
         self._fd = fd
         self._slots = slots
         self._handle = handle
-        self._pool = ThreadPoolExecutor(SLOW_THREADS, thread_name_prefix=f"{name}-fill")
+        self._begin = begin
+        prefix = f"{name}-fill"
+        self._pool = ThreadPoolExecutor(SLOW_THREADS, thread_name_prefix=prefix, initializer=begin)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
         """Begin."""
         self._thread.start()
 
+    def wait_for_end(self, seconds: float) -> bool:
+        """Wait up to so many seconds until there will never be a request again; tell if so."""
+        if self._thread.ident is not None:
+            self._thread.join(seconds)
+        return self.is_over
+
     def later(self, work: Callable[..., None], *arguments: object) -> None:
         """Have another thread do what may wait."""
         self._pool.submit(_logged, work, *arguments)
 
     def _run(self) -> None:
+        if self._begin is not None:
+            self._begin()
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         while True:
