@@ -23,8 +23,10 @@ FORGET = 2
 GETATTR = 3
 OPEN = 14
 READ = 15
+WRITE = 16
 STATFS = 17
 RELEASE = 18
+FSYNC = 20
 INIT = 26
 OPENDIR = 27
 READDIR = 28
@@ -32,17 +34,24 @@ RELEASEDIR = 29
 INTERRUPT = 36
 DESTROY = 38
 BATCH_FORGET = 42
+FALLOCATE = 43
 
 NO_REPLY = frozenset({FORGET, BATCH_FORGET, INTERRUPT})
 
 ASYNC_READ = 1 << 0
+BIG_WRITES = 1 << 5
+ASYNC_DIO = 1 << 15
 PARALLEL_DIROPS = 1 << 18
 MAX_PAGES = 1 << 22
 
 FOPEN_KEEP_CACHE = 1 << 1
+FOPEN_PARALLEL_DIRECT_WRITES = 1 << 6
 
 READ_BUFFER = 8192
-"""What a read of /dev/fuse must offer at least; requests other than WRITE are shorter."""
+"""What a read of /dev/fuse must offer at least; requests other than WRITE are shorter.
+
+Where files are written to, also `WRITE_HEADER` and `max_write`.
+"""
 
 IN_HEADER = struct.Struct("=IIQQIIIHH")
 """`fuse_in_header`: len, opcode, unique, nodeid, uid, gid, pid, total_extlen, padding."""
@@ -64,6 +73,13 @@ OPEN_OUT = struct.Struct("=QII")
 """`fuse_open_out`: fh, open_flags, padding."""
 READ_IN = struct.Struct("=QQIIQII")
 """`fuse_read_in`: fh, offset, size, read_flags, lock_owner, flags, padding."""
+WRITE_IN = struct.Struct("=QQIIQII")
+"""`fuse_write_in`: fh, offset, size, write_flags, lock_owner, flags, padding; the data follows."""
+WRITE_OUT = struct.Struct("=II")
+"""`fuse_write_out`: size, padding."""
+WRITE_HEADER = IN_HEADER.size + WRITE_IN.size
+FALLOCATE_IN = struct.Struct("=QQQII")
+"""`fuse_fallocate_in`: fh, offset, length, mode, padding."""
 KSTATFS = struct.Struct("=QQQQQIIII24x")
 """`fuse_kstatfs`: blocks, bfree, bavail, files, ffree, bsize, namelen, frsize, padding."""
 DIRENT = struct.Struct("=QQII")
@@ -86,7 +102,7 @@ def open_device() -> int:
     return os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
 
 
-def mount(device: int, target: Pathish, source: str) -> None:
+def mount(device: int, target: Pathish, source: str, *, writable: bool = False) -> None:
     """Mount the filesystem that is served through `device`, for everyone (`allow_other`).
 
     Needs CAP_SYS_ADMIN in the first user namespace, as `nosuid,nodev` mounts of users do not.
@@ -95,9 +111,11 @@ def mount(device: int, target: Pathish, source: str) -> None:
         device: from `open_device`.
         target: a directory.
         source: for show.
+        writable: let its files be written to.
     """
     data = f"fd={device},rootmode=40000,user_id={os.geteuid()},group_id={os.getegid()},allow_other"
-    flags = api.MS_NOSUID | api.MS_NODEV | api.MS_NOEXEC | api.MS_RDONLY
+    flags = api.MS_NOSUID | api.MS_NODEV | api.MS_NOEXEC
+    flags |= 0 if writable else api.MS_RDONLY
     api.mount(source, target, "fuse", flags, data)
 
 
