@@ -128,10 +128,8 @@ def test_what_was_written_needs_nothing_below(tmp_path: Path) -> None:
 
 def _mixed(old: bytes, new: bytes, unit: int) -> bytes:
     """Return what a disk may have of two states of a file."""
-    parts = []
-    for at in range(0, max(len(old), len(new)), unit):
-        parts.append(random.choice((old, new))[at : at + unit])
-    return b"".join(parts)
+    places = range(0, max(len(old), len(new)), unit)
+    return b"".join(random.choice((old, new))[at : at + unit] for at in places)
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -60,10 +60,27 @@ class LazyWorker:
         answer = self._ask(control.Add(str(layer), factory, gate), control.Added, start=True)
         return Path(answer.path)
 
-    def remove(self, layer: Path) -> None:
-        """Serve a layer no more, that nothing has mounted any more.
+    def add_writable(self, device: Path) -> Path:
+        """Serve a writable device, starting a worker where none runs; return a file to write to.
+
+        What lies below it is served too, with the gate `fuse`, until it is complete and synced.
+        The worker stays until the device is removed.
+
+        Args:
+            device: its directory, from `create_writable`.
 
         Raises:
+            Unavailable: no worker can be started; its log says why.
+            LaminaError: it cannot be served.
+        """
+        answer = self._ask(control.Add(str(device), "", "writable"), control.Added, start=True)
+        return Path(answer.path)
+
+    def remove(self, layer: Path) -> None:
+        """Serve a layer or a device no more, that nothing has mounted any more.
+
+        Raises:
+            FailedPrecondition: writable devices that are served need the layer.
             LaminaError: what the worker says.
         """
         self._ask(control.Remove(str(layer)), control.Done, start=True)

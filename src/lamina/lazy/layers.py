@@ -24,6 +24,9 @@ from lamina.lazy.gates import Filler, GatedFile
 from lamina.lazy.gates.objects import GateObjects
 from lamina.lazy.quiet import quiet_of_process
 from lamina.lazy.served import GateName, Served, ServedList, Wish
+from lamina.lazy.writable.device import WritableDevice
+from lamina.lazy.writable.directory import read_device
+from lamina.lazy.writable.lower import Lower
 
 log = logging.getLogger(__name__)
 
@@ -85,11 +88,17 @@ class Layers:
                 raise _refused(error, directory) from error
 
     def remove(self, directory: Path) -> None:
-        """Serve a layer no more; an unknown one is no error."""
+        """Serve a layer no more; an unknown one is no error.
+
+        Raises:
+            FailedPrecondition: devices that are written to need it.
+        """
         with self._lock:
-            layer = self._open.pop(str(directory), None)
+            layer = self._open.get(str(directory))
             if layer is None:
                 return
+            self._check_free(layer)
+            del self._open[str(directory)]
             self._objects.get(layer.served.gate).remove(layer.served.number)
             self._served.remove(layer.served.number)
         _close(layer)
@@ -107,6 +116,9 @@ class Layers:
                 raise NotFound("lazy layer", directory)
             if layer.filler is None:
                 raise Unavailable("complete a lazy layer", directory, hint=layer.error)
+            if isinstance(layer.filler, WritableDevice):
+                raise FailedPrecondition("complete a writable device", directory,
+                                         hint="it can be done with what lies below")  # fmt: skip
             return self._fetch(layer, layer.filler, wish, at_once=at_once)
 
     def settle(self) -> None:
@@ -146,11 +158,11 @@ class Layers:
     def close(self) -> None:
         """Close all fillers."""
         with self._lock:
-            for layer in self._open.values():
+            for layer in reversed(self._open.values()):  # devices before what lies below
                 _close(layer)
 
     def _add(self, directory: Path, factory: str, gate: GateName) -> Path:
-        filler = _factory(factory)(directory)
+        filler = self._make(directory, factory, gate)
         if filler.is_durable:
             filler.close()
             return filler.data_path
@@ -182,11 +194,47 @@ class Layers:
         """Open a layer unless it is, and give it to its gate."""
         served = layer.served
         if layer.filler is None:
-            layer.filler = _factory(served.factory)(Path(served.directory))
+            layer.filler = self._make(Path(served.directory), served.factory, served.gate)
         file = GatedFile(served.number, layer.filler.data_path, layer.filler)
         path = self._objects.get(served.gate).add(file)
         layer.error = ""
         return path
+
+    def _make(self, directory: Path, factory: str, gate: GateName) -> Filler:
+        if gate != "writable":
+            return _factory(factory)(directory)
+        described = read_device(directory)
+        lower = self._lower(Path(described.lower), described.factory) if described.lower else None
+        try:
+            return WritableDevice(directory, lower)
+        except BaseException:
+            if lower is not None:
+                lower.close()
+            raise
+
+    def _lower(self, directory: Path, factory: str) -> Lower:
+        """Open what lies below a device, and serve it as a layer if that is not durable."""
+        if str(directory) not in self._open:
+            path = self._add(directory, factory, "fuse")
+            if str(directory) not in self._open:
+                return Lower(path)
+        layer = self._open[str(directory)]
+        if layer.filler is None:
+            self._begin(layer)
+        assert layer.filler is not None
+        return Lower(layer.filler.data_path, layer.filler)
+
+    def _check_free(self, lower: _Open) -> None:
+        """See that no device needs a layer; one that is durable is needed as a file only."""
+        for layer in self._open.values():
+            device = layer.filler
+            if not isinstance(device, WritableDevice) or device.lower is None:
+                continue
+            if device.described.lower == lower.served.directory and device.lower.needs_filler:
+                raise FailedPrecondition(
+                    "remove a layer that a writable device needs", lower.served.directory,
+                    hint=f"remove {device.directory} first",
+                )  # fmt: skip
 
     def _fetch(
         self, layer: _Open, filler: Filler, wish: Wish, *, at_once: bool = False

@@ -12,7 +12,8 @@ import msgspec
 from lamina.errors import FormatError
 from lamina.meta.boot import boot_id
 
-GateName = Literal["fanotify", "fuse"]
+GateName = Literal["fanotify", "fuse", "writable"]
+"""`writable` is for writable devices, and for nothing else."""
 Wish = Literal["", "first", "all"]
 """What to fetch in the background: nothing; what the layer's `wanted` names; that and the rest."""
 
@@ -25,7 +26,7 @@ class Served(msgspec.Struct, frozen=True):
     Attributes:
         number: unique in the root.
         directory: of the layer; what the factory gets.
-        factory: `module:callable` that makes a `Filler` of the directory.
+        factory: `module:callable` that makes a `Filler` of the directory; "" for a writable device.
         gate: which gate.
         boot: id of the boot in which it was added: no older mount can be there.
         wish: what is to be fetched in the background (`Wish`).

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
+from typing import NamedTuple
 
 from lamina.errors import FailedPrecondition
 from lamina.lazy.gates import Gate
 from lamina.lazy.gates import fanotify as fanotify_gate
 from lamina.lazy.gates import fuse as fuse_gate
+from lamina.lazy.gates import writable as writable_gate
 from lamina.lazy.gates.fanotify import FanotifyGate
 from lamina.lazy.gates.fuse import FuseGate
+from lamina.lazy.gates.writable import WritableGate
 from lamina.lazy.keeping import Keeper
 from lamina.lazy.served import GateName
 from lamina.lazy.slots import new_memory
@@ -20,10 +23,36 @@ from lamina.linux.mountinfo import mounts_at_or_below
 
 GROUP = "fanotify"
 GROUP_MEMORY = "fanotify-memory"
-DEVICE = "fuse"
-DEVICE_MEMORY = "fuse-memory"
-POINT = "fuse"
-"""Directory that the FUSE filesystem is mounted on."""
+_END_SECONDS = 5.0
+
+
+class _Filesystem(NamedTuple):
+    """A FUSE filesystem of a gate.
+
+    Attributes:
+        device: name under which the connection is kept, and of the directory it is mounted on.
+        memory: name under which its slots are kept.
+        slot_size: bytes.
+        slot_count: how many.
+        writable: whether its files can be written to.
+    """
+
+    device: str
+    memory: str
+    slot_size: int
+    slot_count: int
+    writable: bool
+
+
+_FILESYSTEMS: dict[GateName, _Filesystem] = {
+    "fuse": _Filesystem(
+        "fuse", "fuse-memory", fuse_gate.SLOT_SIZE, fuse_gate.SLOT_COUNT, writable=False
+    ),
+    "writable": _Filesystem(
+        "writable", "writable-memory", writable_gate.SLOT_SIZE, writable_gate.SLOT_COUNT,
+        writable=True,
+    ),
+}  # fmt: skip
 
 
 class GateObjects:
@@ -31,12 +60,12 @@ class GateObjects:
 
     Args:
         keeper: has what earlier workers made.
-        directory: that the FUSE filesystem is mounted in.
+        directory: that the FUSE filesystems are mounted in.
     """
 
     def __init__(self, keeper: Keeper, directory: Path) -> None:
         self._keeper = keeper
-        self._point = directory / POINT
+        self._directory = directory
         self._lock = threading.Lock()
         self._started = False
         self._gates: dict[GateName, Gate] = {}
@@ -44,8 +73,9 @@ class GateObjects:
         # At once, before this process has descriptors that come and go: `FanotifyGate._reserve`.
         if self.inherited_group:
             self._gates["fanotify"] = self._fanotify()
-        if DEVICE in keeper.kept and DEVICE_MEMORY in keeper.kept:
-            self._gates["fuse"] = self._fuse()
+        for name, kind in _FILESYSTEMS.items():
+            if kind.device in keeper.kept and kind.memory in keeper.kept:
+                self._gates[name] = self._fuse(name)
 
     def get(self, name: GateName) -> Gate:
         """Return a gate that serves, or will when all are started.
@@ -56,7 +86,7 @@ class GateObjects:
         """
         with self._lock:
             if name not in self._gates:
-                gate = self._fanotify() if name == "fanotify" else self._fuse()
+                gate = self._fanotify() if name == "fanotify" else self._fuse(name)
                 if self._started:
                     gate.start()
                 self._gates[name] = gate
@@ -78,13 +108,14 @@ class GateObjects:
 
     def let_go(self) -> bool:
         """Unmount what is mounted; False when somebody uses it."""
-        try:
-            mountapi.umount2(self._point)
-        except FileNotFoundError:
-            return True
-        except OSError:
-            return not self._is_mounted()
-        return True
+        with self._lock:
+            free = [name for name, kind in _FILESYSTEMS.items() if self._unmount(kind)]
+            if len(free) == len(_FILESYSTEMS):
+                return True
+            # The process goes on: what is not mounted any more has to be made anew.
+            for name in free:
+                self._forget(name)
+        return False
 
     def _fanotify(self) -> FanotifyGate:
         kept = self._keeper.kept
@@ -95,28 +126,49 @@ class GateObjects:
             self._keeper.keep(GROUP_MEMORY, new_memory("lamina-fanotify", size, count))
         return FanotifyGate(kept[GROUP], kept[GROUP_MEMORY])
 
-    def _fuse(self) -> FuseGate:
+    def _fuse(self, name: GateName) -> FuseGate | WritableGate:
+        kind = _FILESYSTEMS[name]
+        point = self._directory / kind.device
         kept = self._keeper.kept
-        if DEVICE not in kept:
-            self._unmount_dead()
-            self._keeper.keep(DEVICE, fuse.open_device())
-        if DEVICE_MEMORY not in kept:
-            size, count = fuse_gate.SLOT_SIZE, fuse_gate.SLOT_COUNT
-            self._keeper.keep(DEVICE_MEMORY, new_memory("lamina-fuse", size, count))
-        if not self._is_mounted():
-            self._point.mkdir(mode=0o700, exist_ok=True)
-            fuse.mount(kept[DEVICE], self._point, "lamina-lazy")
-        return FuseGate(kept[DEVICE], kept[DEVICE_MEMORY], self._point)
+        if kind.device not in kept:
+            self._unmount_dead(point)
+            self._keeper.keep(kind.device, fuse.open_device())
+        if kind.memory not in kept:
+            memory = new_memory(f"lamina-{kind.device}", kind.slot_size, kind.slot_count)
+            self._keeper.keep(kind.memory, memory)
+        if not self._is_mounted(point):
+            point.mkdir(mode=0o700, exist_ok=True)
+            fuse.mount(kept[kind.device], point, "lamina-lazy", writable=kind.writable)
+        gate = WritableGate if kind.writable else FuseGate
+        return gate(kept[kind.device], kept[kind.memory], point)
 
-    def _is_mounted(self) -> bool:
-        top = os.path.realpath(self._point.parent)
-        found = mounts_at_or_below(Path(top, POINT))
+    def _forget(self, name: GateName) -> None:
+        gate, kind = self._gates.get(name), _FILESYSTEMS[name]
+        if isinstance(gate, FuseGate | WritableGate) and gate.wait_for_end(_END_SECONDS):
+            del self._gates[name]
+            self._keeper.drop(kind.device)
+            self._keeper.drop(kind.memory)
+
+    def _unmount(self, kind: _Filesystem) -> bool:
+        """Unmount a filesystem, if it is mounted; False when somebody uses it."""
+        point = self._directory / kind.device
+        try:
+            mountapi.umount2(point)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return not self._is_mounted(point)
+        return True
+
+    def _is_mounted(self, point: Path) -> bool:
+        top = os.path.realpath(point.parent)
+        found = mounts_at_or_below(Path(top, point.name))
         if found and found[-1].type != "fuse":
-            raise FailedPrecondition("mount the lazy worker's filesystem", self._point,
+            raise FailedPrecondition("mount the lazy worker's filesystem", point,
                                      hint="unmount what is mounted there")  # fmt: skip
         return bool(found)
 
-    def _unmount_dead(self) -> None:
+    def _unmount_dead(self, point: Path) -> None:
         """Take off a mount whose processes all ended; its users get errors for ever."""
-        if self._is_mounted():
-            mountapi.umount2(self._point, mountapi.MNT_DETACH)
+        if self._is_mounted(point):
+            mountapi.umount2(point, mountapi.MNT_DETACH)
