@@ -14,106 +14,29 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from lamina.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
 from lamina.lazy import control
 from lamina.lazy.gates.choice import choose_gate
-from lamina.lazy.launch import LazyWorker
 from lamina.lazy.served import GateName
 from lamina.linux import mountapi
 from lamina.mount.unmounting import unmount_recursive
 from tests.isolation import mount_points
 from tests.lazy_filler import FACTORY, UNIT
+from tests.lazy_root import SECONDS, Family, Lazy, attempts
 
 MIB = 1 << 20
-SECONDS = 60.0
 GATES = [
     pytest.param("fanotify", marks=pytest.mark.fanotify),
     pytest.param("fuse", marks=pytest.mark.fuse),
 ]
 
 pytestmark = pytest.mark.root
-
-
-class Family(NamedTuple):
-    """The three processes of a root."""
-
-    holder: int
-    standby: int
-    worker: int
-
-
-class Lazy:
-    """A root with its worker, and layers to serve."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.worker = LazyWorker(root, linger=0.1)
-
-    def layer(self, name: str, data: bytes, **files: str) -> Path:
-        directory = self.root / name
-        directory.mkdir()
-        (directory / "source").write_bytes(data)
-        for file, text in files.items():
-            (directory / file).write_text(text)
-        return directory
-
-    def add(self, layer: Path, gate: GateName) -> Path:
-        return self.worker.add(layer, FACTORY, gate)
-
-    def processes(self) -> dict[int, int]:
-        """Return all processes of this root with their parents."""
-        found = {}
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit():
-                continue
-            with contextlib.suppress(OSError):
-                arguments = (entry / "cmdline").read_bytes().split(b"\0")
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                if os.fsencode(self.worker.directory) in arguments and fields[0] != "Z":
-                    found[int(entry.name)] = int(fields[1])
-        return found
-
-    def family(self, gone: Collection[int] = ()) -> Family:
-        """Wait until all three processes are there, and none of `gone`, and return them."""
-        for _ in _attempts():
-            processes = self.processes()
-            worker = self.worker.status().pid
-            holder = processes.get(worker, 0)
-            others = [
-                pid
-                for pid, parent in processes.items()
-                if parent == holder and b"standby" in Path(f"/proc/{pid}/cmdline").read_bytes()
-            ]
-            if len(processes) == 3 and len(others) == 1 and processes.keys().isdisjoint(gone):
-                return Family(holder, others[0], worker)
-        raise AssertionError(f"no three processes: {self.processes()}")
-
-    def kill_all(self) -> None:
-        """Kill all at once, so that none can take another's place."""
-        stopped: set[int] = set()
-        quiet = 0
-        while quiet < 3:  # a program that is just being started is not seen by its arguments
-            new = self.processes().keys() - stopped
-            for pid in new:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGSTOP)
-            stopped |= new
-            quiet = 0 if new else quiet + 1
-            time.sleep(0.02)
-        for pid in stopped:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        for _ in _attempts():
-            if not self.processes():
-                return
 
 
 @pytest.fixture
@@ -125,22 +48,12 @@ def lazy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lazy]:
     unmount_recursive(tmp_path)
 
 
-def _attempts() -> Iterator[int]:
-    """Look again and again, for as long as a machine may take that others use too."""
-    deadline = time.monotonic() + SECONDS
-    number = 0
-    while time.monotonic() < deadline:
-        yield number
-        number += 1
-        time.sleep(0.02)
-
-
 def _local_units(layer: Path) -> int:
     return (layer / "map").read_bytes().count(1)
 
 
 def _wait_for_units(layer: Path, count: int) -> None:
-    for _ in _attempts():
+    for _ in attempts():
         if _local_units(layer) >= count:
             return
     raise AssertionError(f"{_local_units(layer)} units are local, not {count}")
@@ -247,7 +160,7 @@ def test_a_new_worker_takes_over_while_readers_wait(lazy: Lazy, gate: GateName) 
         digest = pool.submit(_digest, path)
         before = lazy.family()
         lazy.worker.upgrade()
-        for _ in _attempts():
+        for _ in attempts():
             if lazy.family().worker != before.worker:
                 break
         after = lazy.family()
@@ -268,7 +181,7 @@ def test_nothing_is_left_when_nothing_is_needed(lazy: Lazy, gate: GateName) -> N
     if gate == "fuse":
         assert path.read_bytes() == data  # it goes on being read through the process
         lazy.worker.remove(layer)
-    for _ in _attempts():
+    for _ in attempts():
         if not lazy.processes():
             break
     assert not lazy.processes()
@@ -298,7 +211,7 @@ def test_nothing_is_left_when_the_root_is_deleted(lazy: Lazy) -> None:
     with path.open("rb") as file:
         shutil.rmtree(lazy.root)
         os.kill(family.worker, signal.SIGKILL)
-        for _ in _attempts():
+        for _ in attempts():
             if family.worker not in lazy.processes():
                 break
         # Were the group closed, this would be read as zeros.
@@ -307,7 +220,7 @@ def test_nothing_is_left_when_the_root_is_deleted(lazy: Lazy) -> None:
             with pytest.raises(subprocess.TimeoutExpired):
                 reader.wait(0.5)
             reader.kill()
-    for _ in _attempts():
+    for _ in attempts():
         if not lazy.processes():
             break
     assert not lazy.processes()
@@ -327,7 +240,7 @@ def test_fuse_is_served_without_root_until_nothing_reads(lazy: Lazy) -> None:
     with file:
         assert file.read() == data
         assert len(lazy.processes()) == 3
-    for _ in _attempts():
+    for _ in attempts():
         if not lazy.processes():
             break
     assert not lazy.processes()

@@ -1,0 +1,101 @@
+"""A root with lazy layers, and the three processes that serve it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from lamina.lazy.launch import LazyWorker
+from lamina.lazy.served import GateName
+from tests.lazy_filler import FACTORY
+
+SECONDS = 60.0
+
+
+def attempts() -> Iterator[int]:
+    """Look again and again, for as long as a machine may take that others use too."""
+    deadline = time.monotonic() + SECONDS
+    number = 0
+    while time.monotonic() < deadline:
+        yield number
+        number += 1
+        time.sleep(0.02)
+
+
+class Family(NamedTuple):
+    """The three processes of a root."""
+
+    holder: int
+    standby: int
+    worker: int
+
+
+class Lazy:
+    """A root with its worker, and layers to serve."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.worker = LazyWorker(root, linger=0.1)
+
+    def layer(self, name: str, data: bytes, **files: str) -> Path:
+        directory = self.root / name
+        directory.mkdir()
+        (directory / "source").write_bytes(data)
+        for file, text in files.items():
+            (directory / file).write_text(text)
+        return directory
+
+    def add(self, layer: Path, gate: GateName) -> Path:
+        return self.worker.add(layer, FACTORY, gate)
+
+    def processes(self) -> dict[int, int]:
+        """Return all processes of this root with their parents."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            with contextlib.suppress(OSError):
+                arguments = (entry / "cmdline").read_bytes().split(b"\0")
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                if os.fsencode(self.worker.directory) in arguments and fields[0] != "Z":
+                    found[int(entry.name)] = int(fields[1])
+        return found
+
+    def family(self, gone: Collection[int] = ()) -> Family:
+        """Wait until all three processes are there, and none of `gone`, and return them."""
+        for _ in attempts():
+            processes = self.processes()
+            worker = self.worker.status().pid
+            holder = processes.get(worker, 0)
+            others = [
+                pid
+                for pid, parent in processes.items()
+                if parent == holder and b"standby" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            ]
+            if len(processes) == 3 and len(others) == 1 and processes.keys().isdisjoint(gone):
+                return Family(holder, others[0], worker)
+        raise AssertionError(f"no three processes: {self.processes()}")
+
+    def kill_all(self) -> None:
+        """Kill all at once, so that none can take another's place."""
+        stopped: set[int] = set()
+        quiet = 0
+        while quiet < 3:  # a program that is just being started is not seen by its arguments
+            new = self.processes().keys() - stopped
+            for pid in new:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
+            stopped |= new
+            quiet = 0 if new else quiet + 1
+            time.sleep(0.02)
+        for pid in stopped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for _ in attempts():
+            if not self.processes():
+                return
