@@ -157,8 +157,8 @@ def _digest(path: Path) -> str:
 
 
 @contextmanager
-def _killing(devices: Devices) -> Iterator[threading.Event]:
-    """Kill worker after worker; the event says that ten are dead."""
+def _killing(devices: Devices, times: int) -> Iterator[threading.Event]:
+    """Kill worker after worker; the event says that so many are dead."""
     done, enough = threading.Event(), threading.Event()
 
     def kill() -> None:
@@ -168,7 +168,7 @@ def _killing(devices: Devices) -> Iterator[threading.Event]:
             if pid not in dead:
                 os.kill(pid, signal.SIGKILL)
                 dead.add(pid)
-            if len(dead) >= 10:
+            if len(dead) >= times:
                 enough.set()
 
     with ThreadPoolExecutor(1) as pool:
@@ -254,7 +254,7 @@ def test_workers_killed_during_writes_lose_nothing(devices: Devices, direct_io: 
     digests: dict[str, str] = {}
     with devices.mounted(path, direct_io=direct_io) as at:
         old = {file.name: _digest(file) for file in (at / "below").iterdir() if file.is_file()}
-        with _killing(devices) as enough:
+        with _killing(devices, 5) as enough:
             number = 0
             while not enough.is_set():
                 name, data = f"{number % 40}", random.randbytes(random.randrange(MIB))
@@ -291,7 +291,7 @@ def test_a_write_of_a_killed_worker_never_comes_back(devices: Devices) -> None:
 
     with attached(path, direct_io=True) as device:
         fd = os.open(device.path, os.O_RDWR | os.O_DIRECT)
-        with _killing(devices) as enough, ThreadPoolExecutor(threads) as pool:
+        with _killing(devices, 10) as enough, ThreadPoolExecutor(threads) as pool:
             written = [pool.submit(write, thread, fd, enough) for thread in range(threads)]
             assert all(one.result() > 0 for one in written)
         os.close(fd)

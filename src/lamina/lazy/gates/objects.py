@@ -132,6 +132,8 @@ class GateObjects:
         kept = self._keeper.kept
         if kind.device not in kept:
             self._unmount_dead(point)
+            if kind.memory in kept:  # requests have other numbers in another connection
+                self._keeper.drop(kind.memory)
             self._keeper.keep(kind.device, fuse.open_device())
         if kind.memory not in kept:
             memory = new_memory(f"lamina-{kind.device}", kind.slot_size, kind.slot_count)
