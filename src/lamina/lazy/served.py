@@ -12,7 +12,7 @@ import msgspec
 from lamina.errors import FormatError
 from lamina.meta.boot import boot_id
 
-GateName = Literal["fanotify", "fuse", "writable"]
+GateName = Literal["fanotify", "fuse", "nbd", "writable"]
 """`writable` is for writable devices, and for nothing else."""
 Wish = Literal["", "first", "all"]
 """What to fetch in the background: nothing; what the layer's `wanted` names; that and the rest."""

@@ -1,9 +1,10 @@
 """Memory that outlives a process, in which the kernel leaves the requests that it took.
 
-A worker reads requests of the kernel (fanotify events, FUSE requests) straight into a slot of a
-memory file of which the holder keeps a copy. read(2) takes a request off the kernel's queue and
-fills the slot in one system call, in which a process cannot be killed: at every instant a request
-is in the queue, in a slot, or answered. The next worker finds what is in slots and answers it.
+A worker reads requests of the kernel (fanotify events, FUSE and NBD requests) straight into a slot
+of a memory file of which the holder keeps a copy. read(2) takes a request off the kernel's queue
+and fills the slot in one system call, in which a process cannot be killed: at every instant a
+request is in the queue, in a slot, or answered. The next worker finds what is in slots and answers
+it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import struct
 from collections.abc import Iterator
 
 _LENGTH = struct.Struct("=I")
-"""What all requests begin with: their length, never 0."""
+"""What all requests begin with, and is never 0: their length, or that of NBD, a magic number."""
 
 
 class Slots:
@@ -48,15 +49,22 @@ class Slots:
         """Whether nothing can be taken before something is cleared."""
         return not self._free
 
-    def take(self, fd: int) -> tuple[int, memoryview] | None:
-        """Take one request of a non-blocking descriptor; None when there is none.
+    def take(self, fd: int, *, note: bytes = b"") -> tuple[int, memoryview] | None:
+        """Take one request of a descriptor; None when it is non-blocking, and there is none.
 
-        The first word of the slot is cleared by `clear` only, after the answer.
+        The first word of the slot is cleared by `clear` only, after the answer. It stays 0 where
+        read(2) came to the end of a stream.
+
+        Args:
+            fd: the descriptor.
+            note: what the slot's room is to begin with, before there is a request in it.
 
         Raises:
             OSError: of read(2); ENODEV from FUSE says that it is not mounted any more.
         """
         index = self._free.pop()
+        start = len(self._readable[index])
+        self._slots[index][start : start + len(note)] = note
         try:
             os.readv(fd, (self._readable[index],))
         except OSError as error:

@@ -1,7 +1,8 @@
 """Gates: they make readers of a file wait until a filler has put the bytes there.
 
 `fanotify` lets readers at the cache file itself and goes when that is complete and synced; `fuse`
-shows the file in a filesystem of its own, which fails rather than showing bytes that are not there.
+shows the file in a filesystem of its own, which fails rather than showing bytes that are not there;
+`nbd` makes a block device of it, which fails likewise.
 """
 
 from __future__ import annotations

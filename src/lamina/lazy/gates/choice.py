@@ -38,10 +38,33 @@ def choose_gate(directory: Path) -> GateName:
     raise FailedPrecondition("find a gate for lazy files", directory, hint="; ".join(reasons))
 
 
+def choose_device_gate(directory: Path) -> GateName:
+    """Return the best gate for cache files in this directory that are images of filesystems.
+
+    `fuse`, whose file takes a loop device, rather than `nbd`, which needs a module that is seldom
+    loaded.
+
+    Raises:
+        FailedPrecondition: neither works; the hint says why.
+    """
+    why = why_not("fuse", directory) or probes.loop(directory)
+    if why is None:
+        return "fuse"
+    reasons = [f"fuse: {why}"]
+    if (why := why_not("nbd", directory)) is None:
+        return "nbd"
+    reasons.append(f"nbd: {why}")
+    raise FailedPrecondition("find a gate for lazy devices", directory, hint="; ".join(reasons))
+
+
 def why_not(gate: GateName, directory: Path) -> str | None:
     """Try a gate on a file in the directory; None when it works, else the reason."""
     if gate == "fuse":
         return probes.fuse(directory)
+    if gate == "nbd":
+        from lamina.linux import nbd_probe  # threads and sockets, which lists do without
+
+        return nbd_probe.probe()
     from lamina.linux import fanotify  # where FUSE works, lists of snapshotters do without
 
     return fanotify.probe(directory)

@@ -14,6 +14,7 @@ from lamina.lazy.gates import fuse as fuse_gate
 from lamina.lazy.gates import writable as writable_gate
 from lamina.lazy.gates.fanotify import FanotifyGate
 from lamina.lazy.gates.fuse import FuseGate
+from lamina.lazy.gates.nbd import NbdGate
 from lamina.lazy.gates.writable import WritableGate
 from lamina.lazy.keeping import Keeper
 from lamina.lazy.served import GateName
@@ -60,7 +61,7 @@ class GateObjects:
 
     Args:
         keeper: has what earlier workers made.
-        directory: that the FUSE filesystems are mounted in.
+        directory: that the FUSE filesystems are mounted in; the worker's.
     """
 
     def __init__(self, keeper: Keeper, directory: Path) -> None:
@@ -86,7 +87,7 @@ class GateObjects:
         """
         with self._lock:
             if name not in self._gates:
-                gate = self._fanotify() if name == "fanotify" else self._fuse(name)
+                gate = self._make(name)
                 if self._started:
                     gate.start()
                 self._gates[name] = gate
@@ -116,6 +117,15 @@ class GateObjects:
             for name in free:
                 self._forget(name)
         return False
+
+    def _make(self, name: GateName) -> Gate:
+        match name:
+            case "fanotify":
+                return self._fanotify()
+            case "fuse" | "writable":
+                return self._fuse(name)
+            case "nbd":
+                return NbdGate(self._keeper, self._directory)
 
     def _fanotify(self) -> FanotifyGate:
         kept = self._keeper.kept
