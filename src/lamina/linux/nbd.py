@@ -3,9 +3,9 @@
 The kernel sends requests through a stream socket that it is given, TCP or AF_UNIX; whoever has the
 other end answers them, in any order. Commands need CAP_SYS_ADMIN, and the first network namespace.
 
-A device may be given a name, its backend identifier (Linux 5.14), by which `find` finds it. When
-its connection breaks, requests wait for another to be given (`reconfigure`). Those that had been
-sent are sent again, as far as they were not answered, when their time is over (Linux 5.10).
+A device is given a name, its backend identifier (Linux 5.15), by which `find` finds it. When its
+connection breaks, requests wait for another to be given (`reconfigure`). Those that had been sent
+are sent again, as far as they were not answered, when their time is over.
 """
 
 from __future__ import annotations

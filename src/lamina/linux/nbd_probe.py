@@ -41,7 +41,7 @@ def _try(name: str) -> str | None:
 
 def _read(index: int, name: str) -> str | None:
     if nbd.find(name) != index:
-        return "the kernel knows no names of network block devices; it takes Linux 5.14"
+        return "the kernel knows no names of network block devices; it takes Linux 5.15"
     fd = nbd.open_device(index)
     try:
         content = os.pread(fd, len(_CONTENT), 0)

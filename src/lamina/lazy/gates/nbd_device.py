@@ -33,8 +33,8 @@ from lamina.linux.nbd import Request
 log = logging.getLogger(__name__)
 
 TIMEOUTS = nbd.Timeouts(answer=120, connection=30)
-"""Fills take up to a minute, which is no reason to break the connection. Where nobody is left to
-answer, reads wait for both times at the most, and fail."""
+"""Longer than a fill takes, unless it is configured to: then it is asked for again. Where nobody is
+left to answer, reads wait for both times at the most, and fail."""
 
 SENDS = 7
 """Notes of a slot: an answer is begun once, and gone on with after kills in the middle of it."""

@@ -1,0 +1,206 @@
+"""Lazy layers as network block devices, which the kernel of the machine that has ZFS has too.
+
+One root, one worker and one image for all, as everything takes its time here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from lamina.core.mount import Mount
+from lamina.errors import LaminaError, Unavailable
+from lamina.lazy.checks import digest_of
+from lamina.lazy.gates.choice import choose_device_gate, why_not
+from lamina.lazy.layer import LayerFile, create_layer
+from lamina.lazy.sources.description import FileDescription
+from lamina.lazy.table import Header
+from lamina.lazy.unit import Check, Codec, Piece, Unit
+from lamina.linux.blockdev import device_size
+from lamina.mount import mount_all, unmount
+from tests.kernel.test_lazy_worker import Lazy
+from tests.lazy_layers import FACTORY
+
+pytestmark = [pytest.mark.zfs, pytest.mark.root]
+
+MIB = 1 << 20
+UNIT = 256 << 10
+FILES = 6
+FILE_BYTES = 2 * MIB + 777
+IMAGE_BYTES = 24 * MIB
+KILLS = 4
+SECONDS = 300.0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def module() -> None:
+    subprocess.run(("modprobe", "nbd"), check=True)
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ext4 with a few files, and half of it empty."""
+    directory = tmp_path_factory.mktemp("image")
+    (directory / "tree").mkdir()
+    for number in range(FILES):
+        (directory / f"tree/{number}").write_bytes(random.randbytes(FILE_BYTES))
+    disk = directory / "disk"
+    with disk.open("wb") as file:
+        file.truncate(IMAGE_BYTES)
+    subprocess.run(("mkfs.ext4", "-q", "-d", directory / "tree", disk), check=True)
+    return disk
+
+
+@pytest.fixture
+def lazy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lazy]:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    # So that the worker's first start, for which there is a limit, finds all in the page cache.
+    warm = "import lamina.lazy.worker, lamina.lazy.server, tests.lazy_layers"
+    subprocess.run((sys.executable, "-c", warm), check=True)
+    (tmp_path / "root").mkdir()
+    (tmp_path / "at").mkdir()
+    found = Lazy(tmp_path / "root")
+    yield found
+    found.kill_all()
+    if os.path.ismount(tmp_path / "at"):
+        unmount(tmp_path / "at")
+
+
+def make_layer(directory: Path, image: Path) -> Path:
+    data = image.read_bytes()
+    units = []
+    for start in range(0, len(data), UNIT):
+        digest = digest_of(Check.SHA256, data[start : start + UNIT])
+        pieces = (Piece(0, UNIT, start, Check.SHA256, digest),)
+        units.append(Unit(start, UNIT, start, UNIT, Codec.NONE, pieces))
+    layer = LayerFile(FileDescription(str(image)))
+    create_layer(directory, layer, Header(len(data), len(data)), units)
+    return directory
+
+
+def add(lazy: Lazy, layer: Path) -> Path:
+    """Add a layer, even where starting the worker takes longer than anybody waits elsewhere."""
+    deadline = time.monotonic() + SECONDS
+    while True:
+        try:
+            return lazy.worker.add(layer, FACTORY, "nbd")
+        except LaminaError:
+            if time.monotonic() > deadline:
+                raise
+
+
+def wait_until(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def drop_caches() -> None:
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+
+
+def compare(point: Path, tree: Path) -> None:
+    """Read all files, of which the kernel has nothing any more."""
+    drop_caches()
+    for number in range(FILES):
+        assert (point / str(number)).read_bytes() == (tree / str(number)).read_bytes()
+
+
+def connected() -> list[str]:
+    """Return the names of devices that are connected."""
+    found = []
+    for path in Path("/sys/block").glob("nbd*/backend"):
+        with contextlib.suppress(OSError):
+            found.append(path.read_text())
+    return found
+
+
+def kill_worker(lazy: Lazy, killed: set[int]) -> None:
+    """Kill the next worker, as soon as it is there."""
+
+    def kill() -> bool:
+        with contextlib.suppress(Unavailable):
+            worker = lazy.worker.status().pid
+            if worker not in killed:
+                os.kill(worker, signal.SIGKILL)
+                killed.add(worker)
+                return True
+        return False
+
+    wait_until(kill)
+
+
+def test_the_probe_works_and_leaves_nothing(tmp_path: Path) -> None:
+    assert why_not("nbd", tmp_path) is None
+    assert connected() == []
+    assert choose_device_gate(tmp_path) in {"fuse", "nbd"}
+
+
+def test_killed_workers_are_waits_and_the_end_of_all_is_an_error(
+    lazy: Lazy, image: Path, tmp_path: Path
+) -> None:
+    point, tree = tmp_path / "at", image.parent / "tree"
+    layer = make_layer(tmp_path / "root/layer", image)
+    device = add(lazy, layer)
+    with device.open("rb") as file:
+        assert device_size(file.fileno()) == IMAGE_BYTES
+    with device.open("r+b", buffering=0) as file, pytest.raises(PermissionError):
+        file.write(bytes(4096))
+    mount_all([Mount("ext4", str(device), options=("ro",))], point)
+
+    killed: set[int] = set()
+    with ThreadPoolExecutor(1) as pool:  # first of bytes that are not local, then of those that are
+        reads = pool.submit(compare, point, tree)
+        while len(killed) < KILLS:
+            kill_worker(lazy, killed)
+            if reads.done():
+                reads.result()
+                reads = pool.submit(compare, point, tree)
+        reads.result()
+    assert device.read_bytes() == image.read_bytes()
+
+    lazy.kill_all()
+    with pytest.raises(OSError, match="Input/output error") as raised:
+        compare(point, tree)
+    assert raised.value.errno == errno.EIO
+    assert add(lazy, layer) == device
+    compare(point, tree)
+
+    # The root is deleted: what is mounted goes on, and what served it ends with the mount.
+    shutil.rmtree(lazy.worker.directory)
+    compare(point, tree)
+    unmount(point)
+    wait_until(lambda: not lazy.processes() and not connected())
+
+
+def test_removed_layers_and_dead_roots_free_their_devices(
+    lazy: Lazy, image: Path, tmp_path: Path
+) -> None:
+    layers = [make_layer(tmp_path / f"root/{name}", image) for name in ("one", "two")]
+    one, two = (add(lazy, layer) for layer in layers)
+    assert one != two
+    assert two.read_bytes() == one.read_bytes() == image.read_bytes()
+    lazy.worker.remove(layers[0])
+    assert len(connected()) == 1
+    again = add(lazy, layers[0])
+    assert again.read_bytes() == image.read_bytes()
+    assert len(connected()) == 2
+    lazy.kill_all()
+    wait_until(lambda: not connected())
+    for layer in layers:
+        assert add(lazy, layer).read_bytes() == image.read_bytes()
+        lazy.worker.remove(layer)
+    wait_until(lambda: not lazy.processes() and not connected())
