@@ -22,7 +22,7 @@ import pytest
 
 from lamina.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
 from lamina.lazy import control
-from lamina.lazy.gates.choice import choose_gate
+from lamina.lazy.gates.choice import choose_device_gate, choose_gate
 from lamina.lazy.served import GateName
 from lamina.linux import mountapi
 from lamina.mount.unmounting import unmount_recursive
@@ -400,6 +400,12 @@ def test_the_best_gate_is_chosen_by_trying(tmp_path: Path) -> None:
     subprocess.run(("umount", tmp_path), check=True)
     with pytest.raises(FailedPrecondition, match=r"fanotify: .*; fuse: "):
         choose_gate(Path("/proc"))
+
+
+@pytest.mark.fuse
+@pytest.mark.loop
+def test_devices_are_files_in_loop_devices_where_that_works(tmp_path: Path) -> None:
+    assert choose_device_gate(tmp_path) == "fuse"
 
 
 @pytest.mark.fanotify

@@ -9,6 +9,7 @@ import signal
 import socket
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from lamina.lazy.gates import nbd_device
 from lamina.lazy.slots import Slots, new_memory
 from lamina.linux import genetlink, nbd, sendmmsg
+from lamina.linux.nbd_probe import probe
 
 HANDLE = bytes(range(8))
 WHOLE = 1 << 20
@@ -94,6 +96,13 @@ def test_the_kernel_is_asked_for_families() -> None:
     assert found[genetlink.CTRL_ATTR_FAMILY_ID] == struct.pack("=H", genetlink.GENL_ID_CTRL)
     with pytest.raises(FileNotFoundError):
         genetlink.Family("lamina-none", 1)
+
+
+def test_the_probe_says_what_is_missing() -> None:
+    if Path("/sys/module/nbd").exists():
+        pytest.skip("this kernel has network block devices")
+    assert probe() == "the kernel has no network block devices; as root: modprobe nbd"
+    assert nbd.find("lamina") is None
 
 
 def test_requests_and_answers() -> None:

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from lamina.core.mount import Mount
-from lamina.errors import LaminaError, Unavailable
+from lamina.errors import LaminaError
 from lamina.lazy.checks import digest_of
 from lamina.lazy.gates.choice import choose_device_gate, why_not
 from lamina.lazy.layer import LayerFile, create_layer
@@ -41,6 +42,8 @@ FILES = 6
 FILE_BYTES = 2 * MIB + 777
 IMAGE_BYTES = 24 * MIB
 KILLS = 4
+READS = 5
+"""Of a worker before it is killed."""
 SECONDS = 300.0
 
 
@@ -73,6 +76,9 @@ def lazy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lazy]:
     (tmp_path / "at").mkdir()
     found = Lazy(tmp_path / "root")
     yield found
+    print(
+        (tmp_path / "root/lazy/worker.log").read_text() if found.worker.directory.exists() else ""
+    )
     found.kill_all()
     if os.path.ismount(tmp_path / "at"):
         unmount(tmp_path / "at")
@@ -128,19 +134,27 @@ def connected() -> list[str]:
     return found
 
 
-def kill_worker(lazy: Lazy, killed: set[int]) -> None:
-    """Kill the next worker, as soon as it is there."""
+def worker_of(lazy: Lazy) -> int:
+    """Return the worker's process, 0 if there is none; it need not answer yet."""
+    for pid in lazy.processes():
+        with contextlib.suppress(OSError):
+            if b"lamina.lazy.worker" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                return pid
+    return 0
 
-    def kill() -> bool:
-        with contextlib.suppress(Unavailable):
-            worker = lazy.worker.status().pid
-            if worker not in killed:
-                os.kill(worker, signal.SIGKILL)
-                killed.add(worker)
-                return True
-        return False
 
-    wait_until(kill)
+def kill_worker(lazy: Lazy, device: Path, last: int) -> int:
+    """Kill the next worker after `last`, which has answered some reads, and return its number."""
+    wait_until(lambda: worker_of(lazy) not in {0, last})
+    worker = worker_of(lazy)
+    begin = reads_of(device)
+    wait_until(lambda: reads_of(device) > begin + READS)
+    os.kill(worker, signal.SIGKILL)
+    return worker
+
+
+def reads_of(device: Path) -> int:
+    return int(Path(f"/sys/block/{device.name}/stat").read_text().split()[0])
 
 
 def test_the_probe_works_and_leaves_nothing(tmp_path: Path) -> None:
@@ -157,19 +171,25 @@ def test_killed_workers_are_waits_and_the_end_of_all_is_an_error(
     device = add(lazy, layer)
     with device.open("rb") as file:
         assert device_size(file.fileno()) == IMAGE_BYTES
-    with device.open("r+b", buffering=0) as file, pytest.raises(PermissionError):
-        file.write(bytes(4096))
+    with device.open("r+b", buffering=0) as writer, pytest.raises(PermissionError):
+        writer.write(bytes(4096))
     mount_all([Mount("ext4", str(device), options=("ro",))], point)
 
-    killed: set[int] = set()
-    with ThreadPoolExecutor(1) as pool:  # first of bytes that are not local, then of those that are
-        reads = pool.submit(compare, point, tree)
-        while len(killed) < KILLS:
-            kill_worker(lazy, killed)
-            if reads.done():
-                reads.result()
-                reads = pool.submit(compare, point, tree)
-        reads.result()
+    stop = threading.Event()
+
+    def compare_on() -> None:  # first bytes that are not local, then those that are
+        while not stop.is_set():
+            compare(point, tree)
+
+    with ThreadPoolExecutor(1) as pool:
+        reads = pool.submit(compare_on)
+        killed = 0
+        try:
+            for _ in range(KILLS):
+                killed = kill_worker(lazy, device, killed)
+        finally:
+            stop.set()
+            reads.result()
     assert device.read_bytes() == image.read_bytes()
 
     lazy.kill_all()

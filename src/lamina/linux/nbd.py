@@ -198,7 +198,7 @@ def has_size(index: int) -> bool:
 
 
 def set_queue(index: int, name: str, value: str) -> None:
-    """Set one of the settings of a device's queue, for speed; what cannot be set stays."""
+    """Set one of the settings of a device's queue, for speed; what cannot be set stays as it is."""
     with suppress(OSError):
         (_BLOCK / path_of(index).name / "queue" / name).write_text(value)
 

@@ -23,7 +23,6 @@ ID = "nbd.id"
 """File with the root's part of the names: a root that is made anew must not find older devices."""
 
 _ID_BYTES = 8
-_QUEUE = (("scheduler", "none"), ("max_sectors_kb", "1024"), ("read_ahead_kb", "1024"))
 
 
 class NbdGate:
@@ -164,8 +163,7 @@ class _Link:
         self._make_memory()
         with self._make_connection() as theirs:
             self.index = nbd.connect(theirs.fileno(), 0, name=self._name, timeouts=TIMEOUTS)
-        for setting, value in _QUEUE:
-            nbd.set_queue(self.index, setting, value)
+        nbd.set_queue(self.index, "scheduler", "none")  # sorting is for disks
 
     def hold(self) -> None:
         """Have the device kept open, and end when nothing has; give it its size."""

@@ -14,7 +14,6 @@ from lamina.lazy.gates import fuse as fuse_gate
 from lamina.lazy.gates import writable as writable_gate
 from lamina.lazy.gates.fanotify import FanotifyGate
 from lamina.lazy.gates.fuse import FuseGate
-from lamina.lazy.gates.nbd import NbdGate
 from lamina.lazy.gates.writable import WritableGate
 from lamina.lazy.keeping import Keeper
 from lamina.lazy.served import GateName
@@ -125,6 +124,8 @@ class GateObjects:
             case "fuse" | "writable":
                 return self._fuse(name)
             case "nbd":
+                from lamina.lazy.gates.nbd import NbdGate  # most workers do without
+
                 return NbdGate(self._keeper, self._directory)
 
     def _fanotify(self) -> FanotifyGate:
