@@ -13,8 +13,9 @@ import pytest
 from lamina.lazy.launch import LazyWorker
 from lamina.lazy.served import GateName
 from lamina.mount.unmounting import unmount_recursive
-from tests.kernel.test_lazy_worker import GATES, SECONDS, Lazy, _attempts
+from tests.kernel.test_lazy_worker import GATES
 from tests.lazy_layers import ALONE, FACTORY, IMPATIENT, Layer, make_layer
+from tests.lazy_root import SECONDS, Lazy, attempts
 
 pytestmark = [pytest.mark.root, pytest.mark.loop]
 
@@ -124,7 +125,7 @@ def test_readers_are_guarded_until_everything_is_synced(
 
 
 def wait_for_failed_sync(log: Path) -> None:
-    for _ in _attempts():
+    for _ in attempts():
         if "cannot complete" in log.read_text():
             return
     raise AssertionError(log.read_text())
@@ -132,7 +133,7 @@ def wait_for_failed_sync(log: Path) -> None:
 
 def complete(worker: LazyWorker, directory: Path) -> None:
     """Complete a layer on a disk that works; what was lost before may still be told once."""
-    for _ in _attempts():
+    for _ in attempts():
         try:
             worker.wait(directory, SECONDS)
         except Exception as error:

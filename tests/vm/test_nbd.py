@@ -31,8 +31,8 @@ from lamina.lazy.table import Header
 from lamina.lazy.unit import Check, Codec, Piece, Unit
 from lamina.linux.blockdev import device_size
 from lamina.mount import mount_all, unmount
-from tests.kernel.test_lazy_worker import Lazy
 from tests.lazy_layers import FACTORY
+from tests.lazy_root import Lazy
 
 pytestmark = [pytest.mark.zfs, pytest.mark.root]
 
