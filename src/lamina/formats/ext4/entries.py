@@ -17,7 +17,7 @@ from lamina.formats.ext4.data import Data
 from lamina.formats.ext4.layout import MAX_FAST_TARGET, MAX_TARGET
 from lamina.formats.ext4.node import Node, new_directory
 from lamina.formats.ext4.tree import Tree, inside
-from lamina.formats.ext4.xattrs import split_name
+from lamina.formats.ext4.xattrs import split_name, store
 from lamina.formats.tar import Entry, TarReader, Type
 from lamina.formats.tar.layer import (
     OPAQUE_MARKER,
@@ -32,6 +32,8 @@ _HIDDEN = b"trusted.overlay."
 """Attributes that steer an overlay, as whose lower layer the filesystem is mounted."""
 _DEVICES = {Type.CHAR: stat.S_IFCHR, Type.BLOCK: stat.S_IFBLK}
 _MAX_WARNINGS = 8
+_MAX_KEPT = 256 << 20
+"""Bytes of attributes and targets of links, of all layers."""
 
 
 class Entries:
@@ -48,10 +50,10 @@ class Entries:
         self.warnings: list[str] = []
         self._data = data
         self._max_entries = max_entries
-        self._names: dict[Node, bytes] = {}
         self._first: AbstractSet[bytes] = frozenset()
         self._left_out: AbstractSet[bytes] = frozenset()
         self._mtime = 0
+        self._kept = 0
         self._makers = {
             Type.REGULAR: self._regular,
             Type.DIRECTORY: self._directory,
@@ -77,7 +79,6 @@ class Entries:
             ResourceExhausted: a limit is exceeded, or the device is full.
         """
         self.warnings = []
-        self._names.clear()
         self._reader = reader
         self._first = first
         self._left_out = left_out
@@ -91,16 +92,6 @@ class Entries:
                 hint = f"it has more than {self._max_entries} entries"
                 raise ResourceExhausted("unpack layer", hint=hint)
             self._extract(entry)
-
-    def name_of(self, node: Node) -> bytes:
-        """Return the name in the archive that attributes of an inode came with."""
-        return self._names.get(node, b"")
-
-    def warn(self, name: bytes, attributes: list[bytes] | tuple[bytes, ...]) -> None:
-        """Tell of attributes that are left out, if any."""
-        if attributes and len(self.warnings) < _MAX_WARNINGS:
-            listed = ", ".join(map(os.fsdecode, attributes))
-            self.warnings.append(f"attributes of {os.fsdecode(name)} are left out: {listed}")
 
     def _extract(self, entry: Entry) -> None:
         self._path = clean(entry.name)
@@ -148,6 +139,7 @@ class Entries:
         node = self._new(entry, stat.S_IFLNK)
         node.mode = stat.S_IFLNK | 0o777
         node.target = target
+        self._keep(len(target))
         if len(target) > MAX_FAST_TARGET:
             self._data.store_target(node, target)
         return self._put(parent, base, node)
@@ -209,9 +201,22 @@ class Entries:
                 got = repr(value[:80])
                 raise FormatError("tar", self.tree.at, expected="a POSIX ACL", got=got)
             added[name] = value
+        too_large = store(added, node.mode).left_out
+        for name in too_large:
+            del added[name]
         node.xattrs = added
-        self._names[node] = entry.name
-        self.warn(entry.name, left_out)
+        left_out += too_large
+        self._keep(sum(len(name) + len(value) for name, value in added.items()))
+        if left_out and len(self.warnings) < _MAX_WARNINGS:
+            listed = ", ".join(map(os.fsdecode, left_out))
+            self.warnings.append(f"attributes of {os.fsdecode(entry.name)} are left out: {listed}")
+
+    def _keep(self, size: int) -> None:
+        """Bound what is in memory of attributes and targets of links."""
+        self._kept += size
+        if self._kept > _MAX_KEPT:
+            hint = f"attributes and links have more than {_MAX_KEPT >> 20} MiB"
+            raise ResourceExhausted("unpack layer", hint=hint)
 
     def _directory_implied(self) -> Node:
         """Make a directory that no layer describes."""

@@ -142,9 +142,6 @@ class Ext4Layers:
 
     def _write_attributes_of(self, node: Node) -> None:
         stored = store(node.xattrs, node.mode)
-        self._entries.warn(self._entries.name_of(node), stored.left_out)
-        for name in stored.left_out:
-            node.xattrs = {key: value for key, value in node.xattrs.items() if key != name}
         node.inline = stored.inline
         if node.xattr_block and stored.block:
             self._space.rewrite(node.xattr_block)
