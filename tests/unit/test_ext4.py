@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lamina.errors import FormatError, InvalidArgument, ResourceExhausted
+from lamina.formats.ext4 import entries
 from lamina.formats.ext4.layers import Applied, Ext4Layers
 from lamina.formats.ext4.layout import BLOCK
 from lamina.formats.lsmt.mappings import Extent
@@ -238,6 +239,16 @@ def test_few_warnings_are_kept() -> None:
     for number in range(20):
         archive.file(f"{number}", pax_headers={"SCHILY.xattr.system.x": "v"})
     assert len(Device().apply(archive).warnings) == 8
+
+
+def test_attributes_and_links_of_all_layers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entries, "_MAX_KEPT", 1000)
+    device = Device()
+    xattr = {"SCHILY.xattr.user.a": "v" * 300}
+    device.apply(Archive().file("a", pax_headers=xattr).symlink("l", "t" * 300))
+    device.apply(Archive().file("a", pax_headers={"SCHILY.xattr.user.a": "v" * 5000}))
+    with pytest.raises(ResourceExhausted, match="attributes and links have more than"):
+        device.apply(Archive().file("b", pax_headers=xattr).file("c", pax_headers=xattr))
 
 
 def test_acls_of_what_has_none() -> None:
