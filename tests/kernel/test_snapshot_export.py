@@ -23,7 +23,7 @@ from tests.fixtures_command import Command
 from tests.hard_image import chain, hard_image, load_image, tree
 from tests.images import Layer
 from tests.rafs import noise
-from tests.trees import describe
+from tests.trees import Entry, describe
 
 pytest_plugins = ["tests.fixtures_command"]
 pytestmark = [pytest.mark.root, pytest.mark.overlay, pytest.mark.loop]
@@ -35,8 +35,8 @@ def store(root_dir: Path) -> Iterator[Store]:
         yield opened
 
 
-def shown(file: Path, directory: Path) -> dict[str, object]:
-    """Return what is in the filesystem of a layer's file."""
+def shown(file: Path, directory: Path, *, own: bool = False) -> dict[str, Entry]:
+    """Return what is in the filesystem of a layer's file; `own` is one that has lost+found."""
     device, at = directory / "device", directory / "mnt"
     with file.open("rb") as opened, device.open("wb") as out:
         layer = open_layer(FileSource(opened))
@@ -46,7 +46,8 @@ def shown(file: Path, directory: Path) -> dict[str, object]:
     at.mkdir()
     subprocess.run(("mount", "-o", "loop,ro", device, at), check=True)
     try:
-        return {name: entry for name, entry in describe(at).items() if name != "lost+found"}
+        found = describe(at)
+        return {name: found[name] for name in found if own or name != "lost+found"}
     finally:
         subprocess.run(("umount", at), check=True)
 
@@ -114,3 +115,39 @@ def test_failures_leave_nothing_behind(store: Store, tmp_path: Path) -> None:
     command.error("snapshots", "export", "none", file, code=3)
     assert file.read_bytes() == b"before"
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"out", "layer"}
+
+
+def test_the_blocks_of_a_filesystem_of_its_own(root_dir: Path, tmp_path: Path) -> None:
+    with Store(root_dir) as store:
+        load_image(store, "blockfile", *hard_image())
+        top = chain(store)[-1]
+        expected = tree(store, "blockfile", top)
+        engine = store.snapshotter("blockfile")
+        [mount] = engine.view("look", top)
+        size = Path(mount.source).stat().st_size
+        engine.remove("look")
+    command = Command(root_dir)
+    verb = ("snapshots", "--snapshotter", "blockfile")
+    file = tmp_path / "overlaybd.commit"
+    command.run(*verb, "export", "--blocks", top, file)
+    with file.open("rb") as opened:
+        assert open_layer(FileSource(opened)).about.virtual_size == size
+    assert shown(file, tmp_path, own=True) == expected
+    assert command.out("fsck") == ""
+    command.run(*verb, "prepare", "work", top)
+    said = command.error(*verb, "export", "--blocks", "work", file, code=7)
+    assert "it may be written to" in said
+    assert [each["Kind"] for each in command.json(*verb, "ls", "--json")].count("Committed") == 4
+    done = command.run(*verb, "export", "--blocks", "--vsize", "1", top, file, code=2)
+    assert b"leave out --vsize" in done.stderr
+
+
+def test_snapshots_without_a_filesystem_of_their_own(command: Command, tmp_path: Path) -> None:
+    for name in ("overlayfs", "native"):
+        with Store(command.root) as store:
+            load_image(store, name, Layer.of({"a": b"a"}))
+            top = chain(store)[-1]
+        verb = ("snapshots", "--snapshotter", name, "export", "--blocks")
+        said = command.error(*verb, top, tmp_path / "file", code=2)
+        assert "its snapshotter keeps no filesystem for each" in said
+        assert not (tmp_path / "file").exists()

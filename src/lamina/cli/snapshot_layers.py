@@ -106,14 +106,19 @@ def _keep(app: App, write: Callable[..., Diff], ref: str | None, labels: Mapping
     "--vsize",
     type=click.IntRange(1, 16384),
     metavar="GIB",
-    default=64,
-    show_default=True,
-    help="Size in GiB of the device.",
+    help="Size in GiB of the device.  [default: 64]",
+)
+@click.option(
+    "--blocks",
+    is_flag=True,
+    help="Write the filesystem that blockfile or devmapper keeps for KEY, as it is.",
 )
 @click.argument("key")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @pass_app
-def export(app: App, key: str, file: Path, compressor: str, bs: str, vsize: int) -> None:
+def export(
+    app: App, key: str, file: Path, compressor: str, bs: str, vsize: int | None, blocks: bool
+) -> None:
     """Write what KEY shows, with all below it, to FILE as a layer of overlaybd.
 
     The layer is a block device with an ext4 filesystem and needs no other; overlaybd calls such
@@ -121,19 +126,25 @@ def export(app: App, key: str, file: Path, compressor: str, bs: str, vsize: int)
     """
     from lamina.formats.zfile.layout import Algorithm
     from lamina.formats.zfile.writer import ZFileOptions
-    from lamina.images.conversion_overlaybd import OverlaybdOptions
+    from lamina.images.conversion_overlaybd import DEFAULT_SIZE, OverlaybdOptions
+    from lamina.images.snapshot_blocks import export_blocks
     from lamina.images.snapshot_export import export_overlaybd
 
     zfile = ZFileOptions(Algorithm[compressor.upper()], int(bs) << 10)
+    if blocks and vsize is not None:
+        raise click.UsageError("--blocks keeps the size of the filesystem: leave out --vsize")
     with _replacing(file) as out:
-        exported = export_overlaybd(
-            app.snapshotter,
-            key,
-            out,
-            mounts=_mount_points(app),
-            temporary=file.absolute().parent,
-            options=OverlaybdOptions(zfile, vsize << 30),
-        )
+        if blocks:
+            exported = export_blocks(app.snapshotter, key, out, zfile)
+        else:
+            exported = export_overlaybd(
+                app.snapshotter,
+                key,
+                out,
+                mounts=_mount_points(app),
+                temporary=file.absolute().parent,
+                options=OverlaybdOptions(zfile, vsize << 30 if vsize else DEFAULT_SIZE),
+            )
     for warning in exported.warnings:
         say(warning)
 

@@ -1,0 +1,94 @@
+"""A snapshot that has a filesystem of its own, as one overlaybd layer with its very blocks."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO
+
+from lamina.core.labels import GC_ROOT
+from lamina.core.mount import Mount
+from lamina.core.snapshot import Kind, Snapshotter
+from lamina.errors import FailedPrecondition, InvalidArgument, OutOfRange
+from lamina.formats.lsmt.blob import write_blob
+from lamina.formats.lsmt.layout import About
+from lamina.formats.lsmt.writer import image_extents
+from lamina.formats.zfile.writer import ZFileOptions
+from lamina.images.snapshot_export import Exported
+
+_WHAT = "export the blocks of snapshot"
+
+
+class _Device:
+    """A file or block device as a `RangeSource`; whoever opened it closes it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._fd = file.fileno()
+        self.size = os.lseek(self._fd, 0, os.SEEK_END)
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        data = os.pread(self._fd, length, offset)
+        if len(data) != length:
+            raise OutOfRange(f"read {length} bytes at {offset} of a device of {self.size}")
+        return data
+
+
+def export_blocks(
+    snapshotter: Snapshotter, key: str, out: BinaryIO, zfile: ZFileOptions | None = None
+) -> Exported:
+    """Write the filesystem of a snapshot as a sealed layer of a device of the same size.
+
+    Blocks that are zeros are left out. The layer needs no other, and has the filesystem that the
+    snapshotter made.
+
+    Args:
+        snapshotter: one that keeps a filesystem for each snapshot, such as blockfile or devmapper.
+        key: a snapshot that is not Active, and so not written to.
+        out: an empty file that can seek; neither closed nor flushed.
+        zfile: how blocks are compressed.
+
+    Raises:
+        NotFound: no such snapshot.
+        FailedPrecondition: it is Active.
+        InvalidArgument: the snapshotter keeps no filesystem for it.
+        ResourceExhausted: it has more than a layer can tell.
+    """
+    zfile = zfile or ZFileOptions()
+    zfile.check()
+    with _viewed(snapshotter, key) as mounts, open(_source(mounts, key), "rb", 0) as file:
+        device = _Device(file)
+        written = write_blob(out, image_extents(device), [device], About(device.size), zfile)
+    return Exported(out.tell(), written.data, ())
+
+
+@contextmanager
+def _viewed(snapshotter: Snapshotter, key: str) -> Iterator[list[Mount]]:
+    """Yield the mounts of a View: of the snapshot itself, or of one for as long as the body."""
+    kind = snapshotter.stat(key).kind
+    if kind == Kind.ACTIVE:
+        raise FailedPrecondition(_WHAT, key, hint="it may be written to: commit it")
+    if kind == Kind.VIEW:
+        yield snapshotter.mounts(key)
+        return
+    view = f"export-{secrets.token_hex(6)} {key}"
+    # A daemon's collector would take it away under our feet.
+    found = snapshotter.view(view, key, labels={GC_ROOT: datetime.now(UTC).isoformat()})
+    try:
+        yield found
+    finally:
+        snapshotter.remove(view)
+
+
+def _source(mounts: list[Mount], key: str) -> Path:
+    path = Path(mounts[0].source) if len(mounts) == 1 else Path()
+    if path.is_absolute() and path.exists():
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode) or stat.S_ISBLK(mode):
+            return path
+    hint = "its snapshotter keeps no filesystem for each: export the tree instead"
+    raise InvalidArgument(_WHAT, key, hint=hint)
