@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 
 from lamina.config import load
+from lamina.core.mount import Mount
+from lamina.formats.lsmt.reader import open_layer
+from lamina.formats.lsmt.stack import Stack, export_image
+from lamina.images.blob_source import FileSource
+from lamina.images.snapshot_blocks import export_blocks
 from lamina.linux.dm import node
+from lamina.mount import temp_mount
 from lamina.snapshotters.devmapper.plugin import PLUGIN
 from lamina.snapshotters.wakeup import janitor_runs
 from lamina.store import Store
@@ -26,6 +32,7 @@ from tests.fixtures_thin_pool import ThinPool, device_name, loop_device
 from tests.hard_image import NAME, chain, copied, hard_image, load_image, names, tree
 from tests.images import OCI_LAYER, Layer, digest
 from tests.isolation import device_names, unmount
+from tests.trees import describe
 from tests.vm.devmapper import SIZE, active_devices, thin_ids
 
 pytestmark = [
@@ -141,6 +148,27 @@ def test_images_migrate_to_devmapper_and_back(tmp_path: Path, thin_pool: ThinPoo
         assert names(store, "devmapper") == set()
         store.cleanup()
     assert len(thin_ids(thin_pool)) == 1  # the empty filesystem
+
+
+def test_the_filesystem_of_a_snapshot_is_exported_as_it_is(
+    tmp_path: Path, thin_pool: ThinPool
+) -> None:
+    config = tmp_path / "config.toml"
+    section = f'[plugins."{PLUGIN.uri}"]\npool_name = "{thin_pool.name}"\n'
+    config.write_text(f'version = 3\n{section}base_image_size = "{SIZE}"\n')
+    with Store(tmp_path / "root", config=load(config)) as store:
+        load_image(store, "devmapper", *hard_image())
+        top = chain(store)[-1]
+        expected = tree(store, "devmapper", top)
+        with (tmp_path / "layer").open("w+b") as out, (tmp_path / "device").open("wb") as device:
+            export_blocks(store.snapshotter("devmapper"), top, out)
+            out.flush()
+            export_image(Stack([open_layer(FileSource(out))]), device)
+        assert names(store, "devmapper") == set(chain(store))
+    assert (tmp_path / "device").stat().st_size == 64 << 20
+    look = [Mount("ext4", str(tmp_path / "device"), options=("ro", "loop"))]
+    with temp_mount(look, dir=tmp_path, read_only=True) as place:
+        assert describe(place) == expected
 
 
 @pytest.fixture
