@@ -7,6 +7,7 @@ import random
 import re
 import signal
 import subprocess
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from lamina.core.labels import REMOTE
 from lamina.formats.estargz.footer import find_toc
 from lamina.formats.estargz.toc import read_toc
 from lamina.images.manifest import OCI_MANIFEST, Descriptor, Manifest, parse_manifest
+from lamina.images.overlaybd import is_acceleration
 from lamina.images.recording import parse_record
 from lamina.store import Store
 from tests.archives import gnu_tar
@@ -136,6 +138,30 @@ def test_what_a_run_reads_comes_first(
     assert_lazy(machine, registry, FAST, tmp_path)
 
 
+@pytest.mark.loop
+@pytest.mark.fuse
+@pytest.mark.registry
+def test_an_overlaybd_image_lists_what_a_run_reads(
+    machine: Machine, registry: LocalRegistry, tmp_path: Path
+) -> None:
+    options = ("--overlaybd", "--vsize", "1", "--json")
+    done = machine.lamina("images", "optimize", IMAGE, FAST, *options)
+    said = json.loads(done.stdout)
+    assert said["Recorded"]["Files"] == len(START_FILES)
+    assert "Start" not in said
+    with Store(machine.root) as store:
+        *layers, trace = manifest_of(store, FAST).layers
+        assert [is_acceleration(layer) for layer in (*layers, trace)] == [False] * 5 + [True]
+        with tarfile.open(store.images.content.path(trace.digest)) as archive:
+            file = archive.extractfile("trace")
+            assert file is not None
+            listed = file.read()
+    # Layer by layer; the one that is there twice has what is wanted of either.
+    wanted = ["etc/passwd", "etc/group", "bin/busybox", "twice/two", "data/a", "data/b"]
+    assert listed.decode() == "".join(f"/{path}\n" for path in wanted)
+    assert_lazy(machine, registry, FAST, tmp_path, snapshotter="overlaybd", others=1)
+
+
 def test_a_plain_image_by_both_verbs(machine: Machine) -> None:
     done = machine.lamina("images", "optimize", IMAGE, FAST, "-q", "--", "cat", "/data/other")
     assert done.stdout.encode() == ABOVE["data/other"]
@@ -175,21 +201,32 @@ def check_costs(start: dict[str, Any], *, before_is_lazy: bool) -> None:
         assert after["Needed"] <= (after["Prefetch"] or 0)
 
 
-def assert_lazy(machine: Machine, registry: LocalRegistry, name: str, directory: Path) -> None:
-    """Push the image, forget it, and run it from where it was pulled lazily."""
+def assert_lazy(
+    machine: Machine,
+    registry: LocalRegistry,
+    name: str,
+    directory: Path,
+    *,
+    snapshotter: str = "stargz",
+    others: int = 0,
+) -> None:
+    """Push the image, forget it, and run it from where it was pulled lazily.
+
+    `others` are layers that are not lazy.
+    """
     ref = f"{registry.host}/fast:1"
-    config = write_config(directory, "fuse")
+    config = write_config(directory, "fuse", snapshotter=snapshotter)
     with Store(machine.root) as store:
         manifest = manifest_of(store, name)
         content = store.images.content
         blobs = [content.path(d.digest).read_bytes() for d in (manifest.config, *manifest.layers)]
         registry.push(content.read(store.image(name).target.digest), blobs, "fast", "1")
-    machine.lamina("images", "rm", IMAGE, LAZY, FAST)
-    options = ("--config", str(config), "--snapshotter", "stargz")
+    machine.lamina("images", "rm", *images(machine))
+    options = ("--config", str(config), "--snapshotter", snapshotter)
     try:
         machine.lamina("images", "pull", *options, "--plain-http", ref)
         infos = machine.command.json("snapshots", *options, "ls", "--json")
-        assert [REMOTE in info["Labels"] for info in infos] == [True] * 5
+        assert sorted(REMOTE in info["Labels"] for info in infos) == [False] * others + [True] * 5
         done = machine.lamina("run", "--rm", *options, ref, machine.id, *START)
         assert done.stdout == PRINTED
     finally:
