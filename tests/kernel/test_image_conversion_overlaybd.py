@@ -28,6 +28,7 @@ from lamina.formats.overlaybd.annotations import (
     VERSION,
 )
 from lamina.formats.rafs.writer.options import RafsOptions
+from lamina.formats.zfile.envelope import HEADER_SIZE
 from lamina.formats.zfile.layout import Algorithm
 from lamina.formats.zfile.reader import ZFile
 from lamina.formats.zfile.writer import ZFileOptions
@@ -380,6 +381,13 @@ def test_an_image_is_converted_checked_and_carried_by_the_command_line(
     assert "with CRC-32C" in error
     assert "1 of 1 Nydus and overlaybd images are not sound" in error
     command.run("images", "check", code=7)
+    with open(blob, "r+b") as file:
+        file.seek(HEADER_SIZE + 40)
+        file.write(b"damaged")
+    # What makes the device is looked at without being asked for.
+    done = command.run("images", "check", "--json", code=13)
+    assert f"{target}: layer {layer}: read ZFile" in done.stderr.decode()
+    assert len(json.loads(done.stdout)[0]["Faults"]) == 1
     blob.unlink()
     error = command.run("images", "check", "--deep", code=7).stderr.decode()
     assert f"{target}: not checked: 1 of 3 layers are not here" in error
