@@ -11,6 +11,7 @@ import pytest
 
 from lamina.errors import FormatError, InvalidArgument, ResourceExhausted
 from lamina.formats.ext4 import entries
+from lamina.formats.ext4.geometry import geometry
 from lamina.formats.ext4.layers import Applied, Ext4Layers
 from lamina.formats.ext4.layout import BLOCK
 from lamina.formats.lsmt.mappings import Extent
@@ -95,7 +96,24 @@ def test_an_empty_filesystem_takes_few_blocks(tmp_path: Path) -> None:
     with (tmp_path / "spool").open("w+b") as out:
         applied = Ext4Layers(64 << 30, out).apply(iter([Archive().data()]))
     assert blocks(applied) == 1 + 4 + 10 + 1 + 2
-    assert applied.extents[0] == Extent(0, 5 * BLOCK + 9 * BLOCK, 0, 0)
+    assert applied.extents[0] == Extent(0, 5 * BLOCK, 0, 0)
+
+
+@pytest.mark.parametrize("size", [17 << 30, 64 << 30, 1 << 40])
+def test_nothing_lies_next_to_descriptors_that_changes(size: int, tmp_path: Path) -> None:
+    """overlaybd-apply writes these 128 KiB with the descriptors from before, if anything does."""
+    whole = 128 << 10
+    with (tmp_path / "spool").open("w+b") as out:
+        device = Ext4Layers(size, out)
+        device.apply(iter([layers()[0].data()]))
+        places = geometry(size)
+        descriptors = places.block_bitmaps * BLOCK
+        near = range(descriptors, -(-descriptors // whole) * whole)
+        for archive in (layers()[1], Archive().file("more", b"more" * BLOCK)):
+            applied = device.apply(iter([archive.data()]))
+            assert applied.extents[0].offset == 0
+            assert not [extent for extent in applied.extents[1:] if extent.offset in near]
+            assert applied.extents[0].length <= descriptors
 
 
 def test_a_layer_without_changes_writes_nothing() -> None:

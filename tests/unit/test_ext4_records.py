@@ -67,7 +67,9 @@ def test_places_are_apart(size: int) -> None:
     places = geometry(size)
     assert places.blocks * BLOCK <= size
     assert places.groups == -(-places.blocks // BLOCKS_PER_GROUP)
-    assert places.inode_bitmaps - places.block_bitmaps == places.groups
+    bitmaps = sorted(map(places.block_bitmap, range(places.groups)))
+    assert bitmaps == list(range(places.block_bitmaps, places.inode_bitmaps))
+    assert len(bitmaps) == places.groups
     assert places.inode_tables - places.inode_bitmaps == places.groups
     assert places.data - places.inode_tables == places.groups * places.table_blocks
     assert places.inodes_per_group == 16 * places.table_blocks <= 32768

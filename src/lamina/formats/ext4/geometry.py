@@ -2,13 +2,17 @@
 
     block 0     superblock, at byte 1024
     block 1     group descriptors
-                block bitmaps, one block for each group
-                inode bitmaps, likewise
+                block bitmaps, one block for each group, in an order of their own
+                inode bitmaps, one block for each group
                 inode tables, likewise
                 data
 
 Only what is used of that is ever written: a device without data reads as zeros, and flags of the
 group descriptors say so. There are no copies of superblock and descriptors.
+
+Next to the descriptors lie the block bitmaps of high groups, which hardly ever change. It is
+overlaybd-apply that needs that: it writes superblock and descriptors past its buffer, whose blocks
+have 128 KiB, and then the buffer, with the old ones, if it changed anything else in them.
 """
 
 from __future__ import annotations
@@ -55,6 +59,13 @@ class Geometry(NamedTuple):
     inode_tables: int
     table_blocks: int
     data: int
+
+    def block_bitmap(self, group: int) -> int:
+        """Return the block of the block bitmap of a group.
+
+        They descend, but for that of the last group, which is always written: it comes last.
+        """
+        return self.block_bitmaps + (self.groups - 2 - group) % self.groups
 
     @property
     def inodes(self) -> int:

@@ -57,7 +57,7 @@ class Groups:
         if not inodes.bitmaps.exists(group):
             flags |= EXT4_BG_INODE_UNINIT
         data = DESCRIPTOR.pack(
-            places.block_bitmaps + group,
+            places.block_bitmap(group),
             places.inode_bitmaps + group,
             places.inode_tables + group * places.table_blocks,
             space.free[group],

@@ -187,7 +187,7 @@ class Ext4Layers:
             written.append((0, self._groups.first_block()))
         written += [(1 + index, self._groups.block(index)) for index in sorted(descriptors)]
         for group in sorted(block_bitmaps.changed):
-            written.append((places.block_bitmaps + group, bytes(block_bitmaps.bitmap(group))))
+            written.append((places.block_bitmap(group), bytes(block_bitmaps.bitmap(group))))
         for group in sorted(inode_bitmaps.changed):
             written.append((places.inode_bitmaps + group, bytes(inode_bitmaps.bitmap(group))))
         runs = []
