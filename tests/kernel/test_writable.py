@@ -14,12 +14,12 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
-from lamina.errors import FailedPrecondition, NotFound
+from lamina.errors import DataLoss, FailedPrecondition, NotFound
 from lamina.formats.lsmt.layout import About
 from lamina.formats.lsmt.reader import open_layer
 from lamina.formats.lsmt.stack import Stack, export_image
@@ -35,6 +35,7 @@ from lamina.linux import fuse, mountapi
 from lamina.linux.fstrim import trim_filesystem
 from lamina.linux.loop import attached
 from lamina.mount.unmounting import unmount_recursive
+from tests.kernel.test_lazy_failing_disk import ROOM, failing_disk
 from tests.lazy_filler import FACTORY
 from tests.lazy_root import SECONDS, Lazy, attempts
 from tests.trees import describe
@@ -400,6 +401,27 @@ def test_a_full_disk_leaves_a_filesystem_that_can_be_used_again(devices: Devices
     _check_filesystem(path)
     devices.worker.remove(directory)
     unmount_recursive(disk)
+
+
+def test_what_the_disk_has_lost_is_neither_flushed_again_nor_sealed(tmp_path: Path) -> None:
+    with failing_disk(tmp_path) as disk:
+        directory = disk.path / "device"
+        create_writable(directory, SIZE)
+        with closing(WritableDevice(directory, None)) as device:
+            device.write(0, memoryview(b"a" * BLOCK))
+            device.flush()
+            device.write(MIB, memoryview(random.randbytes(2 * ROOM)))
+            for _ in range(2):
+                with pytest.raises(OSError, match=r"Input/output|has lost|No space"):
+                    device.flush()
+            with pytest.raises(OSError, match="has lost"):
+                device.write(0, memoryview(bytes(BLOCK)))
+        disk.mend()
+        device = WritableDevice(directory, None)
+        with closing(device), pytest.raises(OSError, match="has lost"):
+            device.flush()
+        with pytest.raises(DataLoss):
+            seal_writable(directory, tmp_path / "sealed", About())
 
 
 def test_reads_wait_for_what_lies_below_while_writes_go_on(devices: Devices) -> None:
