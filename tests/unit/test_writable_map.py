@@ -10,7 +10,8 @@ import pytest
 
 from lamina.errors import FormatError
 from lamina.lazy.writable import sector_map
-from lamina.lazy.writable.sector_map import REGION, Run, SectorMap, State
+from lamina.lazy.writable.sector_map import REGION, SectorMap
+from lamina.lazy.writable.sector_states import Run, State
 
 LOWER, WRITTEN, ZEROS = State.LOWER, State.WRITTEN, State.ZEROS
 SECTORS = 5 * REGION + 100

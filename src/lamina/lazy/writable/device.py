@@ -22,7 +22,8 @@ from lamina.lazy.writable.directory import (
     sync_directory,
 )
 from lamina.lazy.writable.lower import Lower, read_exactly
-from lamina.lazy.writable.sector_map import SectorMap, State, runs, write_all
+from lamina.lazy.writable.sector_map import SectorMap, write_all
+from lamina.lazy.writable.sector_states import State, runs
 from lamina.linux.fallocate import punch_hole
 
 log = logging.getLogger(__name__)

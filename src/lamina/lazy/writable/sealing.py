@@ -15,7 +15,8 @@ from lamina.formats.lsmt.writer import Written, write_layer
 from lamina.lazy.layer import LayerLock
 from lamina.lazy.sources.file import FileSource
 from lamina.lazy.writable.directory import DATA, DATA_START, MAP, read_device
-from lamina.lazy.writable.sector_map import SectorMap, State
+from lamina.lazy.writable.sector_map import SectorMap
+from lamina.lazy.writable.sector_states import State
 
 
 def seal_writable(

@@ -11,7 +11,6 @@ has data of its own on the disk, whatever the kernel had written of the two file
 
 from __future__ import annotations
 
-import enum
 import errno
 import mmap
 import os
@@ -21,9 +20,21 @@ import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import NamedTuple
 
 from lamina.errors import FormatError
+from lamina.lazy.writable.sector_states import (
+    FRESH_RUNS,
+    REVERT,
+    SEEN,
+    SEEN_ZEROED,
+    SETTLE,
+    WRITE,
+    ZERO,
+    ZERO_TOUCHED,
+    Run,
+    State,
+    runs,
+)
 from lamina.meta.boot import boot_id
 
 FORMAT = "sector map"
@@ -39,53 +50,6 @@ assert _HEADER.size == 64
 _PIECE = 256 * REGION
 _MAP_NORESERVE = 0x4000
 """Of <asm-generic/mman.h>: room for a map that is hardly touched need not be there."""
-
-
-class State(enum.IntEnum):
-    """What a sector is."""
-
-    LOWER = 0
-    """What lies below."""
-    WRITTEN = 1
-    """What the data file has."""
-    ZEROS = 2
-
-
-# Of the file; 0, 1 and 2 are those of `State`, but for a 0 in a region that was zeroed.
-_FRESH = 3
-"""Written since the last flush; what the region says before."""
-_FRESH_ZEROS = 4
-"""Written since the last flush; zeros before."""
-
-
-def _table(**changes: int) -> bytes:
-    return bytes(changes.get(f"_{value}", value) for value in range(256))
-
-
-_WRITE = _table(_0=_FRESH, _2=_FRESH_ZEROS)
-_SETTLE = _table(_3=State.WRITTEN, _4=State.WRITTEN)
-_REVERT = _table(_3=0, _4=State.ZEROS)
-_ZERO = _table(_0=State.ZEROS, _1=State.ZEROS, _3=State.ZEROS, _4=State.ZEROS)
-_ZERO_TOUCHED = _table(_1=State.ZEROS, _3=State.ZEROS, _4=State.ZEROS)
-_SEEN = _SETTLE
-_SEEN_ZEROED = _table(_0=State.ZEROS, _3=State.WRITTEN, _4=State.WRITTEN)
-
-_FRESH_RUNS = re.compile(rb"[\x03\x04]+")
-_RUNS = re.compile(rb"\x00+|\x01+|\x02+")
-
-
-class Run(NamedTuple):
-    """Sectors that are alike: from `first` up to `stop`."""
-
-    first: int
-    stop: int
-    state: int
-
-
-def runs(states: bytes) -> Iterator[Run]:
-    """Yield the runs of what `SectorMap.states` returns, counted from its first sector."""
-    for found in _RUNS.finditer(states):
-        yield Run(found.start(), found.end(), states[found.start()])
 
 
 def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
@@ -152,15 +116,15 @@ class SectorMap:
         """Return the `State` of each sector from `first` up to `stop`; waits for nothing."""
         found = self._bytes[first:stop]
         if not self._has_lower:
-            return found.translate(_SEEN_ZEROED)
+            return found.translate(SEEN_ZEROED)
         regions = range(first // REGION, -(-stop // REGION))
         if not any(self._zeroed[regions.start : regions.stop]):
-            return found.translate(_SEEN)
+            return found.translate(SEEN)
         parts = []
         for region in regions:
             begin = max(region * REGION, first) - first
             part = found[begin : (region + 1) * REGION - first]
-            parts.append(part.translate(_SEEN_ZEROED if self._zeroed[region] else _SEEN))
+            parts.append(part.translate(SEEN_ZEROED if self._zeroed[region] else SEEN))
         return b"".join(parts)
 
     def mark_written(self, first: int, stop: int) -> None:
@@ -170,7 +134,7 @@ class SectorMap:
             OSError: it cannot be written; then nothing has changed.
         """
         with self._lock:
-            if self._change(first, stop, _WRITE):
+            if self._change(first, stop, WRITE):
                 self._note_fresh(range(first, stop))
 
     def mark_zeros(self, first: int, stop: int) -> None:
@@ -185,10 +149,10 @@ class SectorMap:
                 return
             whole = range(-(-first // REGION), stop // REGION)
             if not whole:
-                self._change(first, stop, _ZERO)
+                self._change(first, stop, ZERO)
                 return
-            self._change(first, whole.start * REGION, _ZERO)
-            self._change(whole.stop * REGION, stop, _ZERO)
+            self._change(first, whole.start * REGION, ZERO)
+            self._change(whole.stop * REGION, stop, ZERO)
             self._zero_touched(whole.start * REGION, whole.stop * REGION)
             self._zero_regions(whole)
 
@@ -206,7 +170,7 @@ class SectorMap:
         """
         with self._lock:
             for sectors in fresh:
-                self._change(sectors.start, sectors.stop, _SETTLE)
+                self._change(sectors.start, sectors.stop, SETTLE)
 
     def abandon_flush(self, fresh: list[range]) -> None:
         """Take back what `begin_flush` has returned."""
@@ -300,7 +264,7 @@ class SectorMap:
         region = self._touched.find(1, first // REGION, end)
         while region >= 0:
             begin = region * REGION
-            self._change(max(begin, first), min(begin + REGION, stop), _ZERO_TOUCHED)
+            self._change(max(begin, first), min(begin + REGION, stop), ZERO_TOUCHED)
             region = self._touched.find(1, region + 1, end)
 
     def _zero_regions(self, regions: range) -> None:
@@ -321,7 +285,7 @@ class SectorMap:
         while (position := _data_from(self._fd, position)) < end:
             first = (position - self._base) // REGION * REGION
             piece = os.pread(self._fd, min(_PIECE, self.sectors - first), self._base + first)
-            if revert and (reverted := piece.translate(_REVERT)) != piece:
+            if revert and (reverted := piece.translate(REVERT)) != piece:
                 write_all(self._fd, reverted, self._base + first)
                 piece = reverted
             self._load_piece(first, piece)
@@ -333,7 +297,7 @@ class SectorMap:
             if part.count(0) != len(part):
                 self._touched[(first + begin) // REGION] = 1
                 self._bytes[first + begin : first + begin + len(part)] = part
-        for found in _FRESH_RUNS.finditer(piece):
+        for found in FRESH_RUNS.finditer(piece):
             self._note_fresh(range(first + found.start(), first + found.end()))
 
     def _read_header(self) -> str:
