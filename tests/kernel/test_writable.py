@@ -37,6 +37,8 @@ from lamina.linux.loop import attached
 from lamina.mount.unmounting import unmount_recursive
 from tests.kernel.test_lazy_failing_disk import ROOM, failing_disk
 from tests.lazy_filler import FACTORY
+from tests.lazy_layers import ALONE, make_layer
+from tests.lazy_layers import FACTORY as CACHE_FACTORY
 from tests.lazy_root import SECONDS, Lazy, attempts
 from tests.trees import describe
 
@@ -452,6 +454,32 @@ def test_reads_wait_for_what_lies_below_while_writes_go_on(devices: Devices) -> 
         (lower / "hold").unlink(missing_ok=True)
         os.close(one)
         os.close(two)
+
+
+def test_the_cache_of_a_layer_lies_below(devices: Devices) -> None:
+    layer = make_layer([[200_000]] * 40, ALONE)
+    cache = layer.create(devices.root / "layer")
+    cache.with_suffix(".blob").write_bytes(layer.blob)
+    model = bytearray(layer.content) + bytes(SIZE - len(layer.content))
+    directory = devices.root / "device"
+    create_writable(directory, SIZE, lower=cache, factory=CACHE_FACTORY)
+    path = devices.serve(directory)
+    for number in range(30):
+        at, data = random.randrange(len(layer.content)), random.randbytes(random.randrange(9000))
+        _write(path, data, at)
+        model[at : at + len(data)] = data
+        start = random.randrange(len(layer.content))
+        with path.open("rb", buffering=0) as file:
+            file.seek(start)
+            assert file.read(100_000) == model[start : start + 100_000]
+        if number % 10 == 5:
+            os.kill(devices.worker.status().pid, signal.SIGKILL)
+    devices.worker.wait(cache, SECONDS)
+    devices.worker.remove(cache)
+    os.kill(devices.worker.status().pid, signal.SIGKILL)
+    _drop_caches()
+    assert path.read_bytes() == model
+    assert [one.directory for one in devices.worker.status().layers] == [str(directory)]
 
 
 def test_what_lies_below_stays_and_may_be_shared(devices: Devices) -> None:
