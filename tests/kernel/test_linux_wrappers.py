@@ -15,9 +15,11 @@ import pytest
 from lamina.core.mount import Mount
 from lamina.linux import fsverity, loop, mountapi, openat2, probes
 from lamina.linux.directory import call_in_directory
+from lamina.linux.fallocate import punch_hole
 from lamina.linux.libc import encoded
 from lamina.linux.openat2 import RESOLVE_BENEATH, RESOLVE_IN_ROOT, RESOLVE_NO_SYMLINKS
 from lamina.linux.priority import become_idle
+from lamina.linux.process import become_io_flusher
 from lamina.linux.reflink import clone_file, copy_data
 from lamina.linux.sync import syncfs
 from lamina.linux.userns import in_user_namespace, new_user_namespace
@@ -349,3 +351,33 @@ def test_probe_of_a_filesystem_that_cannot_be_an_upper_directory(tmp_path: Path)
     assert probes.overlay(target) == "Invalid argument"
     assert list(target.iterdir()) == []
     unmount_all(mounts, target)
+
+
+def test_a_thread_becomes_an_io_flusher_and_no_other() -> None:
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    get_io_flusher = 58  # PR_GET_IO_FLUSHER
+    status = Path("/proc/self/status").read_text()
+    capabilities = int(status.partition("CapEff:")[2].split()[0], 16)
+
+    def become() -> int:
+        become_io_flusher()
+        return int(prctl(get_io_flusher, 0, 0, 0, 0))
+
+    with ThreadPoolExecutor(1) as pool:
+        if capabilities >> 24 & 1:  # CAP_SYS_RESOURCE
+            assert pool.submit(become).result() == 1
+            assert prctl(get_io_flusher, 0, 0, 0, 0) == 0
+        else:
+            assert isinstance(pool.submit(become).exception(), PermissionError)
+
+
+def test_a_hole_that_is_punched_is_zeros_and_takes_no_room(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("w+b", buffering=0) as file:
+        file.write(b"x" * MIB)
+        os.fsync(file.fileno())
+        before = os.fstat(file.fileno()).st_blocks
+        punch_hole(file.fileno(), 1000, MIB // 2)
+        found = os.fstat(file.fileno())
+        assert (found.st_size, found.st_blocks < before) == (MIB, True)
+        file.seek(0)
+        assert file.read() == b"x" * 1000 + bytes(MIB // 2) + b"x" * (MIB // 2 - 1000)

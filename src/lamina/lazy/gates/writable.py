@@ -29,7 +29,7 @@ from lamina.linux.process import become_io_flusher
 
 log = logging.getLogger(__name__)
 
-MAX_WRITE = 128 << 10
+MAX_WRITE = 256 << 10
 """Bytes of a write; the kernel cuts larger ones up."""
 SLOT_SIZE = MAX_WRITE + 4096
 SLOT_COUNT = 256
