@@ -66,3 +66,12 @@ def test_other_errors_are_told(tmp_path: Path) -> None:
     assert not slots.is_full
     os.close(directory)
     os.close(memory)
+
+
+def test_no_page_of_a_slot_is_missing_when_it_is_read_into(pipe: tuple[int, int]) -> None:
+    memory = new_memory("test", 1 << 16, 3)
+    slots = Slots(memory, 1 << 16)
+    os.write(pipe[1], _request(1))
+    before = os.fstat(memory).st_blocks
+    assert slots.take(pipe[0]) is not None
+    assert os.fstat(memory).st_blocks - before >= (1 << 16) // 512 - 8  # one was looked at before

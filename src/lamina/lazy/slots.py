@@ -34,6 +34,7 @@ class Slots:
         view = memoryview(self._map)
         self._slots = [view[index * size : (index + 1) * size] for index in range(count)]
         self._readable = [slot[: size - room] for slot in self._slots]
+        self._resident = bytearray(count)
         # Kept as a list whose ends are atomic: a slot that is cleared can be taken at once.
         self._free = [index for index in range(count) if not self._taken(index)]
         self._free.reverse()
@@ -63,6 +64,8 @@ class Slots:
             OSError: of read(2); ENODEV from FUSE says that it is not mounted any more.
         """
         index = self._free.pop()
+        if not self._resident[index]:
+            self._make_resident(index)
         start = len(self._readable[index])
         self._slots[index][start : start + len(note)] = note
         try:
@@ -79,6 +82,16 @@ class Slots:
         """Forget an answered request."""
         _LENGTH.pack_into(self._slots[index], 0, 0)
         self._free.append(index)
+
+    def _make_resident(self, index: int) -> None:
+        """Have this process's pages of a free slot in its page table.
+
+        While read(2) has to bring one there, a kill makes FUSE fail the request with EIO.
+        """
+        slot = self._slots[index]
+        for page in range(0, len(slot), mmap.PAGESIZE):
+            slot[page] = 0
+        self._resident[index] = 1
 
     def _taken(self, index: int) -> bool:
         return bool(_LENGTH.unpack_from(self._slots[index])[0])
