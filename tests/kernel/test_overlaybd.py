@@ -15,7 +15,12 @@ import pytest
 from lamina.core.labels import REMOTE, UNPACKED
 from lamina.core.mount import Mount
 from lamina.core.snapshot import Kind
-from lamina.errors import FailedPrecondition, LaminaError
+from lamina.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    LaminaError,
+    NotImplementedHere,
+)
 from lamina.formats.lsmt.reader import open_layer
 from lamina.formats.overlaybd.trace import Access, write_trace
 from lamina.formats.zfile.layout import Algorithm
@@ -27,6 +32,7 @@ from lamina.lazy_images import LazyImages
 from lamina.linux.mountinfo import mounts_at_or_below
 from lamina.mount import temp_mount, unmount_recursive
 from lamina.snapshotters.lazy_overlay import GATE_LABEL
+from lamina.snapshotters.overlaybd.labels import COMMIT_PATH, VSIZE, WRITABLE
 from lamina.store import Store
 from tests.erofs import Bytes
 from tests.faulty_registry import faulty_registry
@@ -443,6 +449,73 @@ def test_check_finds_what_is_damaged(
     kept.unlink()
     [problem] = engine.fsck()
     assert f"{kept} is gone" in problem.what
+
+
+@pytest.mark.parametrize("mode", ["dir", "dev"])
+@pytest.mark.parametrize("configured", [False, True])
+def test_what_is_written_to_a_device_becomes_a_layer_of_it(
+    open_store: Open,
+    registry: LocalRegistry,
+    tmp_path: Path,
+    layers: list[bytes],
+    mode: str,
+    configured: bool,
+) -> None:
+    store = open_store(more=f'rw_mode = "{mode}"\n' if configured else "")
+    ref = push(registry, overlaybd_image(*layers))
+    pull(store, ref)
+    engine = store.snapshotter("overlaybd")
+    labels = {} if configured else {WRITABLE: mode}
+    mounts = engine.prepare("container", store.launch(ref).chain_id, labels=labels)
+    assert [mount.type for mount in mounts] == ["ext4" if mode == "dev" else "bind"]
+    with temp_mount(mounts, dir=tmp_path) as root:
+        assert read_all(root) == FILES
+        (root / "a").write_text("changed")
+        (root / "text").unlink()
+        (root / "dir/other").write_bytes(noise(500_000, b"4"))
+        with pytest.raises(FailedPrecondition, match="still mounted"):
+            engine.commit("early", "container")
+    with temp_mount(engine.mounts("container"), dir=tmp_path) as root:
+        assert (root / "a").read_text() == "changed"
+    assert engine.usage("container").size >= 500_000
+    engine.commit("committed", "container")
+    expected = FILES | {"a": b"changed", "dir/other": noise(500_000, b"4")}
+    del expected["text"]
+    with temp_mount(engine.view("look", "committed"), dir=tmp_path, read_only=True) as root:
+        assert read_all(root) == expected
+    info = engine.stat("committed")
+    assert Path(info.labels[COMMIT_PATH]).stat().st_size >= 500_000
+    engine.sync()
+    with temp_mount(engine.prepare("next", "committed", labels=labels), dir=tmp_path) as root:
+        (root / "a").write_text("again")
+        assert read_all(root) == expected | {"a": b"again"}
+    engine.remove("look")
+    engine.remove("next")
+    engine.remove("committed")
+    engine.cleanup()
+    assert store.fsck() == []
+
+
+@pytest.mark.parametrize("mode", ["dir", "dev"])
+def test_a_device_is_made_where_nothing_is_below(
+    open_store: Open, tmp_path: Path, mode: str
+) -> None:
+    store = open_store()
+    engine = store.snapshotter("overlaybd")
+    labels = {WRITABLE: mode, VSIZE: "1"}
+    with temp_mount(engine.prepare("first", labels=labels), dir=tmp_path) as root:
+        assert [*root.iterdir()] == []
+        assert os.statvfs(root).f_blocks * os.statvfs(root).f_frsize > 900 << 20
+        writing(FIRST)(root)
+    engine.commit("committed", "first")
+    with temp_mount(engine.view("look", "committed"), dir=tmp_path, read_only=True) as root:
+        assert read_all(root) == FIRST
+    engine.prepare("source", "committed", labels=labels)
+    with pytest.raises(NotImplementedHere, match="writes to a device"):
+        engine.fork("source", "fork")
+    for label, value in ((WRITABLE, "disk"), (VSIZE, "0")):
+        with pytest.raises(InvalidArgument, match=label):
+            engine.prepare("wrong", labels={**labels, label: value})
 
 
 @pytest.mark.runtime

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from lamina.lazy.served import GateName
     from lamina.snapshotters.lazy_overlay import LazyArguments
 
-_GATES = ("auto", "fanotify", "fuse")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LazyConfig(SnapshotterConfig):
@@ -48,8 +46,8 @@ class LazyConfig(SnapshotterConfig):
     def problems(self) -> list[str]:
         """Return what the types do not show."""
         found = []
-        if self.gate not in _GATES:
-            found.append(f"gate: {self.gate!r} is none of {', '.join(_GATES)}")
+        if self.gate not in self.gates():
+            found.append(f"gate: {self.gate!r} is none of {', '.join(self.gates())}")
         if self.fetching_timeout_sec < 1:
             said = f"{self.fetching_timeout_sec} is no number of seconds above 0"
             found.append(f"fetching_timeout_sec: {said}")
@@ -58,6 +56,10 @@ class LazyConfig(SnapshotterConfig):
         except InvalidArgument as error:
             found.append(f"cache_budget: {error}")
         return found
+
+    def gates(self) -> tuple[str, ...]:
+        """Return what `gate` can be."""
+        return ("auto", "fanotify", "fuse")
 
     def budget(self) -> int | None:
         """Return `cache_budget` in bytes.
@@ -100,7 +102,7 @@ def probe(id: str, config: LazyConfig, directory: Path) -> None:
 
 def _gate(config: LazyConfig) -> GateName | None:
     match config.gate:
-        case "fanotify" | "fuse":
+        case "fanotify" | "fuse" | "nbd":
             return config.gate
         case _:
             return None

@@ -17,23 +17,25 @@ A layer that was pulled whole is a file in `fs`, which a device is made of in th
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 import msgspec
 
-from lamina.core.driver import Claimed, LazyFiles, Refused, Snapshot
+from lamina.core.driver import Ability, Claimed, LazyFiles, Refused, Snapshot
 from lamina.core.labels import IMAGE_LAYERS, SNAPSHOT_REF, UNPACKED
 from lamina.core.mount import Mount
-from lamina.core.snapshot import Usage
-from lamina.errors import FailedPrecondition, FormatError, LaminaError
+from lamina.core.snapshot import Kind, Usage
+from lamina.errors import FailedPrecondition, FormatError, LaminaError, NotImplementedHere
 from lamina.formats.overlaybd.annotations import BLOB_DIGEST
 from lamina.snapshotters.directories import make_directory
 from lamina.snapshotters.lazy_access import ACCESS
 from lamina.snapshotters.lazy_overlay import GATE_LABEL, LazyArguments, LazyOverlayDriver
 from lamina.snapshotters.lower_mounts import locked
+from lamina.snapshotters.mappings import mapped_root, mapping_options
 from lamina.snapshotters.overlaybd import labels as told
+from lamina.snapshotters.overlaybd.labels import DEFAULT_FS, Mode
 from lamina.snapshotters.overlaybd.notes import (
     BACKING,
     DEVICE,
@@ -44,6 +46,14 @@ from lamina.snapshotters.overlaybd.notes import (
     LayerNote,
     read_note,
     write_note,
+)
+from lamina.snapshotters.overlaybd.writable import (
+    SEALED,
+    Below,
+    Writables,
+    is_writable,
+    parse_size,
+    written_bytes,
 )
 from lamina.snapshotters.stacked import bind
 from lamina.snapshotters.tree import remove_tree
@@ -56,6 +66,8 @@ _CACHE = "device"
 _POINT = "mnt"
 _SECTOR = 512
 """Bytes of `st_blocks`."""
+DEFAULT_VSIZE = "64"
+"""GiB of a device with nothing below."""
 _NOTES = 4096
 """Notes of layers that are kept in memory."""
 
@@ -74,16 +86,28 @@ class OverlaybdDriver(LazyOverlayDriver):
     Args:
         root: the snapshotter's directory; made when absent.
         prefetches: fetch at once what an acceleration layer names.
+        mode: what Active snapshots change, where their labels do not say; None for a directory,
+            by overlayfs.
         arguments: as for `LazyOverlayDriver`.
     """
 
     factory = "lamina.snapshotters.overlaybd.serving:open_device"
 
     def __init__(
-        self, root: Path, *, prefetches: bool = True, **arguments: Unpack[LazyArguments]
+        self,
+        root: Path,
+        *,
+        prefetches: bool = True,
+        mode: Mode | None = None,
+        **arguments: Unpack[LazyArguments],
     ) -> None:
         super().__init__(root, **arguments)
         self._prefetches = prefetches
+        self._mode = mode
+
+    @functools.cached_property
+    def _writables(self) -> Writables:
+        return Writables(self._worker)
 
     # Where things are
 
@@ -158,7 +182,13 @@ class OverlaybdDriver(LazyOverlayDriver):
         """
         if not _is_of_device(snapshot.labels):
             self._require_device(snapshot.parents)
-        super().create(snapshot)
+        mode = self._mode_of(snapshot)
+        if mode is None:
+            super().create(snapshot)
+            return
+        self.make(snapshot, mapped_root(snapshot.labels))
+        size = parse_size(snapshot.labels.get(told.VSIZE, DEFAULT_VSIZE), told.VSIZE)
+        self._writables.create(self.of(snapshot.id), mode, self._device_below(snapshot), size)
 
     def mounts(self, snapshot: Snapshot) -> list[Mount]:
         """Return one bind mount or one overlay; see `LazyOverlayDriver`.
@@ -167,6 +197,11 @@ class OverlaybdDriver(LazyOverlayDriver):
         """
         if _is_of_device(snapshot.labels):
             return [bind(self.fs(snapshot.id), "rw")]
+        if is_writable(self.of(snapshot.id)):
+            mapping: tuple[str, ...] = ()
+            if Ability.REMAP_IDS in self.abilities:
+                mapping = mapping_options(snapshot.labels)
+            return self._writables.mounts(self.of(snapshot.id), mapping)
         self._require_device(snapshot.parents)
         return super().mounts(snapshot)
 
@@ -203,6 +238,8 @@ class OverlaybdDriver(LazyOverlayDriver):
         Raises:
             LaminaError: it is one that cannot be used where it is.
         """
+        if is_writable(self.of(snapshot.id)):
+            return self._seal_device(snapshot)
         note = self._note_of(snapshot.id) or self._unpacked(snapshot)
         usage = self.usage(snapshot)
         if note is None:
@@ -213,13 +250,43 @@ class OverlaybdDriver(LazyOverlayDriver):
         taken = sum(path.stat().st_blocks for path in files) * _SECTOR
         return Usage(usage.inodes + len(files), usage.size + taken)
 
+    def settle(self, ids: Iterable[int]) -> None:
+        """Remove what layers that are sealed have been made of."""
+        for id in ids:
+            self._writables.settle(self.of(id))
+
+    def usage(self, snapshot: Snapshot) -> Usage:
+        """Measure what a snapshot changes, be it files or blocks."""
+        usage = super().usage(snapshot)
+        return Usage(usage.inodes, usage.size + written_bytes(self.of(snapshot.id)))
+
+    def fork(self, source: Snapshot, target: Snapshot) -> None:
+        """Copy what a snapshot changes, as far as that is files.
+
+        Raises:
+            NotImplementedHere: it is blocks of a device.
+        """
+        if is_writable(self.of(source.id)):
+            hint = "commit it, and prepare two on that"
+            raise NotImplementedHere("fork a snapshot that writes to a device", hint=hint)
+        super().fork(source, target)
+
+    def let_go(self, id: int) -> None:
+        """Have a layer's device served no more, nor one that is written to."""
+        super().let_go(id)
+        self._writables.let_go(self.of(id))
+
     def info_labels(self, id: int) -> Mapping[str, str]:
-        """Return why a layer is not lazy, where it has no device of its own."""
-        shown = super().info_labels(id)
-        note = None if self.is_lazy(id) else self._note_of(id)
-        if note is None or note.kind not in _REASONS:
+        """Return why a layer is not lazy, where it has no device of its own; and its file."""
+        shown = dict(super().info_labels(id))
+        note = self._note_of(id)
+        if note is None:
             return shown
-        return {**shown, UNPACKED: _REASONS[note.kind]}
+        if note.kind == "local":
+            shown[told.COMMIT_PATH] = str(self.of(id) / note.file)
+        if note.kind in _REASONS and not self.is_lazy(id):
+            shown[UNPACKED] = _REASONS[note.kind]
+        return shown
 
     def lazy_layers(self, id: int) -> tuple[LazyFiles, ...]:
         """Return where the data of a layer's device is."""
@@ -246,12 +313,9 @@ class OverlaybdDriver(LazyOverlayDriver):
 
     @functools.cached_property
     def _gate(self) -> GateName:
-        from lamina.lazy.gates.choice import why_not
+        from lamina.lazy.gates.choice import choose_device_gate
 
-        reason = why_not("fuse", self._root)
-        if reason is not None:
-            raise FailedPrecondition("show a device through FUSE in", self._root, hint=reason)
-        return "fuse"
+        return self._wanted_gate or choose_device_gate(self._root)
 
     @functools.cached_property
     def _layer_note(self) -> Callable[[int], LayerNote | None]:
@@ -295,6 +359,46 @@ class OverlaybdDriver(LazyOverlayDriver):
         note = msgspec.structs.replace(found, below=self._below(snapshot.parents))
         write_note(self.of(snapshot.id), LAYER, note)
         return note
+
+    def _mode_of(self, snapshot: Snapshot) -> Mode | None:
+        """Return how a new snapshot is written to; None by overlayfs, or where nobody writes.
+
+        Only what a device is below of, or nothing, can be blocks of one.
+
+        Raises:
+            InvalidArgument: its label says something else.
+        """
+        mode = told.mode_in(snapshot.labels) or self._mode
+        if mode is None or snapshot.kind != Kind.ACTIVE or SNAPSHOT_REF in snapshot.labels:
+            return None
+        stack = self.stack(snapshot.parents)
+        is_device = all(self._layer_note(id) is not None for id in stack) and len(stack) <= 1
+        return mode if is_device else None
+
+    def _device_below(self, snapshot: Snapshot) -> Below | None:
+        for id in self.stack(snapshot.parents):
+            note = self._device_note(id)
+            return Below(self.of(id) / _CACHE, self.factory, note.filesystem, note.size)
+        return None
+
+    def _seal_device(self, snapshot: Snapshot) -> Usage:
+        """Make a layer of what was written to a device; it stays until `settle`."""
+        from lamina.snapshotters.overlaybd.device import opened_stack
+
+        id, directory = snapshot.id, self.of(snapshot.id)
+        below = self._below(snapshot.parents)
+        sealed = self.fs(id) / SEALED
+        if below:
+            with opened_stack([self.of(one) for one in below], self._access) as stack:
+                filesystem = self._device_note(below[-1]).filesystem
+                self._writables.seal(directory, sealed, stack)
+        else:
+            filesystem = DEFAULT_FS
+            self._writables.seal(directory, sealed, None)
+        note = LayerNote("local", below, filesystem, file=f"{self.fs(id).name}/{SEALED}")
+        write_note(directory, LAYER, note)
+        status = sealed.stat()
+        return Usage(1, status.st_blocks * _SECTOR)
 
     def _below(self, parents: tuple[int, ...]) -> tuple[int, ...]:
         """Return the ids of the layers below a new one on its device, the lowest first.
@@ -356,7 +460,8 @@ class OverlaybdDriver(LazyOverlayDriver):
             device = DeviceNote(layers, note.filesystem, stack.size, wanted)
         if self._has_room(id, size) and self._completes:
             expect_all(directory / _CACHE, size)
-        make_directory(self.point(id), 0o755)
+        if not self.point(id).exists():  # or what a killed process, or a writable device, has left
+            make_directory(self.point(id), 0o755)
         write_note(directory, DEVICE, device)
 
     def _undo(self, id: int) -> None:

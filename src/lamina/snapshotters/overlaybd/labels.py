@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from lamina.core.digest import Digest, parse_digest
 from lamina.core.labels import PLAIN_HTTP
@@ -15,6 +15,7 @@ from lamina.formats.overlaybd.annotations import (
     FS_TYPE,
     OLD_TARGET_DIGEST,
     OLD_TARGET_MEDIA_TYPE,
+    PREFIX,
     TARGET_DIGEST,
     TARGET_MEDIA_TYPE,
 )
@@ -24,7 +25,16 @@ _TARGET_DIGESTS = (TARGET_DIGEST, OLD_TARGET_DIGEST)
 _TARGET_TYPES = (TARGET_MEDIA_TYPE, OLD_TARGET_MEDIA_TYPE)
 _IMAGE_REF = "containerd.io/snapshot/image-ref"
 """As the `ctr` of accelerated-container-image sets it."""
+WRITABLE = "containerd.io/snapshot/overlaybd.writable"
+"""On a new snapshot: `dir` or `dev`, so that what it changes is blocks of the device."""
+VSIZE = PREFIX + "vsize"
+"""On a new snapshot with nothing below: GiB of its device."""
+COMMIT_PATH = "containerd.io/snapshot/overlaybd.localcommitpath"
+"""Shown on a layer that is here whole: its file."""
 DEFAULT_FS = "ext4"
+
+Mode = Literal["dir", "dev"]
+"""How a device that is written to is given: mounted on a directory, or as it is."""
 
 
 class Blob(NamedTuple):
@@ -84,6 +94,21 @@ def filesystem_in(labels: Mapping[str, str]) -> str:
     The label may go on with options for mounting and making it, which are for writers.
     """
     return labels.get(FS_TYPE, "").partition(";")[0] or DEFAULT_FS
+
+
+def mode_in(labels: Mapping[str, str]) -> Mode | None:
+    """Return how a new snapshot is to be written to; None where no label says.
+
+    Raises:
+        InvalidArgument: it says something else.
+    """
+    match labels.get(WRITABLE):
+        case None:
+            return None
+        case "dir" | "dev" as mode:
+            return mode
+        case other:
+            raise InvalidArgument(f"label {WRITABLE}", other, hint="it has to be dir, or dev")
 
 
 def _blob(labels: Mapping[str, str], digest: str, size: int) -> Blob:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
 from pathlib import Path
 
@@ -44,11 +46,27 @@ def mount_device(path: str, point: Path, filesystem: str, *options: str) -> None
 
 
 def is_backing(path: str) -> bool:
-    """Tell whether a loop device is bound to a file; not to one that is gone, or cannot be read."""
+    """Tell whether something is mounted from a file, by a loop device, or from a block device.
+
+    Nothing is from one that is gone, or cannot be opened.
+    """
     try:
+        if stat.S_ISBLK(Path(path).stat().st_mode):
+            return not _is_free(path)
         return loop.is_bound(path)
     except OSError:
         return False
+
+
+def _is_free(path: str) -> bool:
+    """Tell whether a block device can be opened for oneself alone, as by mounting it; open(2)."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return False
+    return True
 
 
 def _filesystem(path: str) -> str:

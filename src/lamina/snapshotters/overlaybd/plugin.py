@@ -14,20 +14,43 @@ from lamina.snapshotters.trials import tried
 if TYPE_CHECKING:
     from lamina.core.driver import Driver
     from lamina.snapshotters.overlaybd.driver import OverlaybdDriver
+    from lamina.snapshotters.overlaybd.labels import Mode
 
 ID = "overlaybd"
 
 
+_MODES = ("overlayfs", "dir", "dev")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OverlaybdConfig(LazyConfig):
-    """`[plugins."io.containerd.snapshotter.v1.overlaybd"]`: the keys of all lazy snapshotters."""
+    """`[plugins."io.containerd.snapshotter.v1.overlaybd"]`; see `LazyConfig`.
+
+    Attributes:
+        rw_mode: what Active snapshots change: a directory (`overlayfs`), or blocks of the device,
+            which is given mounted (`dir`) or as it is (`dev`).
+    """
+
+    rw_mode: str = "overlayfs"
+
+    def gates(self) -> tuple[str, ...]:
+        """Return what `gate` can be: a loop device raises no events of fanotify."""
+        return ("auto", "fuse", "nbd")
 
     def problems(self) -> list[str]:
         """Return what the types do not show."""
         found = LazyConfig.problems(self)  # with slots, super() means another class
-        if self.gate == "fanotify":
-            found.append("gate: a loop device raises no events of fanotify: set auto, or fuse")
+        if self.rw_mode not in _MODES:
+            found.append(f"rw_mode: {self.rw_mode!r} is none of {', '.join(_MODES)}")
         return found
+
+    def mode(self) -> Mode | None:
+        """Return `rw_mode`; None for `overlayfs`."""
+        match self.rw_mode:
+            case "dir" | "dev" as mode:
+                return mode
+            case _:
+                return None
 
 
 def _load(config: OverlaybdConfig, root: Path) -> Driver:
@@ -37,7 +60,12 @@ def _load(config: OverlaybdConfig, root: Path) -> Driver:
 def _driver(config: OverlaybdConfig, root: Path) -> OverlaybdDriver:
     from lamina.snapshotters.overlaybd.driver import OverlaybdDriver
 
-    return OverlaybdDriver(root, prefetches=not config.noprefetch, **lazy_arguments(config, root))
+    return OverlaybdDriver(
+        root,
+        prefetches=not config.noprefetch,
+        mode=config.mode(),
+        **lazy_arguments(config, root),
+    )
 
 
 def _check(config: OverlaybdConfig, directory: Path) -> None:
@@ -45,6 +73,10 @@ def _check(config: OverlaybdConfig, directory: Path) -> None:
 
 
 def _probe(config: OverlaybdConfig, directory: Path) -> None:
+    if config.gate == "nbd":
+        require(ID, OVERLAY_MOUNTS, OVERLAY_MOUNTS.probe(directory))
+        require(ID, _NBD, _NBD.probe(directory))
+        return
     for need in NEEDS:
         require(ID, need, need.probe(directory))
 
@@ -55,6 +87,18 @@ def _ext4(directory: Path) -> str | None:
     return tried(probes.ext4_on_loop, directory)
 
 
+def _nbd(directory: Path) -> str | None:
+    from lamina.lazy.gates.choice import why_not
+
+    return why_not("nbd", directory)
+
+
+_NBD = Need(
+    what="network block devices",
+    tried="read a device of a few blocks",
+    probe=_nbd,
+    fix='modprobe nbd, and run as root; or set gate = "auto"',
+)
 NEEDS = (
     OVERLAY_MOUNTS,
     Need(
