@@ -123,6 +123,37 @@ def test_two_of_three_processes_killed_at_once_are_a_wait(
         assert digest.result() == hashlib.sha256(data).hexdigest()
 
 
+@pytest.mark.fuse
+def test_a_worker_whose_holder_was_killed_leaves_the_place_to_its_successors(lazy: Lazy) -> None:
+    data = random.randbytes(MIB)
+    path = lazy.add(lazy.layer("one", data), "fuse")
+    family = lazy.family()
+    while True:
+        os.kill(family.worker, signal.SIGKILL)
+        orphan = _new_worker(lazy, family)
+        os.kill(orphan, signal.SIGSTOP)
+        if not _has_open(orphan, lazy.worker.directory / "worker.lock"):
+            break  # else it was too fast to be overtaken
+        os.kill(orphan, signal.SIGCONT)
+        family = lazy.family(gone={family.worker})
+    os.kill(family.holder, signal.SIGKILL)
+    assert path.read_bytes() == data  # the successor's worker is there
+    os.kill(orphan, signal.SIGCONT)
+    lazy.family(gone={family.holder, family.worker, orphan})
+
+
+def _new_worker(lazy: Lazy, before: Family) -> int:
+    for _ in attempts():
+        for pid, parent in lazy.processes().items():
+            if parent == before.holder and pid not in before:
+                return pid
+    raise AssertionError("no new worker")
+
+
+def _has_open(pid: int, path: Path) -> bool:
+    return any(Path(fd).readlink() == path for fd in Path(f"/proc/{pid}/fd").iterdir())
+
+
 @pytest.mark.parametrize("gate", GATES)
 def test_what_cannot_be_filled_is_eio_and_later_reads_work(lazy: Lazy, gate: GateName) -> None:
     data = random.randbytes(2 * MIB)

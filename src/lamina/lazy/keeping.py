@@ -67,6 +67,12 @@ class Keeper:
         os.close(self.kept.pop(name))
         self._ask({"op": "drop", "name": name}, [])
 
+    def is_superseded(self) -> bool:
+        """Tell whether the holder is dead and another is there, which has a worker of its own."""
+        if self._life is not None and not select.select([self._life], [], [], 0)[0]:
+            return False
+        return holder.is_held(str(self._directory))
+
     def wait(self) -> None:
         """Return when the holder is dead and its locks are free."""
         holder.wait_for_end(self._life)

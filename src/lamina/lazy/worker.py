@@ -31,6 +31,7 @@ LOCK = "worker.lock"
 AGAIN = 75
 """Exit code that asks the holder for a new worker."""
 _LOOK_SECONDS = 0.5
+_PAUSE = 0.005
 
 
 def main(arguments: list[str]) -> int:
@@ -52,7 +53,7 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     keeper = Keeper(json.loads(arguments[2]), directory, worker_command(linger))
     try:
-        _take_lock(directory)
+        _take_lock(directory, keeper)
     except FileNotFoundError:
         return _abandon(keeper, directory)
     objects = GateObjects(keeper, directory)
@@ -67,10 +68,25 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _take_lock(directory: Path) -> None:
-    """Wait until no other worker is left: two must never answer events by their numbers."""
+def _take_lock(directory: Path, keeper: Keeper) -> None:
+    """Wait until no other worker is left: two must never answer events by their numbers.
+
+    A holder that is killed with its worker may have started this one just before: its successor
+    has another, and this process ends.
+    """
     lock = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    while not _locked(lock):
+        if keeper.is_superseded():
+            os._exit(1)
+        time.sleep(_PAUSE)
+
+
+def _locked(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _abandon(keeper: Keeper, directory: Path) -> int:
