@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from lamina.core.labels import GC_ROOT
 from lamina.core.mount import Mount
 from lamina.core.snapshot import Kind, Snapshotter
 from lamina.errors import FailedPrecondition, InvalidArgument, OutOfRange
@@ -20,6 +17,7 @@ from lamina.formats.lsmt.layout import About
 from lamina.formats.lsmt.writer import image_extents
 from lamina.formats.zfile.writer import ZFileOptions
 from lamina.images.snapshot_export import Exported
+from lamina.layer.snapshot_diff import temporary_view
 
 _WHAT = "export the blocks of snapshot"
 
@@ -75,13 +73,8 @@ def _viewed(snapshotter: Snapshotter, key: str) -> Iterator[list[Mount]]:
     if kind == Kind.VIEW:
         yield snapshotter.mounts(key)
         return
-    view = f"export-{secrets.token_hex(6)} {key}"
-    # A daemon's collector would take it away under our feet.
-    found = snapshotter.view(view, key, labels={GC_ROOT: datetime.now(UTC).isoformat()})
-    try:
-        yield found
-    finally:
-        snapshotter.remove(view)
+    with temporary_view(snapshotter, key) as mounts:
+        yield mounts
 
 
 def _source(mounts: list[Mount], key: str) -> Path:

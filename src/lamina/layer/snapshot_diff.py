@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from lamina.core.labels import GC_ROOT
+from lamina.core.mount import Mount
 from lamina.core.snapshot import Kind, Snapshotter
 from lamina.formats.compression import Compression
 from lamina.layer.diff import Diff, write_diff, write_upper_diff
@@ -82,11 +83,24 @@ def mounted_snapshot(snapshotter: Snapshotter, key: str, mounts: Path) -> Iterat
         with temp_mount(snapshotter.mounts(key), dir=mounts, read_only=True) as path:
             yield path
         return
-    view = f"diff-{secrets.token_hex(6)} {key}"
-    # A daemon's collector would take it away under our feet.
+    with (
+        temporary_view(snapshotter, key) as found,
+        temp_mount(found, dir=mounts, read_only=True) as path,
+    ):
+        yield path
+
+
+@contextmanager
+def temporary_view(snapshotter: Snapshotter, key: str) -> Iterator[list[Mount]]:
+    """Make a View of a Committed snapshot for the body, and yield its mounts.
+
+    Raises:
+        NotFound: no such snapshot.
+    """
+    view = f"view-{secrets.token_hex(6)} {key}"
+    # A daemon's collector would take it away during the body.
     found = snapshotter.view(view, key, labels={GC_ROOT: datetime.now(UTC).isoformat()})
     try:
-        with temp_mount(found, dir=mounts, read_only=True) as path:
-            yield path
+        yield found
     finally:
         snapshotter.remove(view)
