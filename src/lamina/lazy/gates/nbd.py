@@ -113,7 +113,7 @@ class NbdGate:
 
 
 class _Link:
-    """A device, and what is kept of it: our end of the connection, its memory, the device itself.
+    """A device, and what is kept of it: this end of the connection, its memory, the device itself.
 
     Args:
         keeper: keeps it.
@@ -209,7 +209,7 @@ class _Link:
         self._keeper.keep(self._memory, memory)
 
     def _make_connection(self) -> socket.socket:
-        """Have our end of a new connection kept; return the kernel's."""
+        """Have this end of a new connection kept; return the kernel's."""
         self._drop(self._socket)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._keeper.keep(self._socket, ours.detach())
