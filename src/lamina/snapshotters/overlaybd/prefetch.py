@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
+from itertools import chain, islice
 from pathlib import Path
 
 from lamina.errors import LaminaError
@@ -81,38 +82,45 @@ def _want(cache: Path, ranges: Iterable[_Range]) -> None:
 
 
 def _listed(point: Path, priorities: Iterable[Priority]) -> Iterator[_Range]:
-    left = _MAX_FILES
-    for priority in priorities:
-        for path in _files(point, priority):
-            if not left:
-                return
-            left -= 1
-            yield from _ranges(point, path)
+    root = os.open(point, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        paths = chain.from_iterable(paths_of(root, priority) for priority in priorities)
+        for path in islice(paths, _MAX_FILES):
+            yield from _ranges(root, path)
+    finally:
+        os.close(root)
 
 
-def _files(point: Path, priority: Priority) -> Iterator[str]:
-    """Yield the paths of a line, relative to where the device is mounted."""
+def paths_of(root: int, priority: Priority) -> Iterator[str]:
+    """Yield the paths of a line of a list, relative to the directory that is open as `root`.
+
+    A directory that only a symbolic link leads to has none: it may be one of the host.
+    """
     name = os.fsdecode(priority.path).lstrip("/")
     if not priority.tree:
         yield name
         return
-    for directory, _, names in os.walk(point / name):
-        for each in sorted(names):
-            yield os.path.relpath(Path(directory, each), point)
+    try:
+        top = openat2(name or ".", os.O_PATH | os.O_DIRECTORY, dir_fd=root, resolve=_RESOLVE)
+    except OSError:
+        return
+    try:
+        start = f"/proc/self/fd/{top}"
+        for directory, _, names in os.walk(start):
+            inside = Path(name, os.path.relpath(directory, start))
+            for each in sorted(names):
+                yield str(inside / each)
+    finally:
+        os.close(top)
 
 
-def _ranges(point: Path, path: str) -> list[_Range]:
+def _ranges(root: int, path: str) -> list[_Range]:
     """Return where on the device a regular file is; nothing for what is none, or not there."""
-    root = os.open(point, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         # A list may name a device or a pipe, which nobody is to open.
-        handle = openat2(
-            path, os.O_PATH, dir_fd=root, resolve=RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
-        )
+        handle = openat2(path, os.O_PATH, dir_fd=root, resolve=_RESOLVE)
     except OSError:
         return []
-    finally:
-        os.close(root)
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             return []
