@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import random
 import shutil
@@ -21,16 +22,25 @@ from pathlib import Path
 
 import pytest
 
+from lamina.config import load
 from lamina.core.mount import Mount
 from lamina.errors import LaminaError
+from lamina.formats.ext4.layers import Ext4Layers
+from lamina.formats.lsmt.layout import About
+from lamina.formats.lsmt.writer import write_layer
+from lamina.formats.zfile.envelope import wrapped
 from lamina.lazy.checks import digest_of
 from lamina.lazy.gates.choice import choose_device_gate, why_not
 from lamina.lazy.layer import LayerFile, create_layer
 from lamina.lazy.sources.description import FileDescription
+from lamina.lazy.sources.file import FileSource
 from lamina.lazy.table import Header
 from lamina.lazy.unit import Check, Codec, Piece, Unit
 from lamina.linux.blockdev import device_size
-from lamina.mount import mount_all, unmount
+from lamina.mount import mount_all, temp_mount, unmount
+from lamina.store import Store
+from tests.fixtures_stargz import end_worker
+from tests.images import tar
 from tests.lazy_layers import FACTORY
 from tests.lazy_root import Lazy
 
@@ -224,3 +234,40 @@ def test_removed_layers_and_dead_roots_free_their_devices(
         assert add(lazy, layer).read_bytes() == image.read_bytes()
         lazy.worker.remove(layer)
     wait_until(lambda: not lazy.processes() and not connected())
+
+
+def test_device_of_overlaybd_layers_is_mounted_from_it(tmp_path: Path) -> None:
+    files = {"a": b"first", "dir/file": random.randbytes(3 * MIB)}
+    blob = io.BytesIO()
+    with (tmp_path / "spool").open("w+b") as spool:
+        applied = Ext4Layers(64 * MIB, spool).apply(iter([tar({"dir/": None, **files})]))
+        spool.flush()
+        with contextlib.closing(FileSource(tmp_path / "spool")) as source, wrapped(blob):
+            write_layer(blob, applied.extents, [source], About(64 * MIB))
+    config = tmp_path / "config.toml"
+    name = "io.containerd.snapshotter.v1.overlaybd"
+    config.write_text(f'version = 3\n[plugins."{name}"]\ngate = "nbd"\n')
+    root = tmp_path / "root"
+    root.mkdir()
+    with Store(root, config=load(config)) as store:
+        engine = store.snapshotter("overlaybd")
+        with temp_mount(engine.prepare("extract"), dir=tmp_path) as at:
+            (at / "overlaybd.commit").write_bytes(blob.getvalue())
+        engine.commit("layer", "extract")
+        found: dict[str, bytes] = {}
+        while not found:
+            try:
+                mounts = engine.view("look", "layer")
+            except LaminaError:
+                continue  # starting the worker takes its time here
+            with temp_mount(mounts, dir=tmp_path, read_only=True) as at:
+                found = {each: (at / each).read_bytes() for each in files}
+        assert found == files
+        assert "/dev/nbd" in Path("/proc/self/mountinfo").read_text()
+        engine.remove("look")
+        engine.remove("layer")
+        engine.cleanup()
+        assert [*(engine.root / "snapshots").iterdir()] == []
+    assert "/dev/nbd" not in Path("/proc/self/mountinfo").read_text()
+    end_worker(root)
+    wait_until(lambda: not connected())

@@ -18,7 +18,7 @@ import msgspec
 from lamina.core.mount import Mount
 from lamina.errors import FailedPrecondition, InvalidArgument
 from lamina.snapshotters.directories import make_directory
-from lamina.snapshotters.lower_mounts import mount_once, unmount_all
+from lamina.snapshotters.lower_mounts import is_mounted, is_older, locked, mount_once, unmount_all
 from lamina.snapshotters.overlaybd.labels import DEFAULT_FS, Mode
 from lamina.snapshotters.overlaybd.mounting import is_backing
 from lamina.snapshotters.overlaybd.notes import read_note, write_note
@@ -115,6 +115,10 @@ class Writables:
         if note.mode == "dev":
             return [Mount(note.filesystem, str(path), options=("rw", *_options(note), "loop"))]
         mount_once(point, lambda: self._mount(note, path, point))
+        if is_older(point, path.parent):  # everybody who served that one was killed
+            with locked(point):
+                if is_older(point, path.parent):
+                    self._mount(note, path, point)
         return [bind(point, *options, "rw")]
 
     def seal(self, directory: Path, target: Path, below: Stack | None) -> None:
