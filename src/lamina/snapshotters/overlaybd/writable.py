@@ -18,7 +18,7 @@ import msgspec
 from lamina.core.mount import Mount
 from lamina.errors import FailedPrecondition, InvalidArgument
 from lamina.snapshotters.directories import make_directory
-from lamina.snapshotters.lower_mounts import is_mounted, is_older, locked, mount_once, unmount_all
+from lamina.snapshotters.lower_mounts import is_older, locked, mount_once, unmount_all
 from lamina.snapshotters.overlaybd.labels import DEFAULT_FS, Mode
 from lamina.snapshotters.overlaybd.mounting import is_backing
 from lamina.snapshotters.overlaybd.notes import read_note, write_note
