@@ -1,8 +1,9 @@
-"""Drivers whose overlays stand on lazy layers: what stargz and nydus have in common.
+"""Drivers whose overlays stand on lazy layers: what stargz, nydus and overlaybd share.
 
-A lazy layer is an EROFS image with everything but the data of its files, and a cache for each of
-the image's devices, which have the data as far as it was fetched (`lamina.lazy`). It is mounted
-when something is to stand on it. Layers that are not lazy are directories, as overlayfs has them.
+A lazy layer is metadata, as a rule an EROFS image with everything but the data of its files, and a
+cache for each of its devices, which have the data as far as it was fetched (`lamina.lazy`). It is
+mounted when something is to stand on it. Layers that are not lazy are directories, as overlayfs has
+them.
 
     ROOT/snapshots/ID   as `OverlayStackDriver` has it, and what the driver has besides
     ROOT/lazy           the worker that fetches what is read
