@@ -58,8 +58,8 @@ _OPTIONS = (
     click.option(
         "--bs",
         type=click.Choice(["4", "8", "16", "32", "64"]),
-        help="Size in KiB of the blocks of an overlaybd image that are compressed; 64 is refused "
-        "where data cannot be.  [default: 4]",
+        help="Size in KiB of the blocks of an overlaybd image that are compressed; with 64, data "
+        "that does not compress is an error.  [default: 4]",
     ),
     click.option(
         "--vsize",

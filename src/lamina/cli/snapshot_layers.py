@@ -100,7 +100,8 @@ def _keep(app: App, write: Callable[..., Diff], ref: str | None, labels: Mapping
     type=click.Choice(["4", "8", "16", "32", "64"]),
     default="4",
     show_default=True,
-    help="Size in KiB of the blocks that are compressed; 64 is refused where data cannot be.",
+    help="Size in KiB of the blocks that are compressed; with 64, data that does not compress is "
+    "an error.",
 )
 @click.option(
     "--vsize",
