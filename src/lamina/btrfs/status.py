@@ -8,11 +8,10 @@ from typing import NamedTuple
 
 from lamina.btrfs.record import Quota, Record
 from lamina.btrfs.volume import TYPE, Volume, mount_of, quota_of
+from lamina.core.disk_usage import disk_bytes
 from lamina.errors import NotFound
 from lamina.linux.mountinfo import MountInfo
 from lamina.provision.snapshots import RecordedSnapshots
-
-_SECTOR = 512
 
 
 class FileReport(NamedTuple):
@@ -95,7 +94,7 @@ def read_status(record: Record | None, place: Path) -> Report:
         FileReport(
             volume.file,
             file.st_size if file else record.size,
-            file.st_blocks * _SECTOR if file else 0,
+            disk_bytes(file) if file else 0,
         ),
         None if own is None else _space(volume.place, volume.place, own, volume.users()),
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lamina.core.cancel import check_cancelled
 from lamina.core.digest import Digest
+from lamina.core.disk_usage import disk_bytes
 from lamina.errors import Aborted
 from lamina.formats.compression import Compression, compressor
 from lamina.formats.tar import END_OF_ARCHIVE, Entry, Type, header, padding
@@ -22,8 +23,6 @@ from lamina.layer.node import Node, look, next_data, next_hole
 
 _PART = 256 << 10
 _SECOND = 1_000_000_000
-_SECTOR = 512
-"""Unit of `st_blocks`."""
 _MAX_PIECES = 4096
 """Of a sparse file; readers have a limit for the map, and a file in more pieces has few holes."""
 _TYPES = {
@@ -301,7 +300,7 @@ class ChangeWriter:
 def _without_holes(fd: int, entry: Entry) -> Entry:
     """Return the entry with a map of its data, if the file has holes that are worth it."""
     status = os.fstat(fd)
-    if status.st_blocks * _SECTOR >= entry.size:
+    if disk_bytes(status) >= entry.size:
         return entry
     pieces: list[tuple[int, int]] = []
     start = next_data(fd, 0)

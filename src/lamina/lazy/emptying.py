@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from lamina.core.disk_usage import disk_bytes
 from lamina.lazy.layer import DATA, MAP, LayerLock
 
 _NEW = "data.new"
-_SECTOR = 512
-"""Bytes of `st_blocks`."""
 
 
 def allocated(directory: Path) -> int:
     """Return the bytes of the disk that a layer's files take, 0 if there is none."""
     try:
         with os.scandir(directory) as entries:
-            return sum(entry.stat(follow_symlinks=False).st_blocks for entry in entries) * _SECTOR
+            return sum(disk_bytes(entry.stat(follow_symlinks=False)) for entry in entries)
     except FileNotFoundError:
         return 0
 

@@ -22,6 +22,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypedDict, cast
 
+from lamina.core.disk_usage import disk_bytes
 from lamina.core.driver import Ability, LazyFiles, Refused, Shrunk, Snapshot
 from lamina.core.labels import UNPACKED
 from lamina.core.mount import Mount
@@ -48,8 +49,6 @@ _DIRECT = "noatime"
 _NO_ACCESS = Access()
 _RELEASE_SECONDS, _LOOK_SECONDS = 1.0, 0.02
 """How long the kernel may take to close the files of what was just unmounted."""
-_SECTOR = 512
-"""Bytes of `st_blocks`."""
 
 
 class LazyArguments(TypedDict, total=False):
@@ -190,7 +189,7 @@ class LazyOverlayDriver(OverlayStackDriver):
         """Measure; a lazy layer is what it takes now, and grows."""
         if not self.is_lazy(snapshot.id):
             return super().seal(snapshot)
-        return Usage(2, self.image(snapshot.id).stat().st_blocks * _SECTOR)
+        return Usage(2, disk_bytes(self.image(snapshot.id).stat()))
 
     def destroy(self, id: int) -> None:
         """Unmount a lazy layer and let go of it; remove the directory.

@@ -7,12 +7,12 @@ import os
 from pathlib import Path
 
 from lamina.core.cancel import check_cancelled
+from lamina.core.disk_usage import disk_bytes
 from lamina.core.units import format_size
 from lamina.errors import ResourceExhausted
 from lamina.linux.reflink import clone_file, copy_data
 
 _NO_REFLINK = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.ENOSYS})
-_SECTOR = 512
 _CHUNK = 64 << 10
 _ZEROS = bytes(_CHUNK)
 
@@ -96,7 +96,7 @@ def _require_space(source: os.stat_result, target_fd: int, target: Path) -> None
     """Refuse a copy that cannot fit, so that a full disk is not filled to the last block first."""
     there = os.fstatvfs(target_fd)
     free = there.f_bavail * there.f_frsize
-    needed = source.st_blocks * _SECTOR
+    needed = disk_bytes(source)
     if needed > free:
         raise ResourceExhausted(
             f"copy {format_size(needed)} to {target}: its disk has {format_size(free)} left",

@@ -16,6 +16,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from lamina.core.disk_usage import disk_bytes
 from lamina.core.driver import Ability, Snapshot
 from lamina.core.mount import Mount
 from lamina.core.snapshot import EMPTY_LABELS, Kind, Usage
@@ -32,7 +33,6 @@ from lamina.snapshotters.sizes import asked_size, is_extraction
 log = logging.getLogger(__name__)
 
 _STORED = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
-_SECTOR = 512
 _IDMAPPED = frozenset({"ext4", "xfs"})
 """Filesystems that can be mounted with id maps (>= 5.12)."""
 
@@ -197,4 +197,4 @@ class BlockfileDriver:
         return "ext4" if family == "ext" else family
 
     def _allocated(self, id: int) -> int:
-        return self.of(id).stat().st_blocks * _SECTOR
+        return disk_bytes(self.of(id).stat())

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lamina.core.disk_usage import disk_bytes
 from lamina.core.driver import Ability, Snapshot
 from lamina.core.mount import Mount
 from lamina.core.snapshot import Kind, Usage
@@ -39,8 +40,6 @@ IMAGE = "layer.erofs"
 MARK = ".erofslayer"
 _NEW = "layer.erofs.new"
 _GONE = "it is gone; `lamina fsck --repair` tells how to have the layer again"
-_SECTOR = 512
-"""Bytes of `st_blocks`."""
 
 
 class ErofsDriver(OverlayStackDriver):
@@ -122,8 +121,7 @@ class ErofsDriver(OverlayStackDriver):
             seal(image)  # before it is immutable, which could not be sealed
         if self._immutable:
             protect(image)
-        status = image.stat()
-        return Usage(1, status.st_blocks * _SECTOR)
+        return Usage(1, disk_bytes(image.stat()))
 
     def settle(self, ids: Iterable[int]) -> None:
         """Remove the upper directory's content, which the image has, and the work directory."""

@@ -23,6 +23,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
+from lamina.core.disk_usage import disk_bytes
 from lamina.core.driver import Claimed, Refused, Snapshot
 from lamina.core.labels import SNAPSHOT_REF
 from lamina.core.problem import Problem
@@ -53,8 +54,6 @@ IMAGE = "layer.erofs"
 _NEW_IMAGE = "layer.new"
 _BOOTSTRAP = "layer.boot"
 _POINT = "mnt"
-_SECTOR = 512
-"""Bytes of `st_blocks`."""
 
 
 class NydusDriver(LazyOverlayDriver):
@@ -165,7 +164,7 @@ class NydusDriver(LazyOverlayDriver):
         except BaseException:
             self._undo(snapshot.id)
             raise
-        size = self.image(snapshot.id).stat().st_blocks * _SECTOR
+        size = disk_bytes(self.image(snapshot.id).stat())
         return Usage(usage.inodes + 1, usage.size + size)
 
     def let_go(self, id: int) -> None:
