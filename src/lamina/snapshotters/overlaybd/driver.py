@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Unpack
 
 import msgspec
 
+from lamina.core.disk_usage import disk_bytes
 from lamina.core.driver import Ability, Claimed, LazyFiles, Refused, Snapshot
 from lamina.core.labels import IMAGE_LAYERS, SNAPSHOT_REF, UNPACKED
 from lamina.core.mount import Mount
@@ -64,8 +65,6 @@ if TYPE_CHECKING:
 
 _CACHE = "device"
 _POINT = "mnt"
-_SECTOR = 512
-"""Bytes of `st_blocks`."""
 DEFAULT_VSIZE = "64"
 """GiB of a device with nothing below."""
 _NOTES = 4096
@@ -247,7 +246,7 @@ class OverlaybdDriver(LazyOverlayDriver):
         if note.kind != "remote" and _is_topmost(snapshot.labels):
             self._prepare_image(snapshot, note)
         files = [path for path in self.of(snapshot.id).iterdir() if path.is_file()]
-        taken = sum(path.stat().st_blocks for path in files) * _SECTOR
+        taken = sum(disk_bytes(path.stat()) for path in files)
         return Usage(usage.inodes + len(files), usage.size + taken)
 
     def settle(self, ids: Iterable[int]) -> None:
@@ -397,8 +396,7 @@ class OverlaybdDriver(LazyOverlayDriver):
             self._writables.seal(directory, sealed, None)
         note = LayerNote("local", below, filesystem, file=f"{self.fs(id).name}/{SEALED}")
         write_note(directory, LAYER, note)
-        status = sealed.stat()
-        return Usage(1, status.st_blocks * _SECTOR)
+        return Usage(1, disk_bytes(sealed.stat()))
 
     def _below(self, parents: tuple[int, ...]) -> tuple[int, ...]:
         """Return the ids of the layers below a new one on its device, the lowest first.
