@@ -36,7 +36,7 @@ def hard_image(*, sparse: bool = True) -> tuple[Layer, ...]:
     `sparse` is whether a file has holes, in a way that Go's reader of archives refuses.
     """
     base = Archive()
-    for name in ("etc", "opaque", "gone", "again", "becomes-file", "links"):
+    for name in ("etc", "opaque", "gone", "again", "renewed", "becomes-file", "links"):
         base.dir(name)
     base.dir("tmp", 0o1777).dir("home", 0o750, uid=1000, gid=1000)
     base.file("bin", b"#!/bin/sh\n" * 10_000, 0o4755, mtime=1_500_000_000.125)
@@ -48,10 +48,13 @@ def hard_image(*, sparse: bool = True) -> tuple[Layer, ...]:
     base.entry("home/pipe", b"6", mode=0o600)
     base.entry("home/null", b"3", mode=0o666, devmajor=1, devminor=3)
     base.entry("home/disk", b"4", mode=0o660, devmajor=259, devminor=70_000)
-    for name in ("opaque/old", "gone/a", "again/old", "becomes-file/inside", "becomes-directory"):
+    for name in ("opaque/old", "gone/a", "again/old", "renewed/old", "becomes-file/inside"):
         base.file(name, name)
+    base.file("becomes-directory", "becomes-directory")
     base.file("links/a", b"linked").link("links/b", "links/a").link("links/c", "links/a")
     base.file("links/same1", b"alike").file("links/same2", b"alike")
+    # The file has what the last of its names says.
+    base.file("links/first", b"first", 0o600).link("links/last", "links/first", uid=7, mtime=77)
     holes = {"GNU.sparse.map": "1048576,4096,4194304,4096", "GNU.sparse.size": str(8 << 20)}
     if sparse:
         base.file("sparse", b"s" * 8192, pax_headers=holes)
@@ -59,6 +62,7 @@ def hard_image(*, sparse: bool = True) -> tuple[Layer, ...]:
     changes = Archive()
     changes.file(".wh.gone").dir("opaque", 0o700).file("opaque/.wh..wh..opq").file("opaque/new")
     changes.file(".wh.again").file("becomes-file", b"a file now")
+    changes.file(".wh.renewed").dir("renewed").file("renewed/new")
     changes.dir("becomes-directory").file("becomes-directory/inside", b"inside")
     # The name alone goes its own way; the bytes, the size and the time stay.
     changes.file("links/b", b"linked")
@@ -71,7 +75,14 @@ def hard_image(*, sparse: bool = True) -> tuple[Layer, ...]:
     times.dir("again", mtime=7).file("again/new", b"back").dir("gone", 0o711)
     times.file("links/c", b"LINKED").file("bin", b"#!/bin/xx\n" * 10_000, 0o755)
 
-    last = Archive().dir("implied/").file("implied/deep/er/file", b"deep").file("empty")
+    # Unpacking leaves the root as it is.
+    last = (
+        Archive()
+        .dir(".", 0o711, uid=7, mtime=8)
+        .dir("implied/")
+        .file("implied/deep/er/file", b"deep")
+        .file("empty")
+    )
     return layer(base), layer(changes), layer(times), layer(last)
 
 

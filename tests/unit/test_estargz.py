@@ -280,13 +280,34 @@ def test_inodes_have_what_their_entries_say() -> None:
     assert root.children[b"n"].rdev == os.makedev(1, 300)
 
 
+def test_file_has_what_its_last_link_says() -> None:
+    values = {name: base64.b64encode(name.encode()).decode() for name in ("user.a", "user.b")}
+    tree = tree_of(
+        {"name": "f", "type": "reg", "mode": 0o600, "xattrs": {"user.a": values["user.a"]}},
+        {"name": "h1", "type": "hardlink", "linkName": "f", "mode": 0o4640, "uid": 3, "gid": 4,
+         "modtime": "1970-01-01T00:00:07Z", "xattrs": {"user.b": values["user.b"]}},
+        {"name": "h2", "type": "hardlink", "linkName": "f"},
+        {"name": "l", "type": "symlink", "linkName": "f", "uid": 1},
+        {"name": "l2", "type": "hardlink", "linkName": "l", "mode": 0o640, "uid": 2},
+    )  # fmt: skip
+    f, link = tree.root.children[b"f"], tree.root.children[b"l"]
+    assert (f.mode, f.uid, f.gid, f.mtime) == (stat.S_IFREG | 0o4640, 3, 4, 7_000_000_000)
+    assert f.xattrs == {b"user.a": b"user.a", b"user.b": b"user.b"}
+    assert (link.mode, link.uid) == (stat.S_IFLNK | 0o777, 2)
+
+
 def test_deletions_become_those_of_overlayfs() -> None:
     tree = tree_of(
         {"name": "d/.wh.gone", "type": "reg", "uid": 3},
         {"name": "d/.wh.kept", "type": "reg"},
         {"name": "d/kept", "type": "reg"},
         {"name": "e/.wh..wh..opq", "type": "reg"},
+        {"name": ".wh.new", "type": "reg"},
+        {"name": "new", "type": "dir"},
+        {"name": "new/file", "type": "reg"},
     )
+    new = tree.root.children[b"new"]
+    assert (new.xattrs, sorted(new.children)) == ({OPAQUE: b"y"}, [b"file"])
     d, e = tree.root.children[b"d"], tree.root.children[b"e"]
     assert sorted(d.children) == [b"gone", b"kept"]
     gone = d.children[b"gone"]

@@ -163,6 +163,7 @@ class _Builder:
         for path, index in self._links.items():
             inode = resolved.get(path) or self._linked(path, resolved)
             self.directories.put(index, self._entries[index], path, inode)
+            _take_over(inode, index, self._entries[index])
         for path, index in self._deletions.items():
             self._delete(path, index)
 
@@ -244,7 +245,11 @@ class _Builder:
             directory.xattrs = {**directory.xattrs, self._opaque: b"y"}
             return
         name = deleted_name(base, index)
-        if name is not None and name not in directory.children:
+        there = directory.children.get(name or b"")
+        if there is not None and there.is_directory:
+            # It is new, and has nothing of what is below.
+            there.xattrs = {**there.xattrs, self._opaque: b"y"}
+        elif name is not None and there is None:
             mtime = _mtime(entry)
             directory.children[name] = Inode(
                 stat.S_IFCHR, entry.uid, entry.gid, mtime, children=NO_CHILDREN
@@ -273,6 +278,21 @@ def _inode(index: int, entry: TocEntry) -> Inode:
     return inode
 
 
+def _take_over(inode: Inode, index: int, entry: TocEntry) -> None:
+    """Give a file what the entry of one more name of it says, as unpacking does.
+
+    Some tables say nothing there.
+    """
+    if entry.modtime is None and not entry.mode:
+        return
+    if not stat.S_ISLNK(inode.mode):
+        inode.mode = stat.S_IFMT(inode.mode) | entry.mode & 0o7777
+    inode.uid, inode.gid, inode.mtime = entry.uid, entry.gid, _mtime(entry)
+    if entry.xattrs and stat.S_ISREG(inode.mode):
+        inode.xattrs = {**inode.xattrs, **_xattrs(index, entry, entry.xattrs)}
+        _require_room(index, entry, inode.xattrs)
+
+
 def _xattrs(index: int, entry: TocEntry, given: dict[str, bytes]) -> dict[bytes, bytes]:
     kept: dict[bytes, bytes] = {}
     for text, value in given.items():
@@ -283,16 +303,20 @@ def _xattrs(index: int, entry: TocEntry, given: dict[str, bytes]) -> dict[bytes,
             )
         if not _is_left_out(entry, name):
             kept[name] = value
-    if encoded_size(kept) > MAX_XATTRS:
-        raise entry_error(index, entry, "xattrs", f"at most {MAX_XATTRS} bytes", len(kept))
+    _require_room(index, entry, kept)
     return kept
+
+
+def _require_room(index: int, entry: TocEntry, xattrs: dict[bytes, bytes]) -> None:
+    if encoded_size(xattrs) > MAX_XATTRS:
+        raise entry_error(index, entry, "xattrs", f"at most {MAX_XATTRS} bytes", len(xattrs))
 
 
 def _is_left_out(entry: TocEntry, name: bytes) -> bool:
     """Tell whether an attribute is none that Linux would let a layer set, as of other systems."""
     if name.startswith(_STEERING) or split_name(name) is None:
         return True
-    return name.startswith(b"user.") and entry.type not in {"dir", "reg"}
+    return name.startswith(b"user.") and entry.type not in {"dir", "reg", "hardlink"}
 
 
 def _extents(start: int, size: int) -> Sequence[Extent]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import stat
 from array import array
 from pathlib import Path
 from typing import NamedTuple
 
 from lamina.core.digest import parse_digest
-from lamina.formats.erofs.tree import BLOCK
+from lamina.formats.erofs.tree import BLOCK, Inode
 from lamina.formats.erofs.writer import Device, write_image
 from lamina.formats.estargz.tree import LayerTree, to_tree
 from lamina.lazy.layer import LayerFile, create_layer
@@ -47,6 +48,7 @@ def read_contents(access: Access, origin: Origin, verification: Verification) ->
         source = open_source(access, blob)
         toc, checked = read_layer_toc(access, origin, source, verification)
     tree = to_tree(toc, opaque_xattr=_OPAQUE, require_digests=checked)
+    _leave_as_unpacked(tree.root)
     return Contents(blob, Codec.ZSTD if toc.is_zstd else Codec.GZIP, tree)
 
 
@@ -66,6 +68,15 @@ def make_cache(contents: Contents, directory: Path, gate: str) -> None:
     units = UnitColumns(*columns[:5], codecs, *columns[5:8], checks, columns.digests)
     header = Header(contents.blob.size, contents.tree.cache_size)
     create_layer(directory, LayerFile(contents.blob, gate), header, units)
+
+
+def _leave_as_unpacked(root: Inode) -> None:
+    """Make the root of a layer what it is where the layer is unpacked, whatever its entry says.
+
+    As containerd's, unpacking passes over that: the root is a snapshot's own directory.
+    """
+    root.mode, root.uid, root.gid, root.mtime = stat.S_IFDIR | 0o755, 0, 0, 0
+    root.xattrs = {name: value for name, value in root.xattrs.items() if name == _OPAQUE}
 
 
 def _size(access: Access, origin: Origin) -> int:
