@@ -32,12 +32,17 @@ from lamina.images.registry.cancel import Cancel
 from lamina.mount import temp_mount
 from lamina.snapshotters.engine import Engine
 from lamina.snapshotters.native.driver import NativeDriver
+from lamina.store import Store
+from tests import hard_image
+from tests.archives import Archive
 from tests.fixtures_registry import LocalRegistry
+from tests.hard_image import chain, load_image, names, tree
 from tests.images import OCI_INDEX, ImageFiles, Layer, image, index
 from tests.roots import SMALL, SNAPSHOTTERS, Root, small_files, three_layers
 
 pytest_plugins = ["tests.fixtures_registry"]
 pytestmark = [pytest.mark.root, pytest.mark.overlay, pytest.mark.registry]
+EROFS = pytest.mark.erofs
 
 
 @pytest.fixture
@@ -61,6 +66,21 @@ def root(open_root: Callable[..., Root]) -> Root:
 def push(registry: LocalRegistry, files: ImageFiles, name: str = "test", tag: str = "1") -> str:
     registry.push(files.manifest, files.blobs, name, tag)
     return f"{registry.host}/{name}:{tag}"
+
+
+@pytest.mark.parametrize("name", ["overlayfs", "native", pytest.param("erofs", marks=EROFS)])
+def test_directory_that_no_entry_describes_looks_as_below(root_dir: Path, name: str) -> None:
+    """Also where all layers are unpacked at once, and what is below is not there yet."""
+    base = Archive().dir("tmp", 0o1777, uid=3, gid=4).dir("home").dir("home/user", 0o700, uid=1000)
+    above = [Archive().file("tmp/a", b"a").file("home/user/a", b"a"), Archive().file("tmp/b", b"b")]
+    root_dir.mkdir(mode=0o711)
+    with Store(root_dir) as store:
+        load_image(store, name, *map(hard_image.layer, (base, *above)))
+        found = tree(store, name, chain(store)[-1])
+        assert names(store, name) == set(chain(store))
+    assert (found["tmp"].mode, found["tmp"].owner) == ("drwxrwxrwt", (3, 4))
+    assert (found["home/user"].mode, found["home/user"].owner) == ("drwx------", (1000, 0))
+    assert {"tmp/a", "tmp/b", "home/user/a"} <= found.keys()
 
 
 @pytest.mark.parametrize("name", SNAPSHOTTERS)

@@ -70,6 +70,7 @@ class Layer:
 
     Attributes:
         origin: labels that say where it comes from, for a snapshotter that wants to know.
+        implied: as of `Applied`.
     """
 
     position: int
@@ -80,6 +81,7 @@ class Layer:
     key: str = ""
     download: Download | None = None
     origin: Mapping[str, str] = field(default_factory=dict)
+    implied: bool = False
     held: ExitStack = field(default_factory=ExitStack)
 
     @property

@@ -8,6 +8,8 @@ only committed.
 
 Where the driver can rebase, extraction snapshots are prepared without parent and all layers unpack
 at the same time; commits still follow the layers' order, each naming the one below as its parent.
+A layer that uses directories without describing them takes them from those below, and so it is
+extracted again, on top of them, when they are there.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lamina.core.digest import Digest
 from lamina.core.labels import GC_REF_SNAPSHOT, UNCOMPRESSED
 from lamina.core.mount import Mount
 from lamina.errors import Cancelled, DigestMismatch, InvalidArgument, LaminaError
@@ -165,7 +168,11 @@ class Unpacker(Extractor):
                     future.add_done_callback(failed)
                 for layer, future in zip(layers, futures, strict=True):
                     future.result()
-                    self._commit(layer, layer.below or "")
+                    if layer.implied and layer.below:
+                        self._extract_again(layer, layer.below)
+                        self._commit(layer, "")
+                    else:
+                        self._commit(layer, layer.below or "")
             except BaseException as error:
                 self._cancel.set()
                 if isinstance(error, Cancelled) and first_error:
@@ -180,6 +187,11 @@ class Unpacker(Extractor):
         if mounts and not mounts[-1].read_only:
             [layer.download] = self._downloads([layer])
         self._fill(layer, mounts, rebase=layer.below is not None)
+
+    def _extract_again(self, layer: Layer, below: Digest) -> None:
+        self._discard(layer)
+        layer.key = ""
+        self._fill(layer, self._prepare(layer, below), rebase=False)
 
     def _downloads(self, layers: Sequence[Layer]) -> list[Download]:
         return self._fetcher.layers([layer.descriptor for layer in layers])
@@ -197,6 +209,7 @@ class Unpacker(Extractor):
                     stack.enter_context(watched_writes(mounts, path))
                 target = LayerTarget(path)
             applied = self._apply(layer, layer.download, target)
+        layer.implied = applied.implied
         self._store.content.label(layer.descriptor.digest, {UNCOMPRESSED: applied.diff_id})
         self._progress.update(event(layer.descriptor, Stage.UNPACKED, layer.descriptor.size))
 

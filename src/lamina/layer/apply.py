@@ -79,7 +79,8 @@ def apply_layer(
         stack.callback(applier.close)
         applier.run(TarReader(stream))
         stream.drain()
-        return Applied(hashed.digest, hashed.size, applier.entries, tuple(applier.warnings))
+        warnings = tuple(applier.warnings)
+        return Applied(hashed.digest, hashed.size, applier.entries, warnings, applier.implied)
 
 
 def _open_root(stack: ExitStack, path: os.PathLike[str]) -> int:
@@ -94,6 +95,7 @@ class _Applier:
     Attributes:
         entries: members seen so far.
         warnings: what was left out; the first few only.
+        implied: as of `Applied`.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class _Applier:
     ) -> None:
         self.entries = 0
         self.warnings: list[str] = []
+        self.implied = False
         self._parents = parents
         self._limits = limits
         self._tree = Tree(root_fd, self._directory_implied)
@@ -322,6 +325,7 @@ class _Applier:
 
     def _directory_implied(self, fd: int, path: bytes) -> None:
         """Make a directory that the archive only implies look as the lower layers have it."""
+        self.implied |= not self._parents
         for parent in self._parents:
             flags = os.O_RDONLY | os.O_DIRECTORY
             resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS

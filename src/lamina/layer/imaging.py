@@ -81,18 +81,19 @@ def write_layer_image(
     with ExitStack() as stack:
         hashed = HashedChunks(chunks, max_bytes=limits.max_bytes, ahead=ahead)
         stream = ChunkStream(stack.enter_context(hashed))
+        lower = _Lower(stack, target.parents)
         image = image_from_tar(
             stream,
             out,
             max_entries=limits.max_entries,
             max_bytes=limits.max_bytes,
             uuid=_uuid(diff_id),
-            implied=_Lower(stack, target.parents).directory,
+            implied=lower.directory,
             root=_root(target.root),
             whiteouts=target.overlay_whiteouts,
         )
         stream.drain()
-        return Applied(hashed.digest, hashed.size, image.entries, image.warnings)
+        return Applied(hashed.digest, hashed.size, image.entries, image.warnings, lower.is_missing)
 
 
 def _uuid(diff_id: Digest | None) -> bytes:
@@ -108,9 +109,10 @@ def _root(directory: Path) -> Inode:
 
 
 class _Lower:
-    """Directories of the layers below, nearest first."""
+    """Directories of the layers below, nearest first; `is_missing` when none was there to ask."""
 
     def __init__(self, stack: ExitStack, layers: Sequence[Path]) -> None:
+        self.is_missing = False
         self._layers = []
         for path in layers:
             fd = os.open(path, _DIRECTORY | os.O_CLOEXEC)
@@ -122,6 +124,7 @@ class _Lower:
 
         None where none has it, or it is something else.
         """
+        self.is_missing |= not self._layers
         for layer in self._layers:
             try:
                 fd = openat2(path, _DIRECTORY, dir_fd=layer, resolve=_BENEATH)

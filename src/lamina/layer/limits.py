@@ -32,9 +32,12 @@ class Applied:
         size: length of that stream in bytes.
         entries: members of the archive.
         warnings: what was left out, as sentences; the first few only.
+        implied: it uses directories without describing them, and no lower layer was there to tell
+            how they look.
     """
 
     diff_id: Digest
     size: int
     entries: int
     warnings: tuple[str, ...] = ()
+    implied: bool = False

@@ -74,7 +74,8 @@ def encode_applied(applied: Applied) -> dict[str, Any]:
 
 def decode_applied(value: dict[str, Any]) -> Applied:
     """Return the result that `encode_applied` was given."""
-    return Applied(value["diff_id"], value["size"], value["entries"], tuple(value["warnings"]))
+    warnings = tuple(value["warnings"])
+    return Applied(value["diff_id"], value["size"], value["entries"], warnings, value["implied"])
 
 
 def encode_error(error: LaminaError) -> dict[str, Any]:
