@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,8 @@ from lamina.snapshotters.lazy_plugin import NEEDS
 from lamina.snapshotters.stargz.plugin import StargzConfig
 from lamina.snapshotters.stargz.toc import LAYER_OF_TOC
 from lamina.store import Store
+from tests import hard_image
+from tests.archives import Archive
 from tests.erofs import Bytes
 from tests.estargz import make_chunked_blob, outsource
 from tests.fixtures_containers import Machine
@@ -215,6 +218,23 @@ def test_layer_whose_table_of_contents_is_not_found_is_unpacked(
     assert [REMOTE in info.labels for info in infos] == [False, False]
     assert all(said in info.labels[REASON_LABEL] for info in infos)
     assert read_all(store, ref, tmp_path) == ALL
+
+
+def test_directories_without_entry_look_as_below(
+    open_store: Callable[..., Store], registry: LocalRegistry, tmp_path: Path
+) -> None:
+    store = open_store()
+    base = hard_image.layer(Archive().dir("tmp", 0o1777, uid=3, gid=4))
+    files = image(base, stargz_layer({"tmp/a": b"a"}), stargz_layer({"tmp/b": b"b"}))
+    ref = push(registry, files)
+    store.pull(ref, snapshotter="stargz", plain_http=True)
+    engine = store.snapshotter("stargz")
+    assert sorted(REMOTE in info.labels for info in engine.walk()) == [False, True, True]
+    with temp_mount(engine.view("look", top(store, ref)), dir=tmp_path, read_only=True) as root:
+        status = (root / "tmp").stat()
+        assert sorted(path.name for path in (root / "tmp").iterdir()) == ["a", "b"]
+    engine.remove("look")
+    assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) == (0o1777, 3, 4)
 
 
 def test_layer_whose_worker_cannot_be_started_is_unpacked(

@@ -61,9 +61,9 @@ class Bytes:
         return self.data[offset : offset + length]
 
 
-def tree_of(*entries: dict[str, Any], data_end: int = 1 << 28) -> LayerTree:
+def tree_of(*entries: dict[str, Any], data_end: int = 1 << 28, **options: Any) -> LayerTree:
     data = json.dumps({"version": 1, "entries": entries}).encode()
-    return to_tree(parse_toc(data, data_end, is_zstd=False), opaque_xattr=OPAQUE)
+    return to_tree(parse_toc(data, data_end, is_zstd=False), opaque_xattr=OPAQUE, **options)
 
 
 def reg(name: str, size: int, offset: int, **more: Any) -> dict[str, Any]:
@@ -278,6 +278,22 @@ def test_inodes_have_what_their_entries_say() -> None:
     assert root.children[b"h2"] is f
     assert (root.children[b"l"].target, root.children[b"l"].mtime) == (b"../x", 0)
     assert root.children[b"n"].rdev == os.makedev(1, 300)
+
+
+def test_directories_without_entry_look_as_below() -> None:
+    lower = Inode(stat.S_IFDIR | 0o1777, 3, 4, 5, xattrs={b"user.a": b"a", OPAQUE: b"y"})
+    tree = tree_of(
+        {"name": "tmp/file", "type": "reg"},
+        {"name": "tmp/deep/file", "type": "reg"},
+        {"name": "own/file", "type": "reg"},
+        {"name": "own", "type": "dir", "mode": 0o700},
+        implied={b"tmp": lower, b"own": lower}.get,
+    )
+    found = tree.root.children
+    tmp, own = found[b"tmp"], found[b"own"]
+    assert (tmp.mode, tmp.uid, tmp.gid, tmp.mtime) == (lower.mode, 3, 4, 5)
+    assert (tmp.xattrs, sorted(tmp.children)) == ({b"user.a": b"a"}, [b"deep", b"file"])
+    assert (tmp.children[b"deep"].mode, own.mode) == (stat.S_IFDIR | 0o755, stat.S_IFDIR | 0o700)
 
 
 def test_file_has_what_its_last_link_says() -> None:

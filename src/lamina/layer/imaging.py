@@ -5,11 +5,10 @@ What the archive means is the same as where it is extracted: see `lamina.formats
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -21,11 +20,10 @@ from lamina.formats.erofs.tree import Inode
 from lamina.formats.stream import ChunkStream
 from lamina.layer.faults import EXHAUSTED
 from lamina.layer.limits import Applied, LayerLimits
+from lamina.layer.lower import LowerLayers
 from lamina.layer.pipeline import HashedChunks
 from lamina.layer.target import LayerTarget
-from lamina.linux.openat2 import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _UUID_SIZE = 16
 
 
@@ -81,7 +79,7 @@ def write_layer_image(
     with ExitStack() as stack:
         hashed = HashedChunks(chunks, max_bytes=limits.max_bytes, ahead=ahead)
         stream = ChunkStream(stack.enter_context(hashed))
-        lower = _Lower(stack, target.parents)
+        lower = LowerLayers(stack, target.parents)
         image = image_from_tar(
             stream,
             out,
@@ -106,45 +104,3 @@ def _root(directory: Path) -> Inode:
     status = directory.stat()
     mode = stat.S_IFDIR | stat.S_IMODE(status.st_mode)
     return Inode(mode, status.st_uid, status.st_gid, status.st_mtime_ns)
-
-
-class _Lower:
-    """Directories of the layers below, nearest first; `is_missing` when none was there to ask."""
-
-    def __init__(self, stack: ExitStack, layers: Sequence[Path]) -> None:
-        self.is_missing = False
-        self._layers = []
-        for path in layers:
-            fd = os.open(path, _DIRECTORY | os.O_CLOEXEC)
-            stack.callback(os.close, fd)
-            self._layers.append(fd)
-
-    def directory(self, path: bytes) -> Inode | None:
-        """Return a directory as the first layer has it that has anything there, without children.
-
-        None where none has it, or it is something else.
-        """
-        self.is_missing |= not self._layers
-        for layer in self._layers:
-            try:
-                fd = openat2(path, _DIRECTORY, dir_fd=layer, resolve=_BENEATH)
-            except OSError as error:
-                if error.errno == errno.ENOENT:
-                    continue
-                if error.errno in {errno.ENOTDIR, errno.ELOOP}:
-                    return None
-                raise
-            try:
-                return _described(fd)
-            finally:
-                os.close(fd)
-        return None
-
-
-_BENEATH = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
-
-
-def _described(fd: int) -> Inode:
-    status = os.fstat(fd)
-    xattrs = {os.fsencode(name): os.getxattr(fd, name) for name in os.listxattr(fd)}
-    return Inode(status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns, xattrs=xattrs)

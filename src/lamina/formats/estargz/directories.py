@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Iterator
 
 from lamina.errors import FormatError
 from lamina.formats.erofs.layout import MAX_NAME
@@ -78,6 +79,10 @@ class Directories:
             directory = self._imply(index, entry, above)
         self._last = above, directory
         return directory
+
+    def implied(self) -> Iterator[tuple[bytes, Inode]]:
+        """Yield the directories that no entry describes, with their paths; not the root."""
+        return ((path, self._paths[path]) for path in self._implied)
 
     def _imply(self, index: int, entry: TocEntry, path: bytes) -> Inode:
         """Make a directory, and those above it that are missing."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -55,16 +55,24 @@ class LayerTree(NamedTuple):
     prefetch: int | None
 
 
-def to_tree(toc: Toc, *, opaque_xattr: bytes, require_digests: bool = True) -> LayerTree:
+def to_tree(
+    toc: Toc,
+    *,
+    opaque_xattr: bytes,
+    require_digests: bool = True,
+    implied: Callable[[bytes], Inode | None] | None = None,
+) -> LayerTree:
     """Make the inodes of a layer.
 
     Deletions become overlayfs's own: a character device 0/0, and `opaque_xattr` = `y`. Directories
-    that no entry describes belong to root, with mode 0755. Landmarks and the TOC are left out.
+    that no entry describes are as `implied` says. Landmarks and the TOC are left out.
 
     Args:
         toc: as `read_toc` returns it.
         opaque_xattr: `trusted.overlay.opaque` or `user.overlay.opaque`.
         require_digests: False for a legacy stargz, whose data cannot be verified.
+        implied: asked, by path, for the owner, mode, time and attributes of directories that no
+            entry describes; otherwise they belong to root, with mode 0755.
 
     Raises:
         FormatError: the TOC breaks a rule; names the entry and the field.
@@ -73,6 +81,9 @@ def to_tree(toc: Toc, *, opaque_xattr: bytes, require_digests: bool = True) -> L
     for index, entry in enumerate(toc.entries):
         builder.add(index, entry)
     builder.finish()
+    if implied is not None:
+        for path, directory in builder.directories.implied():
+            _look_as(directory, implied(path))
     units, size = _lay_out(toc, builder, require_digests)
     return LayerTree(builder.directories.root, units, size, builder.prefetch)
 
@@ -276,6 +287,16 @@ def _inode(index: int, entry: TocEntry) -> Inode:
     if entry.xattrs:
         inode.xattrs = _xattrs(index, entry, entry.xattrs)
     return inode
+
+
+def _look_as(directory: Inode, lower: Inode | None) -> None:
+    """Give a directory what one of a lower layer has, but for what steers an overlay there."""
+    if lower is None:
+        return
+    directory.mode, directory.uid, directory.gid = lower.mode, lower.uid, lower.gid
+    directory.mtime = lower.mtime
+    kept = {name: v for name, v in lower.xattrs.items() if not name.startswith(_STEERING)}
+    directory.xattrs = {**kept, **directory.xattrs}
 
 
 def _take_over(inode: Inode, index: int, entry: TocEntry) -> None:

@@ -12,7 +12,6 @@ A layer that cannot be lazy is unpacked to `fs`, and the reason is told in `unpa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -82,7 +81,7 @@ class StargzDriver(LazyOverlayDriver):
             origin = origin_of(snapshot.labels)
             if origin is None:
                 return self._refuse(snapshot.id, "its labels do not say which image it is of")
-            self._make_lazy(snapshot.id, origin, snapshot.labels)
+            self._make_lazy(snapshot, origin)
         except BaseException as error:
             self._undo(snapshot.id)
             if isinstance(error, FormatError):
@@ -92,18 +91,21 @@ class StargzDriver(LazyOverlayDriver):
             raise
         return Claimed({GATE_LABEL: self._gate})
 
-    def _make_lazy(self, id: int, origin: Origin, labels: Mapping[str, str]) -> None:
+    def _make_lazy(self, snapshot: Snapshot, origin: Origin) -> None:
         # Only those who claim need the formats.
         from lamina.snapshotters import lazy_eviction
         from lamina.snapshotters.stargz import layer, prefetch
 
+        id = snapshot.id
         access = self._access._replace(plain_http=origin.plain_http)
-        contents = layer.read_contents(access, origin, self._verification)
+        # Lazy ones are mounted since `create`.
+        below = [self.lower(parent) for parent in snapshot.parents]
+        contents = layer.read_contents(access, origin, self._verification, below)
         directory = self.of(id)
         access.write(directory)
         layer.make_cache(contents, directory / CACHE, self._gate)
         prefetching = self._prefetching or prefetch.Prefetching()
-        first = prefetch.first_bytes(prefetching, contents.tree.prefetch, labels)
+        first = prefetch.first_bytes(prefetching, contents.tree.prefetch, snapshot.labels)
         prefetch.want_first(contents.tree, directory / CACHE, first)
         layer.write_metadata(contents, self.image(id))
         size = contents.tree.cache_size

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import stat
 from array import array
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +13,7 @@ from lamina.core.digest import parse_digest
 from lamina.formats.erofs.tree import BLOCK, Inode
 from lamina.formats.erofs.writer import Device, write_image
 from lamina.formats.estargz.tree import LayerTree, to_tree
+from lamina.layer.lower import LowerLayers
 from lamina.lazy.layer import LayerFile, create_layer
 from lamina.lazy.sources.description import RegistryDescription
 from lamina.lazy.table import Header, UnitColumns
@@ -37,8 +40,16 @@ class Contents(NamedTuple):
     tree: LayerTree
 
 
-def read_contents(access: Access, origin: Origin, verification: Verification) -> Contents:
+def read_contents(
+    access: Access, origin: Origin, verification: Verification, below: Sequence[Path]
+) -> Contents:
     """Read and check the table of contents.
+
+    Args:
+        access: how to reach the registry.
+        origin: which blob it is in.
+        verification: what the configuration lets pass.
+        below: lower directories, nearest first, that tell of directories without an entry.
 
     Raises:
         FormatError, DigestMismatch, FailedPrecondition, LaminaError: as `read_layer_toc`.
@@ -47,7 +58,9 @@ def read_contents(access: Access, origin: Origin, verification: Verification) ->
         blob = RegistryDescription(origin.reference, origin.digest, _size(access, origin))
         source = open_source(access, blob)
         toc, checked = read_layer_toc(access, origin, source, verification)
-    tree = to_tree(toc, opaque_xattr=_OPAQUE, require_digests=checked)
+    with ExitStack() as stack:
+        lower = LowerLayers(stack, below)
+        tree = to_tree(toc, opaque_xattr=_OPAQUE, require_digests=checked, implied=lower.directory)
     _leave_as_unpacked(tree.root)
     return Contents(blob, Codec.ZSTD if toc.is_zstd else Codec.GZIP, tree)
 
