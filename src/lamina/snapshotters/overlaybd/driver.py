@@ -226,7 +226,7 @@ class OverlaybdDriver(LazyOverlayDriver):
             self._undo(snapshot.id)
             if isinstance(error, FormatError):
                 return self._refuse(snapshot.id, f"it is no overlaybd layer ({error})")
-            if isinstance(error, LaminaError):
+            if isinstance(error, LaminaError | OSError):
                 self._note(snapshot.id, str(error))
             raise
         return Claimed({GATE_LABEL: self._gate})
