@@ -496,6 +496,26 @@ def test_what_is_written_to_a_device_becomes_a_layer_of_it(
     assert store.fsck() == []
 
 
+def test_writable_device_is_mounted_anew_when_all_who_served_it_were_killed(
+    open_store: Open, registry: LocalRegistry, tmp_path: Path, root_dir: Path, layers: list[bytes]
+) -> None:
+    store = open_store()
+    ref = push(registry, overlaybd_image(*layers))
+    pull(store, ref)
+    engine = store.snapshotter("overlaybd")
+    mounts = engine.prepare("container", store.launch(ref).chain_id, labels={WRITABLE: "dir"})
+    with temp_mount(mounts, dir=tmp_path) as root:
+        (root / "a").write_text("changed")
+        os.sync()
+        os.kill(worker(store).status().pid, signal.SIGKILL)
+        (root / "dir/new").write_text("changed too")
+        os.sync()
+        assert (root / "text").read_bytes() == FILES["text"]
+    end_worker(root_dir)
+    with temp_mount(engine.mounts("container"), dir=tmp_path) as root:
+        assert read_all(root) == FILES | {"a": b"changed", "dir/new": b"changed too"}
+
+
 @pytest.mark.parametrize("mode", ["dir", "dev"])
 def test_a_device_is_made_where_nothing_is_below(
     open_store: Open, tmp_path: Path, mode: str

@@ -8,6 +8,7 @@ ROOT/snapshots/ID/fs             the layer, once committed
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,8 +18,15 @@ import msgspec
 
 from lamina.core.mount import Mount
 from lamina.errors import FailedPrecondition, InvalidArgument
+from lamina.linux.fstrim import trim_filesystem
 from lamina.snapshotters.directories import make_directory
-from lamina.snapshotters.lower_mounts import is_older, locked, mount_once, unmount_all
+from lamina.snapshotters.lower_mounts import (
+    is_mounted,
+    is_older,
+    locked,
+    mount_once,
+    unmount_all,
+)
 from lamina.snapshotters.overlaybd.labels import DEFAULT_FS, Mode
 from lamina.snapshotters.overlaybd.mounting import is_backing
 from lamina.snapshotters.overlaybd.notes import read_note, write_note
@@ -137,6 +145,9 @@ class Writables:
         from lamina.formats.lsmt.layout import About
         from lamina.lazy.writable.sealing import seal_writable
 
+        if is_mounted(directory / "mnt"):
+            with contextlib.suppress(OSError):  # the layer is larger then, and right
+                trim_filesystem(directory / "mnt")
         self.let_go(directory)
         about = About(parent_uuid=below.layers[-1].about.uuid) if below else About()
         seal_writable(directory / _DEVICE, target, about, below=below)
