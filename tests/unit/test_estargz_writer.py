@@ -88,13 +88,19 @@ def test_all_that_a_header_says(tmp_path: Path, format: BlobFormat) -> None:
     tar = tar_of(
         node("./", Type.DIRECTORY, mode=0o711, mtime=7 * SECOND),
         node("d/", Type.DIRECTORY, mode=0o1777, uid=1, gid=2, mtime=1_500_000_000),
-        file(
-            "d/f", b"data", mode=0o4755, uid=70000, gid=3_000_000, mtime=3 * SECOND, xattrs=xattrs
-        ),
+        file("d/f", b"data", xattrs=xattrs),
         file(long, b"y" * 600),
         file("empty", mode=0),
         node("s", Type.SYMLINK, linkname=b"../\xc3\xbc", mode=0o777),
-        node("h", Type.HARD_LINK, linkname=b"/d/f"),
+        node(
+            "h",
+            Type.HARD_LINK,
+            linkname=b"/d/f",
+            mode=0o4755,
+            uid=70000,
+            gid=3_000_000,
+            mtime=3 * SECOND,
+        ),
         node("c", Type.CHAR, devmajor=5, devminor=700, mode=0o620),
         node("b", Type.BLOCK, devmajor=1, devminor=2),
         node("p", Type.FIFO, mode=0o600),
