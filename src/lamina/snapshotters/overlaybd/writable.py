@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -42,7 +42,6 @@ SEALED = "overlaybd.sealed"
 
 _NOTE, _DEVICE = "writable.json", "writable"
 _GIB = 1 << 30
-_SECTOR = 512
 _RELEASE_SECONDS, _LOOK_SECONDS = 5.0, 0.02
 """How long the kernel may take to let go of a loop device, which it flushes before."""
 
@@ -184,10 +183,11 @@ class Writables:
 
     def _make_filesystem(self, place: Path, size: int) -> None:
         from lamina.formats.ext4.layers import Ext4Layers
+        from lamina.formats.tar import END_OF_ARCHIVE
 
         path = self._worker.add_writable(place)
         with path.open("r+b") as device:
-            Ext4Layers(size, device).apply(_empty_tar())
+            Ext4Layers(size, device).apply(iter([END_OF_ARCHIVE]))
 
 
 def is_writable(directory: Path) -> bool:
@@ -215,10 +215,6 @@ def parse_size(text: str, label: str) -> int:
 
 def _options(note: WritableNote) -> tuple[str, ...]:
     return ("discard",) if note.filesystem == "ext4" else ("nouuid", "discard")
-
-
-def _empty_tar() -> Iterator[bytes]:
-    yield bytes(2 * _SECTOR)
 
 
 def _require_note(directory: Path) -> WritableNote:
