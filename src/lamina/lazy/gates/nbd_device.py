@@ -57,7 +57,7 @@ class Link(Protocol):
 
     @property
     def connection(self) -> int:
-        """Our end of it; the descriptor is another one when there was a new connection."""
+        """The end that answers; the descriptor is another one when there was a new connection."""
         ...
 
     @property
