@@ -19,7 +19,6 @@ from lamina.snapshotters.lazy_overlay import REASON_LABEL
 from tests.containerd.test_cri import image_filesystem
 from tests.containerd.test_proxy import COUNT, Client
 from tests.fixtures_containerd import Containerd, config_version, started
-from tests.fixtures_containers import wait_for
 from tests.fixtures_peer import (
     BIG,
     FORMATS,
@@ -31,15 +30,11 @@ from tests.fixtures_peer import (
 )
 from tests.fixtures_registry import LocalRegistry, running_registry
 from tests.fixtures_serve import (
-    CRI_PLUGINS,
-    Serve,
-    documented,
-    localised,
     serving,
 )
 from tests.fixtures_stargz import annotated, end_worker, stargz_layer
 from tests.images import Layer, image
-from tests.isolation import mount_points
+from tests.lazy_serve import NAME, LazyServe
 from tests.unit.test_registry_real import HTPASSWD
 
 pytestmark = [
@@ -51,22 +46,8 @@ pytestmark = [
     pytest.mark.fuse,
 ]
 
-GC_SECONDS = 30.0
 LOGIN = "user:pass:word"
 """Whom HTPASSWD lets in."""
-NAME = "images.test"
-"""A registry's name that only `config_path` makes a host of."""
-CONFIG = """version = 3
-[plugins."io.containerd.snapshotter.v1.stargz"]
-config_path = "{certs}"
-docker_config = "{docker_config}"
-no_background_fetch = true
-"""
-HOSTS = """server = "{url}"
-[host."{url}"]
-capabilities = ["pull", "resolve"]
-"""
-"""1.6 takes a file without a table of hosts for a broken one."""
 
 
 class Request(NamedTuple):
@@ -77,36 +58,18 @@ class Request(NamedTuple):
     sent: int
 
 
-class Node:
-    """A containerd that uses Lamina, and a registry of which both know by its name alone."""
+class Node(LazyServe):
+    """One with an image that stargz-snapshotter's own tools have made."""
 
     def __init__(self, directory: Path, registry: LocalRegistry, image: PeerImage) -> None:
-        self.certs = directory / "certs.d"
-        (self.certs / NAME).mkdir(parents=True)
-        (self.certs / NAME / "hosts.toml").write_text(HOSTS.format(url=f"http://{registry.host}"))
-        self.docker_config = directory / "docker.json"
+        super().__init__(directory, "stargz", registry)
         self.reference = f"{NAME}/{PEER_NAME}"
         self.layers = {str(layer["digest"]): int(str(layer["size"])) for layer in image.layers}
-        config = CONFIG.format(certs=self.certs, docker_config=self.docker_config)
-        self.serve = Serve(directory / "s", config)
-        self.storage = self.serve.root / "io.containerd.snapshotter.v1.stargz"
-        self._registry = registry
-
-    def containerd(self, directory: Path, *, cri: bool = False) -> Containerd:
-        version = config_version()
-        name = "containerd 2.x" if version == 3 else "containerd 1.6 and 1.7"
-        config = localised(documented(f"stargz with {name}"), self.serve, directory / "root")
-        config = config.replace("/etc/containerd/certs.d", str(self.certs))
-        if not cri:
-            top = f"version = {version}\n"
-            off = f"{top}disabled_plugins = {json.dumps(CRI_PLUGINS[version])}\n"
-            config = config.replace(top, off)
-        return Containerd(directory, config=config)
 
     def requests(self) -> list[Request]:
         """Return what the registry has logged of requests for layers."""
         line = re.compile(r'"GET \S+/blobs/([^ ?]+)\S* HTTP/1.1" 20[06] (\d+) "[^"]*" "([^"]*)"')
-        found = line.findall(self._registry.log.read_text())
+        found = line.findall(self.registry.log.read_text())
         requests = [Request(digest, agent, int(sent)) for digest, sent, agent in found]
         return [request for request in requests if request.digest in self.layers]
 
@@ -120,23 +83,9 @@ class Node:
         assert all(request.agent.startswith("lamina/") for request in requests), requests
         assert sum(request.sent for request in requests) < sum(self.layers.values()) / 4
 
-    def infos(self) -> list[dict[str, dict[str, str]]]:
-        """Return what Lamina knows of each snapshot."""
-        option = ("--snapshotter", "stargz")
-        names = [each["Name"] for each in self.serve.snapshots("stargz")]
-        command = self.serve.command
-        return [command.json("snapshots", *option, "info", name, "--json") for name in names]
-
     def assert_all_removed(self, containerd: Containerd) -> None:
         containerd.ctr("images", "rm", "--sync", self.reference)
         self.assert_all_gone()
-
-    def assert_all_gone(self) -> None:
-        wait_for(lambda: self.serve.snapshots("stargz") == [], seconds=GC_SECONDS)
-        snapshots = self.storage / "snapshots"
-        wait_for(lambda: list(snapshots.iterdir()) == [], seconds=GC_SECONDS)
-        assert [point for point in mount_points() if "/snapshots/" in point] == []
-        assert self.serve.command.out(*self.serve.options, "fsck") == ""
 
 
 @pytest.fixture(params=["estargz"])
