@@ -8,7 +8,7 @@ import tarfile
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lamina.errors import FormatError, InvalidArgument, OutOfRange, ResourceExhausted
@@ -267,6 +267,7 @@ def test_sparse_layers_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @settings(max_examples=100, deadline=None)
+@example([(4097, 0)])
 @given(st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 3000)), max_size=6))
 def test_any_sparse_layer(runs: list[tuple[int, int]]) -> None:
     extents, position = [], 0

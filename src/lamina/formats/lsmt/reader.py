@@ -190,6 +190,8 @@ def read_sparse(data: RangeSource, extents: Iterable[tuple[int, int]]) -> Layer:
             hint = f"it must lie between bytes {position} and {data.size}"
             raise InvalidArgument("read sparse LSMT extent", (offset, length), hint=hint)
         position = offset + length
+        if not length:
+            continue
         first, end = max(end, offset // SECTOR), max(end, -(-position // SECTOR))
         for sector in range(first, end, MAX_LENGTH):
             mappings.add(sector - FIRST_SECTOR, min(MAX_LENGTH, end - sector), sector)
