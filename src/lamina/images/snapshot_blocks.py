@@ -14,15 +14,18 @@ from lamina.core.snapshot import Kind, Snapshotter
 from lamina.errors import FailedPrecondition, InvalidArgument, OutOfRange
 from lamina.formats.lsmt.blob import write_blob
 from lamina.formats.lsmt.layout import About
-from lamina.formats.lsmt.writer import image_extents
+from lamina.formats.lsmt.mappings import Extent
+from lamina.formats.lsmt.writer import BLOCK, image_extents
+from lamina.formats.zfile.envelope import Window
 from lamina.formats.zfile.writer import ZFileOptions
 from lamina.images.snapshot_export import Exported
 from lamina.layer.snapshot_diff import temporary_view
+from lamina.linux.reflink import data_extents
 
 _WHAT = "export the blocks of snapshot"
 
 
-class _Device:
+class FileDevice:
     """A file or block device as a `RangeSource`; whoever opened it closes it."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -30,10 +33,34 @@ class _Device:
         self.size = os.lseek(self._fd, 0, os.SEEK_END)
 
     def read_at(self, offset: int, length: int) -> bytes:
+        """Return exactly `length` bytes from byte `offset` on.
+
+        Raises:
+            OutOfRange: it does not have them.
+            OSError: they cannot be read.
+        """
         data = os.pread(self._fd, length, offset)
         if len(data) != length:
             raise OutOfRange(f"read {length} bytes at {offset} of a device of {self.size}")
         return data
+
+    def extents(self) -> Iterator[Extent]:
+        """Yield what is not zeros, without reading the holes of a file, which are most of it."""
+        for start, stop in self._ranges():
+            for extent in image_extents(Window(self, start, stop - start)):
+                yield extent._replace(offset=start + extent.offset, place=start + extent.place)
+
+    def _ranges(self) -> list[tuple[int, int]]:
+        """Return [start, stop) of blocks with data; those that touch are one."""
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+            return [(0, self.size)]
+        found: list[tuple[int, int]] = []
+        for first, end in data_extents(self._fd, self.size):
+            start, stop = first // BLOCK * BLOCK, min(-(-end // BLOCK) * BLOCK, self.size)
+            if found and start <= found[-1][1]:
+                start, _ = found.pop()
+            found.append((start, stop))
+        return found
 
 
 def export_blocks(
@@ -59,8 +86,8 @@ def export_blocks(
     zfile = zfile or ZFileOptions()
     zfile.check()
     with _viewed(snapshotter, key) as mounts, open(_source(mounts, key), "rb", 0) as file:
-        device = _Device(file)
-        written = write_blob(out, image_extents(device), [device], About(device.size), zfile)
+        device = FileDevice(file)
+        written = write_blob(out, device.extents(), [device], About(device.size), zfile)
     return Exported(out.tell(), written.data, ())
 
 
