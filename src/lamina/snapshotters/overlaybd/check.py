@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from lamina.core.problem import Problem
 from lamina.errors import DataLoss, FormatError, LaminaError
 from lamina.snapshotters.erofs_check import PULL_AGAIN
-from lamina.snapshotters.overlaybd.notes import LAYER, LayerNote, read_note
+from lamina.snapshotters.overlaybd.notes import DEVICE, LAYER, DeviceNote, LayerNote, read_note
 
 
 def layer_problem(id: int, directory: Path) -> Problem | None:
@@ -25,24 +24,27 @@ def layer_problem(id: int, directory: Path) -> Problem | None:
     return None if path.exists() else Problem(str(id), f"{path} is gone", PULL_AGAIN)
 
 
-def device_problem(
-    id: int, cache: Path, directories: Sequence[Path], *, deep: bool
-) -> Problem | None:
+def device_problem(id: int, directory: Path, cache: Path, *, deep: bool) -> Problem | None:
     """Look into the layers of a device, and for its cache; None where all is sound.
 
     Args:
         id: of the snapshot that has it.
-        cache: its cache.
-        directories: of the snapshots whose layers it is made of.
+        directory: the snapshot's.
+        cache: the device's.
         deep: read their indexes, too.
     """
     from lamina.snapshotters.lazy_access import Access
     from lamina.snapshotters.overlaybd.device import opened_stack
 
+    try:
+        device = read_note(directory, DEVICE, DeviceNote)
+    except DataLoss as error:
+        return Problem(str(id), str(error), PULL_AGAIN)
     if not cache.is_dir():
         return Problem(str(id), f"the device {cache} is gone", PULL_AGAIN)
-    if not deep:
+    if not deep or device is None:
         return None
+    directories = [directory.with_name(str(one)) for one in device.layers]
     try:
         with opened_stack(directories, Access()):
             return None

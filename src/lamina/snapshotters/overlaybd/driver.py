@@ -28,7 +28,13 @@ from lamina.core.driver import Ability, Claimed, LazyFiles, Refused, Snapshot
 from lamina.core.labels import IMAGE_LAYERS, SNAPSHOT_REF, UNPACKED
 from lamina.core.mount import Mount
 from lamina.core.snapshot import Kind, Usage
-from lamina.errors import FailedPrecondition, FormatError, LaminaError, NotImplementedHere
+from lamina.errors import (
+    DataLoss,
+    FailedPrecondition,
+    FormatError,
+    LaminaError,
+    NotImplementedHere,
+)
 from lamina.formats.overlaybd.annotations import BLOB_DIGEST
 from lamina.snapshotters.directories import make_directory
 from lamina.snapshotters.lazy_access import ACCESS
@@ -45,6 +51,7 @@ from lamina.snapshotters.overlaybd.notes import (
     DeviceNote,
     LayerKind,
     LayerNote,
+    read_backing,
     read_note,
     write_note,
 )
@@ -152,8 +159,7 @@ class OverlaybdDriver(LazyOverlayDriver):
         """Tell whether the device of a layer is in use, in whichever namespace."""
         from lamina.snapshotters.overlaybd.mounting import is_backing
 
-        note = read_note(self.of(id), BACKING, BackingNote)
-        return note is not None and any(map(is_backing, note.paths))
+        return any(map(is_backing, read_backing(self.of(id)).paths))
 
     def mount_layer(self, id: int, devices: Sequence[Path], *options: str) -> None:
         """Mount what is on a layer's device."""
@@ -162,7 +168,7 @@ class OverlaybdDriver(LazyOverlayDriver):
         from lamina.snapshotters.overlaybd.prefetch import want_listed
 
         path = str(devices[0])
-        before = read_note(self.of(id), BACKING, BackingNote) or BackingNote()
+        before = read_backing(self.of(id))
         if path not in before.paths:
             write_note(self.of(id), BACKING, BackingNote((*before.paths, path)))
         device = self._device_note(id)
@@ -278,7 +284,10 @@ class OverlaybdDriver(LazyOverlayDriver):
     def info_labels(self, id: int) -> Mapping[str, str]:
         """Return why a layer is not lazy, where it has no device of its own; and its file."""
         shown = dict(super().info_labels(id))
-        note = self._note_of(id)
+        try:
+            note = self._note_of(id)
+        except DataLoss:  # fsck tells of it; who lists or removes snapshots goes on
+            return shown
         if note is None:
             return shown
         if note.kind == "local":
@@ -295,8 +304,7 @@ class OverlaybdDriver(LazyOverlayDriver):
         """Look into the layers of a device; None where all is sound."""
         from lamina.snapshotters.overlaybd.check import device_problem
 
-        directories = [self.of(one) for one in self._device_note(id).layers]
-        return device_problem(id, self.of(id) / _CACHE, directories, deep=deep)
+        return device_problem(id, self.of(id), self.of(id) / _CACHE, deep=deep)
 
     def faults(self, exists: Callable[[int], bool]) -> Iterator[Problem]:
         """Yield also the layers of which nothing is left but the note."""

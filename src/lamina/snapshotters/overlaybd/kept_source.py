@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lamina.core.source import RangeSource
-from lamina.errors import FormatError
+from lamina.errors import DataLoss, FormatError
 
 _FORMAT = "kept parts"
 _HEAD = struct.Struct("<8sQQ")
@@ -81,7 +81,8 @@ class KeptSource:
         source: the whole.
 
     Raises:
-        FormatError: the file is damaged.
+        DataLoss: there is no such file.
+        FormatError: it is damaged.
         OSError: it cannot be read.
     """
 
@@ -123,7 +124,11 @@ def _ends(source: RangeSource) -> list[tuple[int, bytes]]:
 
 
 def _read(path: Path) -> list[_Part]:
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        hint = "pull the image again"
+        raise DataLoss("read what is kept of an overlaybd layer", path, hint=hint) from error
     if len(data) < _HEAD.size:
         raise _damaged(path, 0, "a head", f"{len(data)} bytes")
     magic, version, count = _HEAD.unpack_from(data)

@@ -92,3 +92,14 @@ def read_note(directory: Path, name: str, kind: type[_Note]) -> _Note | None:
         return None
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise DataLoss(f"read what is known of an overlaybd layer: {error}", path) from error
+
+
+def read_backing(directory: Path) -> BackingNote:
+    """Return what a device was mounted from; nothing where no note tells.
+
+    A note that is damaged is so after a power loss, since which nothing is mounted.
+    """
+    try:
+        return read_note(directory, BACKING, BackingNote) or BackingNote()
+    except DataLoss:
+        return BackingNote()
