@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import os
 import shutil
 import signal
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +25,7 @@ from lamina.errors import (
     NotImplementedHere,
 )
 from lamina.formats.lsmt.reader import open_layer
+from lamina.formats.overlaybd.annotations import BLOB_DIGEST, BLOB_SIZE
 from lamina.formats.overlaybd.trace import Access, write_trace
 from lamina.formats.zfile.layout import Algorithm
 from lamina.formats.zfile.writer import ZFileOptions
@@ -40,9 +44,10 @@ from tests.fixtures_containers import Machine, wait_for
 from tests.fixtures_registry import LocalRegistry, running_registry
 from tests.fixtures_stargz import end_worker, opening
 from tests.hard_image import chain, hard_image, load_image, tree
-from tests.images import Layer
+from tests.images import Layer, digest
 from tests.nydus import annotated_image, plain_layer, push
 from tests.overlaybd_images import (
+    MEDIA_TYPE,
     Packing,
     block_layer,
     device_layers,
@@ -334,6 +339,68 @@ def place_of(blob: bytes, data: bytes) -> tuple[int, int]:
     return whole.index(data[:length]), length
 
 
+def made_of(archive: bytes, said: dict[str, str]) -> tuple[Layer, dict[str, str]]:
+    layer = Layer(archive, digest(archive), MEDIA_TYPE)
+    changed = {BLOB_DIGEST: layer.digest, BLOB_SIZE: str(len(archive))}
+    return layer, said | changed
+
+
+def archive_of(files: dict[str, bytes], **others: tarfile.TarInfo) -> bytes:
+    """Return a tar with files, and others that are no regular ones."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+        for name, info in others.items():
+            info.name = name.replace("_", ".")
+            archive.addfile(info)
+    return out.getvalue()
+
+
+def special(kind: bytes, target: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo()
+    info.type, info.linkname = kind, target
+    return info
+
+
+PIPE, LINK = special(tarfile.FIFOTYPE), special(tarfile.SYMTYPE, "/dev/zero")
+
+
+@pytest.mark.parametrize("other", [PIPE, LINK], ids=["pipe", "link"])
+def test_trace_that_is_no_file_is_not_opened(
+    open_store: Open, registry: LocalRegistry, layers: list[bytes], other: tarfile.TarInfo
+) -> None:
+    store = open_store()
+    above = made_of(archive_of({}, trace=other), dict(trace_layer(b"")[1]))
+    ref = push(registry, annotated_image(*map(block_layer, layers), above))
+    pull(store, ref)
+    engine = store.snapshotter("overlaybd")
+    topmost = engine.stat(store.launch(ref).chain_id)
+    assert UNPACKED not in topmost.labels
+
+
+@pytest.mark.parametrize("name", ["ext4_fs_meta", "gzip_meta"])
+@pytest.mark.parametrize("other", [PIPE, LINK], ids=["pipe", "link"])
+def test_metadata_that_is_no_file_is_not_opened(
+    open_store: Open,
+    registry: LocalRegistry,
+    tmp_path: Path,
+    name: str,
+    other: tarfile.TarInfo,
+) -> None:
+    store = open_store()
+    (layer, said), original = turbo_layer(tmp_path, FIRST, compress=True)
+    registry.push_blob(original, "test")
+    with gzip.open(io.BytesIO(layer.blob)) as raw, tarfile.open(fileobj=raw) as archive:
+        files = {one.name: archive.extractfile(one).read() for one in archive}  # type: ignore[union-attr]
+    del files[name.replace("_", ".")]
+    changed = made_of(archive_of(files, **{name: other}), dict(said))
+    with pytest.raises(FailedPrecondition, match=r"files ext4\.fs\.meta, gzip\.meta"):
+        pull(store, push(registry, annotated_image(changed)))
+
+
 def test_layers_on_a_device_are_unpacked(
     open_store: Open, registry: LocalRegistry, tmp_path: Path, layers: list[bytes]
 ) -> None:
@@ -449,6 +516,28 @@ def test_check_finds_what_is_damaged(
     kept.unlink()
     [problem] = engine.fsck()
     assert f"{kept} is gone" in problem.what
+    [*_, problem] = engine.fsck(deep=True)
+    assert "what is kept of an overlaybd layer" in problem.what
+    kept.write_bytes(good)
+    note.write_bytes(b"")
+    os.utime(note, (1, 1))
+    [problem] = engine.fsck()
+    assert str(note) in problem.what
+
+
+def test_what_a_power_loss_has_emptied_is_removed(
+    open_store: Open, registry: LocalRegistry, layers: list[bytes]
+) -> None:
+    store = open_store()
+    ref = push(registry, overlaybd_image(*layers))
+    pull(store, ref)
+    engine = store.snapshotter("overlaybd")
+    for path in engine.root.glob("snapshots/*/*.json"):
+        path.write_bytes(b"")
+    store.remove_image(ref)
+    store.collect()
+    engine.cleanup()
+    assert [*(engine.root / "snapshots").iterdir()] == []
 
 
 @pytest.mark.parametrize("mode", ["dir", "dev"])

@@ -44,7 +44,7 @@ def note_of_files(files: Path, labels: Mapping[str, str], access: Access) -> Lay
     filesystem = filesystem_in(labels)
     if target_in(labels) is not None:
         return _turbo(files, names, labels, access)
-    if is_acceleration(labels) and names == [_TRACE]:
+    if is_acceleration(labels) and names == [_TRACE] and _is_file(files / _TRACE):
         return LayerNote("trace", (), filesystem, file=f"{files.name}/{_TRACE}")
     # Any other file beside it, and it is a directory in which somebody keeps such a layer.
     if len(names) == 1 and names[0] in _WHOLE and _is_layer(files / names[0]):
@@ -53,12 +53,15 @@ def note_of_files(files: Path, labels: Mapping[str, str], access: Access) -> Lay
 
 
 def _turbo(files: Path, names: list[str], labels: Mapping[str, str], access: Access) -> LayerNote:
-    from lamina.snapshotters.overlaybd.layers import noted_blob
+    from lamina.snapshotters.overlaybd.layers import GZIP_INDEX, noted_blob
 
     target = target_in(labels)
     found = next((name for name in names if name.endswith(_METADATA)), "")
-    if not found or target is None:
-        raise FailedPrecondition("find the metadata of TurboOCI layer", files)
+    needed = [found, GZIP_INDEX] if is_gzip_target(labels) else [found]
+    # A link would lead to files of the host, and whoever opens a pipe waits for ever.
+    if target is None or not found or not all(_is_file(files / name) for name in needed):
+        hint = f"it needs the files {', '.join([found or '*' + _METADATA, *needed[1:]])}"
+        raise FailedPrecondition("find the metadata of TurboOCI layer", files, hint=hint)
     if not target.reference:
         hint = "pull it from its registry, with labels that name the image"
         raise InvalidArgument("find the image of TurboOCI layer", target.digest, hint=hint)
@@ -75,4 +78,9 @@ def _turbo(files: Path, names: list[str], labels: Mapping[str, str], access: Acc
 def _is_layer(path: Path) -> bool:
     from lamina.snapshotters.overlaybd.layers import is_layer_file
 
-    return path.is_file() and not path.is_symlink() and is_layer_file(path)
+    return _is_file(path) and is_layer_file(path)
+
+
+def _is_file(path: Path) -> bool:
+    """Tell whether there is a regular file, and no link to one."""
+    return path.is_file() and not path.is_symlink()
