@@ -34,7 +34,11 @@ def mount_device(path: str, point: Path, filesystem: str, *options: str) -> None
     """
     from lamina.mount import mount_all
 
-    found = _filesystem(path) or filesystem
+    found = _filesystem(path)
+    if not found and filesystem in _OPTIONS:
+        hint = f"it should be {filesystem}: convert the image again"
+        raise FailedPrecondition("find a filesystem on the device of an image:", point, hint=hint)
+    found = found or filesystem
     if found not in _OPTIONS:
         hint = f"only {', '.join(_OPTIONS)} can be"
         raise FailedPrecondition("mount the device of an image, which has", found, hint=hint)
