@@ -20,7 +20,7 @@ from lamina.formats.lsmt.mappings import Mappings
 from lamina.formats.lsmt.stack import Stack
 from lamina.formats.overlaybd.trace import Access
 
-MAX_STEPS = 1 << 23
+MAX_STEPS = 3 << 20
 """Mappings that are looked at for all accesses; those that lead to the same place may be many."""
 
 

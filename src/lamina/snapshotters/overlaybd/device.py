@@ -8,12 +8,13 @@ What is fetched at a time is an aligned window of the device, as far as layers h
 
 from __future__ import annotations
 
+import errno
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from lamina.errors import FormatError
+from lamina.errors import FormatError, ResourceExhausted
 from lamina.formats.lsmt.mappings import Extent
 from lamina.formats.lsmt.stack import Stack
 from lamina.lazy.layer import LayerFile, create_layer
@@ -28,6 +29,9 @@ CACHE = "device"
 WINDOW = 256 << 10
 """Bytes of a device that are fetched at a time: a link of 100 Mbit/s brings that, compressed, in
 about the time that it takes to ask."""
+MAX_WINDOWS = 1 << 22
+"""With data, of a device: 1 TiB. Each costs 58 bytes of memory and disk, and some mappings can lead
+all of a device to the same few bytes of a blob."""
 
 
 @contextmanager
@@ -82,11 +86,19 @@ def make_cache(stack: Stack, directory: Path, gate: str) -> int:
     Raises:
         OSError: it cannot be written.
         FormatError: the device is larger than a cache can be.
+        ResourceExhausted: it is larger than a file can be there, or has too much data.
     """
     size = device_size(stack)
     columns = _columns(windows(stack.extents()))
     layer = LayerFile(DeviceDescription(len(stack.layers)), gate)
-    create_layer(directory, layer, Header(size, size), columns)
+    try:
+        create_layer(directory, layer, Header(size, size), columns)
+    except OSError as error:
+        if error.errno != errno.EFBIG:
+            raise
+        hint = "put the root of the snapshotter on one that does, such as XFS"
+        what = f"keep a device of {size} bytes, a file that its filesystem does not take:"
+        raise ResourceExhausted(what, directory, hint=hint) from error
     return sum(columns.cache_length)
 
 
@@ -118,6 +130,9 @@ def _columns(found: Iterable[tuple[int, int]]) -> UnitColumns:
     for start, length in found:
         starts.append(start)
         lengths.append(length)
+        if len(starts) > MAX_WINDOWS:
+            what = f"keep a device with data in more than {MAX_WINDOWS} windows of {WINDOW} bytes"
+            raise ResourceExhausted(what)
     count = len(starts)
     blocks = array("I", (start // BLOCK for start in starts))
     return UnitColumns(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from itertools import chain, islice
@@ -14,7 +15,7 @@ from lamina.errors import LaminaError
 from lamina.formats.lsmt.stack import Stack
 from lamina.formats.overlaybd.places import device_ranges
 from lamina.formats.overlaybd.priorities import Priority, read_priorities
-from lamina.formats.overlaybd.trace import is_trace, read_trace
+from lamina.formats.overlaybd.trace import ACCESS, HEADER, MAX_ACCESSES, is_trace, read_trace
 from lamina.lazy.layer import TABLE
 from lamina.lazy.table import UnitTable
 from lamina.lazy.unit_list import WANTED, write_units
@@ -25,6 +26,11 @@ log = logging.getLogger(__name__)
 
 _MAX_FILES = 1 << 16
 """Of a list; directories in it may have any number."""
+_LOOK_SECONDS = 30.0
+"""How long files of a list are looked for: somebody waits for the mount, and maybe the registry."""
+_MAX_UNITS = 1 << 22
+"""That are looked at, the same ones counted again."""
+_MAX_TRACE = HEADER.size + MAX_ACCESSES * ACCESS.size
 _RESOLVE = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
 _Range = tuple[int, int]
 """First byte of a device, and the byte behind the last."""
@@ -38,7 +44,7 @@ def want_traced(trace: Path, stack: Stack, cache: Path) -> bool:
     Raises:
         OSError: it cannot be read, or the note not be written.
     """
-    raw = trace.read_bytes()
+    raw = _read(trace)
     if not is_trace(raw):
         return False
     with _told(trace):
@@ -60,9 +66,15 @@ def want_listed(trace: Path, point: Path, cache: Path) -> None:
     Raises:
         OSError: it cannot be read, or the note not be written.
     """
-    raw = trace.read_bytes()
+    raw = _read(trace)
     with _told(trace):
         _want(cache, _listed(point, read_priorities(raw)))
+
+
+def _read(trace: Path) -> bytes:
+    """Return the file; no more of one that is too long than shows that it is."""
+    with trace.open("rb") as file:
+        return file.read(_MAX_TRACE + 1)
 
 
 @contextmanager
@@ -76,7 +88,8 @@ def _told(trace: Path) -> Iterator[None]:
 
 def _want(cache: Path, ranges: Iterable[_Range]) -> None:
     with closing(UnitTable.open(cache / TABLE)) as table:
-        units = dict.fromkeys(unit for first, stop in ranges for unit in table.find(first, stop))
+        found = (unit for first, stop in ranges for unit in table.find(first, stop))
+        units = dict.fromkeys(islice(found, _MAX_UNITS))
     if units:
         write_units(cache / WANTED, units)
 
@@ -85,7 +98,10 @@ def _listed(point: Path, priorities: Iterable[Priority]) -> Iterator[_Range]:
     root = os.open(point, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         paths = chain.from_iterable(paths_of(root, priority) for priority in priorities)
+        deadline = time.monotonic() + _LOOK_SECONDS
         for path in islice(paths, _MAX_FILES):
+            if time.monotonic() > deadline:
+                return
             yield from _ranges(root, path)
     finally:
         os.close(root)
@@ -125,6 +141,8 @@ def _ranges(root: int, path: str) -> list[_Range]:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             return []
         fd = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # such as a file that is encrypted
+        return []
     finally:
         os.close(handle)
     try:
