@@ -2,57 +2,45 @@
 
     ROOT/snapshots/ID/fs           as overlayfs has it; of a layer of a device, what was unpacked
     ROOT/snapshots/ID/work         work directory of an Active snapshot
-    ROOT/snapshots/ID/layer.json   of a layer of a device: where it is
-    ROOT/snapshots/ID/kept         of one in a registry: its indexes
-    ROOT/snapshots/ID/device.json  of one on which something stands: what its device is made of
-    ROOT/snapshots/ID/device       the data of that device, as far as it was fetched
-    ROOT/snapshots/ID/mnt          where the device is mounted
+    ROOT/snapshots/ID/...          of a layer of a device: see `device_stack`
+    ROOT/snapshots/ID/...          of one that writes to a device: see `writable`
     ROOT/lazy                      the worker that fetches what is read
 
-Layers are claimed, and only their indexes are fetched. A device is made of a layer and those below
-when it is the topmost of its image, or something is to stand on it; all that does shares it.
+Layers are claimed, and only their indexes are fetched.
 A layer that was pulled whole is a file in `fs`, which a device is made of in the same way.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 import msgspec
 
 from lamina.core.disk_usage import disk_bytes
-from lamina.core.driver import Ability, Claimed, LazyFiles, Refused, Snapshot
+from lamina.core.driver import Ability, Claimed, Refused, Snapshot
 from lamina.core.labels import IMAGE_LAYERS, SNAPSHOT_REF, UNPACKED
 from lamina.core.mount import Mount
 from lamina.core.snapshot import Kind, Usage
 from lamina.errors import (
     DataLoss,
-    FailedPrecondition,
     FormatError,
     LaminaError,
     NotImplementedHere,
 )
 from lamina.formats.overlaybd.annotations import BLOB_DIGEST
-from lamina.snapshotters.directories import make_directory
-from lamina.snapshotters.lazy_access import ACCESS
-from lamina.snapshotters.lazy_overlay import GATE_LABEL, LazyArguments, LazyOverlayDriver
+from lamina.snapshotters.lazy_overlay import GATE_LABEL, LazyArguments
 from lamina.snapshotters.lower_mounts import locked
 from lamina.snapshotters.mappings import mapped_root, mapping_options
 from lamina.snapshotters.overlaybd import labels as told
+from lamina.snapshotters.overlaybd.device_stack import CACHE, DeviceStackDriver
 from lamina.snapshotters.overlaybd.labels import DEFAULT_FS, Mode
 from lamina.snapshotters.overlaybd.notes import (
-    BACKING,
-    DEVICE,
     LAYER,
-    BackingNote,
-    DeviceNote,
     LayerKind,
     LayerNote,
-    read_backing,
-    read_note,
     write_note,
 )
 from lamina.snapshotters.overlaybd.writable import (
@@ -64,19 +52,12 @@ from lamina.snapshotters.overlaybd.writable import (
     written_bytes,
 )
 from lamina.snapshotters.stacked import bind
-from lamina.snapshotters.tree import remove_tree
 
 if TYPE_CHECKING:
     from lamina.core.problem import Problem
-    from lamina.lazy.served import GateName
 
-_CACHE = "device"
-_POINT = "mnt"
 DEFAULT_VSIZE = "64"
 """GiB of a device with nothing below."""
-_NOTES = 4096
-"""Notes of layers that are kept in memory."""
-
 
 _REASONS: Mapping[LayerKind, str] = {
     "local": "it was pulled whole, for the device of a layer above",
@@ -86,7 +67,7 @@ _REASONS: Mapping[LayerKind, str] = {
 """Why layers were unpacked that nothing is wrong with."""
 
 
-class OverlaybdDriver(LazyOverlayDriver):
+class OverlaybdDriver(DeviceStackDriver):
     """The overlaybd driver.
 
     Args:
@@ -97,8 +78,6 @@ class OverlaybdDriver(LazyOverlayDriver):
         arguments: as for `LazyOverlayDriver`.
     """
 
-    factory = "lamina.snapshotters.overlaybd.serving:open_device"
-
     def __init__(
         self,
         root: Path,
@@ -107,74 +86,12 @@ class OverlaybdDriver(LazyOverlayDriver):
         mode: Mode | None = None,
         **arguments: Unpack[LazyArguments],
     ) -> None:
-        super().__init__(root, **arguments)
-        self._prefetches = prefetches
+        super().__init__(root, prefetches=prefetches, **arguments)
         self._mode = mode
 
     @functools.cached_property
     def _writables(self) -> Writables:
         return Writables(self._worker)
-
-    # Where things are
-
-    def image(self, id: int) -> Path:
-        """Return the note of a layer's device."""
-        return self.of(id) / DEVICE
-
-    def devices(self, id: int) -> tuple[Path, ...]:
-        """Return the cache of a layer's device."""
-        return (self.of(id) / _CACHE,) if self.is_lazy(id) else ()
-
-    def lower(self, id: int) -> Path:
-        """Return where a layer's device is mounted; of one that is none, its directory."""
-        note = self._layer_note(id)
-        if note is not None and note.kind == "trace":
-            return self.lower(note.below[-1])
-        return super().lower(id)
-
-    def lower_name(self, id: int) -> str:
-        """Return `mnt` of a layer with a device."""
-        return _POINT if self.is_lazy(id) else "fs"
-
-    def point(self, id: int) -> Path:
-        """Return where the device of a layer is mounted."""
-        return self.of(id) / _POINT
-
-    def stack(self, parents: tuple[int, ...]) -> tuple[int, ...]:
-        """Leave out what is below the topmost layer of a device, and layers without files."""
-        found = []
-        for id in parents:
-            note = self._layer_note(id)
-            if note is None or note.kind != "trace":
-                found.append(id)
-            if note is not None and note.kind != "trace":
-                break
-        return tuple(found)
-
-    def standing(self, parents: tuple[int, ...]) -> list[int]:
-        """Return the topmost layer of a device, if that was made."""
-        return [id for id in self.stack(parents)[-1:] if self.is_lazy(id)]
-
-    def is_open(self, id: int) -> bool:
-        """Tell whether the device of a layer is in use, in whichever namespace."""
-        from lamina.snapshotters.overlaybd.mounting import is_backing
-
-        return any(map(is_backing, read_backing(self.of(id)).paths))
-
-    def mount_layer(self, id: int, devices: Sequence[Path], *options: str) -> None:
-        """Mount what is on a layer's device."""
-        from lamina.lazy.unit_list import WANTED
-        from lamina.snapshotters.overlaybd.mounting import mount_device
-        from lamina.snapshotters.overlaybd.prefetch import want_listed
-
-        path = str(devices[0])
-        before = read_backing(self.of(id))
-        if path not in before.paths:
-            write_note(self.of(id), BACKING, BackingNote((*before.paths, path)))
-        device = self._device_note(id)
-        mount_device(path, self.point(id), device.filesystem, *options)
-        if device.wanted and not (self.of(id) / _CACHE / WANTED).exists():
-            want_listed(Path(device.wanted), self.point(id), self.of(id) / _CACHE)
 
     # What the engine asks for
 
@@ -296,15 +213,11 @@ class OverlaybdDriver(LazyOverlayDriver):
             shown[UNPACKED] = _REASONS[note.kind]
         return shown
 
-    def lazy_layers(self, id: int) -> tuple[LazyFiles, ...]:
-        """Return where the data of a layer's device is."""
-        return tuple(LazyFiles(None, cache) for cache in self.devices(id))
-
     def problem_of(self, id: int, *, deep: bool) -> Problem | None:
         """Look into the layers of a device; None where all is sound."""
         from lamina.snapshotters.overlaybd.check import device_problem
 
-        return device_problem(id, self.of(id), self.of(id) / _CACHE, deep=deep)
+        return device_problem(id, self.of(id), self.of(id) / CACHE, deep=deep)
 
     def faults(self, exists: Callable[[int], bool]) -> Iterator[Problem]:
         """Yield also the layers of which nothing is left but the note."""
@@ -317,26 +230,6 @@ class OverlaybdDriver(LazyOverlayDriver):
                 yield problem
 
     # What that is made of
-
-    @functools.cached_property
-    def _gate(self) -> GateName:
-        from lamina.lazy.gates.choice import choose_device_gate
-
-        return self._wanted_gate or choose_device_gate(self._root)
-
-    @functools.cached_property
-    def _layer_note(self) -> Callable[[int], LayerNote | None]:
-        """Return what is known of a Committed layer; None for one that is a directory."""
-        return functools.lru_cache(_NOTES)(self._note_of)
-
-    def _note_of(self, id: int) -> LayerNote | None:
-        return read_note(self.of(id), LAYER, LayerNote)
-
-    def _device_note(self, id: int) -> DeviceNote:
-        note = read_note(self.of(id), DEVICE, DeviceNote)
-        if note is None:
-            raise FailedPrecondition("find the device of layer", id)
-        return note
 
     def _take(self, snapshot: Snapshot, blob: told.Blob) -> None:
         from lamina.snapshotters.overlaybd.layers import keep_layer
@@ -385,7 +278,7 @@ class OverlaybdDriver(LazyOverlayDriver):
     def _device_below(self, snapshot: Snapshot) -> Below | None:
         for id in self.stack(snapshot.parents):
             note = self._device_note(id)
-            return Below(self.of(id) / _CACHE, self.factory, note.filesystem, note.size)
+            return Below(self.of(id) / CACHE, self.factory, note.filesystem, note.size)
         return None
 
     def _seal_device(self, snapshot: Snapshot) -> Usage:
@@ -406,22 +299,6 @@ class OverlaybdDriver(LazyOverlayDriver):
         write_note(directory, LAYER, note)
         return Usage(1, disk_bytes(sealed.stat()))
 
-    def _below(self, parents: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the ids of the layers below a new one on its device, the lowest first.
-
-        Raises:
-            FailedPrecondition: the layer below it is of no device.
-        """
-        if not parents:
-            return ()
-        note = self._layer_note(parents[0])
-        if note is None:
-            hint = "convert the whole image"
-            raise FailedPrecondition(
-                "put an overlaybd layer on one that is a directory:", parents[0], hint=hint
-            )
-        return note.below if note.kind == "trace" else (*note.below, parents[0])
-
     def _prepare_image(self, snapshot: Snapshot, note: LayerNote) -> None:
         """Make the device of an image whose topmost layer is being committed, and mount it."""
         if note.kind == "trace":
@@ -432,52 +309,6 @@ class OverlaybdDriver(LazyOverlayDriver):
         with locked(self.point(snapshot.id)):
             self._make_device(snapshot.id, note)
         self._mount_new(snapshot.id)
-
-    def _require_device(self, parents: tuple[int, ...]) -> None:
-        """Make the device that snapshots with these parents stand on, unless it was made."""
-        for id in self.stack(parents)[-1:]:
-            note = self._layer_note(id)
-            if note is None or self.is_lazy(id):
-                continue
-            with locked(self.point(id)):
-                if not self.is_lazy(id):
-                    self._make_device(id, note, self._trace(parents))
-
-    def _trace(self, parents: tuple[int, ...]) -> Path | None:
-        """Return what the topmost layer says is read first."""
-        note = self._note_of(parents[0])
-        return self.of(parents[0]) / note.file if note and note.kind == "trace" else None
-
-    def _make_device(self, id: int, note: LayerNote, trace: Path | None = None) -> None:
-        # Only those who make a device need the formats.
-        from lamina.snapshotters.lazy_eviction import expect_all
-        from lamina.snapshotters.overlaybd.device import make_cache, opened_stack
-        from lamina.snapshotters.overlaybd.prefetch import want_traced
-
-        directory = self.of(id)
-        remove_tree(directory / _CACHE)  # what a process has left that was killed here
-        layers = (*note.below, id)
-        self._access.write(directory)
-        with opened_stack([self.of(one) for one in layers], self._access) as stack:
-            size = make_cache(stack, directory / _CACHE, self._gate)
-            wanted = ""
-            if self._prefetches and trace and not want_traced(trace, stack, directory / _CACHE):
-                wanted = str(trace)  # it has names, which are known once the device is mounted
-            device = DeviceNote(layers, note.filesystem, stack.size, wanted)
-        if self._has_room(id, size) and self._completes:
-            expect_all(directory / _CACHE, size)
-        if not self.point(id).exists():  # or what a killed process, or a writable device, has left
-            make_directory(self.point(id), 0o755)
-        write_note(directory, DEVICE, device)
-
-    def _undo(self, id: int) -> None:
-        """Make the storage what `create` has made it."""
-        self._undo_mount(id)
-        remove_tree(self.of(id) / _CACHE)
-        for name in (DEVICE, BACKING, LAYER, "kept", ACCESS):
-            (self.of(id) / name).unlink(missing_ok=True)
-        if self.point(id).is_dir():
-            self.point(id).rmdir()
 
 
 def _is_of_device(labels: Mapping[str, str]) -> bool:
