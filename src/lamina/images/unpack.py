@@ -168,7 +168,7 @@ class Unpacker(Extractor):
                     future.add_done_callback(failed)
                 for layer, future in zip(layers, futures, strict=True):
                     future.result()
-                    if layer.implied and layer.below:
+                    if layer.implied and layer.below is not None:
                         self._extract_again(layer, layer.below)
                         self._commit(layer, "")
                     else:
@@ -209,8 +209,10 @@ class Unpacker(Extractor):
                     stack.enter_context(watched_writes(mounts, path))
                 target = LayerTarget(path)
             applied = self._apply(layer, layer.download, target)
-        layer.implied = applied.implied
+        layer.implied = rebase and applied.implied
         self._store.content.label(layer.descriptor.digest, {UNCOMPRESSED: applied.diff_id})
+        if layer.implied:
+            return  # it is extracted once more
         self._progress.update(event(layer.descriptor, Stage.UNPACKED, layer.descriptor.size))
 
     def _apply(self, layer: Layer, download: Download, target: LayerTarget) -> Applied:
