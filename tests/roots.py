@@ -106,8 +106,10 @@ def three_layers(size: int = 200_000, seed: int = 1) -> ImageFiles:
     noise = random.Random(seed)
     return image(
         Layer.of({"etc/": None, "etc/a": b"old a", "etc/b": b"b", "big0": noise.randbytes(size)}),
-        Layer.of({"etc/a": b"new a", "etc/.wh.b": b"", "big1": noise.randbytes(size)}),
-        Layer.of({"etc/c": b"c", "big2": noise.randbytes(size)}),
+        Layer.of(
+            {"etc/": None, "etc/a": b"new a", "etc/.wh.b": b"", "big1": noise.randbytes(size)}
+        ),
+        Layer.of({"etc/": None, "etc/c": b"c", "big2": noise.randbytes(size)}),
     )
 
 
