@@ -76,7 +76,7 @@ def _is_free(path: str) -> bool:
 def _filesystem(path: str) -> str:
     """Return the type of what is on a device, "" where it is none that is known."""
     try:
-        with open(path, "rb", buffering=0) as device:  # noqa: PTH123: it may be a device
+        with open(path, "rb", buffering=0) as device:
             head = device.read(_HEAD)
     except OSError as error:
         raise Unavailable(f"read the device of an image: {error.strerror}", path) from error
