@@ -6,11 +6,8 @@ import contextlib
 import gzip
 import io
 import json
-import os
 import random
-import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,6 +25,7 @@ from tests.erofs import Bytes
 from tests.estargz import make_blob
 from tests.fixtures_registry import LocalRegistry
 from tests.images import ImageFiles, Layer, digest, image
+from tests.killing import kill_all
 
 GATES = [
     pytest.param("fanotify", marks=pytest.mark.fanotify),
@@ -124,17 +122,8 @@ def end_lazy(root: Path) -> None:
 
 
 def end_worker(root: Path) -> None:
-    """Kill whatever serves the root; stopped first, so that none takes another's place."""
-    stopped: set[int] = set()
-    while new := set(processes(root)) - stopped:
-        for pid in new:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGSTOP)
-        stopped |= new
-        time.sleep(0.05)
-    for pid in stopped:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    """Kill whatever serves the root, so that none takes another's place, and wait for its end."""
+    kill_all(lambda: processes(root))
 
 
 def processes(root: Path) -> list[int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import NamedTuple
 
 from lamina.lazy.launch import LazyWorker
 from lamina.lazy.served import GateName
+from tests.killing import kill_all
 from tests.lazy_filler import FACTORY
 
 SECONDS = 60.0
@@ -82,20 +82,5 @@ class Lazy:
         raise AssertionError(f"no three processes: {self.processes()}")
 
     def kill_all(self) -> None:
-        """Kill all at once, so that none can take another's place."""
-        stopped: set[int] = set()
-        quiet = 0
-        while quiet < 3:  # a program that is just being started is not seen by its arguments
-            new = self.processes().keys() - stopped
-            for pid in new:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGSTOP)
-            stopped |= new
-            quiet = 0 if new else quiet + 1
-            time.sleep(0.02)
-        for pid in stopped:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        for _ in attempts():
-            if not self.processes():
-                return
+        """Kill all at once, so that none can take another's place, and wait for their ends."""
+        kill_all(self.processes)

@@ -326,8 +326,9 @@ def test_when_all_are_killed_it_fails_and_what_was_synced_is_there(devices: Devi
         _store(at / "file", data)
         devices.family()
         devices.kill_all()
-        with pytest.raises(OSError, match="not connected"):
+        with pytest.raises(OSError) as caught:
             os.open(path, os.O_RDWR)
+        assert caught.value.errno in {errno.ENOTCONN, errno.ECONNABORTED}
         with pytest.raises(OSError):  # EIO or EROFS
             _store(at / "other", data)
     path = devices.serve(directory)
