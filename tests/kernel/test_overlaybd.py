@@ -519,10 +519,34 @@ def test_check_finds_what_is_damaged(
     [*_, problem] = engine.fsck(deep=True)
     assert "what is kept of an overlaybd layer" in problem.what
     kept.write_bytes(good)
+    [table] = engine.root.glob("snapshots/*/device/table")
+    away = table.rename(table.with_name("away"))
+    [problem] = engine.fsck()
+    assert f"{table} is gone" in problem.what
+    away.rename(table)
+    assert engine.fsck() == []
     note.write_bytes(b"")
     os.utime(note, (1, 1))
     [problem] = engine.fsck()
     assert str(note) in problem.what
+
+
+def test_a_cache_file_that_was_removed_is_fetched_anew(
+    open_store: Open, registry: LocalRegistry, layers: list[bytes], tmp_path: Path
+) -> None:
+    store = open_store()
+    ref = push(registry, overlaybd_image(*layers))
+    pull(store, ref)
+    with looking(store, ref, tmp_path) as root:
+        assert read_all(root) == FILES
+    engine = store.snapshotter("overlaybd")
+    [data] = engine.root.glob("snapshots/*/device/data")
+    data.unlink()
+    end_worker(engine.root)
+    with looking(store, ref, tmp_path) as root:
+        assert read_all(root) == FILES
+    assert data.stat().st_blocks
+    assert store.fsck() == []
 
 
 def test_what_a_power_loss_has_emptied_is_removed(

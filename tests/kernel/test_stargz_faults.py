@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lamina.core.labels import REMOTE
 from lamina.lazy.launch import LOG
 from lamina.mount import temp_mount
 from lamina.snapshotters.lazy_access import read_access
@@ -109,6 +110,24 @@ def test_what_passes_is_a_wait(
         registry.fault("/blobs/", fault)
         assert (root / "file").read_bytes() == CONTENT
         assert registry.faults == []
+
+
+def test_a_layer_that_a_registry_holds_back_for_longer_is_unpacked(
+    open_store: Callable[..., Store], caplog: pytest.LogCaptureFixture
+) -> None:
+    files: ImageFiles = image(stargz_layer({"file": CONTENT}))
+    with faulty_registry() as registry:
+        registry.add_manifest("1", annotated(files))
+        for data in files.blobs:
+            registry.add_blob(data)
+        registry.fault(f"/blobs/{files.layers[0].digest}", status(429, Retry_After="10"))
+        store = open_store(more=PATIENCE)
+        ref = f"{registry.host}/test:1"
+        store.pull(ref, snapshotter="stargz", plain_http=True)
+        assert registry.faults == []
+    [told] = [line for line in caplog.messages if "is unpacked" in line]
+    assert "429" in told
+    assert REMOTE not in store.snapshotter("stargz").stat(top(store, ref)).labels
 
 
 @pytest.mark.parametrize("gate", GATES)

@@ -13,8 +13,10 @@ from lamina.core.cancel import (
     CancelToken,
     cancellable,
     check_cancelled,
+    current_deadline,
     is_cancelled,
     shielded,
+    within,
 )
 from lamina.core.snapshot import Snapshotter
 from lamina.errors import Cancelled, DeadlineExceeded, NotFound
@@ -52,6 +54,26 @@ def test_deadline_comes_before_cancellation() -> None:
     with pytest.raises(DeadlineExceeded):
         token.check()
     CancelToken(time.monotonic() + 60).check()
+
+
+def test_nobody_waits_longer_inside_than_around() -> None:
+    with cancellable(CancelToken(time.monotonic() - 1)), within(60):
+        assert is_cancelled()
+        with pytest.raises(DeadlineExceeded):
+            check_cancelled()
+    token = CancelToken(time.monotonic() + 60)
+    with cancellable(token):
+        with within(0):
+            assert is_cancelled()
+        with within(3600):
+            assert current_deadline() == token.deadline
+            token.cancel()
+            assert is_cancelled()
+            with pytest.raises(Cancelled):
+                check_cancelled()
+    with within(60):
+        check_cancelled()
+    assert current_deadline() is None
 
 
 def test_token_of_one_thread_is_not_that_of_another() -> None:

@@ -8,6 +8,7 @@ from email.utils import formatdate
 
 import pytest
 
+from lamina.core.cancel import within
 from lamina.errors import Cancelled, NotFound, Unavailable
 from lamina.images.registry.cancel import Cancel
 from lamina.images.registry.failure import Failure
@@ -83,6 +84,23 @@ def test_retrying() -> None:
     with pytest.raises(Failure):
         retrying(lasting, policy, 3, Cancel(), "try")
     assert lasting.tries == 1
+
+
+def test_no_try_that_is_too_late_is_waited_for() -> None:
+    waits: list[float] = []
+
+    def refused() -> int:
+        raise Failure(Unavailable("try"), transient=True, retry_after=50.0)
+
+    policy = RetryPolicy(wait=lambda seconds, _: waits.append(seconds))
+    with within(60), pytest.raises(Failure):
+        retrying(refused, policy, 3, Cancel(), "try")
+    assert waits == [50.0, 50.0]
+    waits.clear()
+    with within(30), pytest.raises(Failure) as caught:
+        retrying(refused, policy, 3, Cancel(), "try")
+    assert waits == []
+    assert caught.value.error.hint == "gave up after 1 try"
 
 
 def test_other_errors_pass() -> None:

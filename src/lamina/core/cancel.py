@@ -23,12 +23,15 @@ class CancelToken:
 
     Args:
         deadline: `time.monotonic()` seconds at which nobody waits any more; None for no limit.
+        outer: a token without which nobody waits either; its deadline holds, too.
     """
 
-    __slots__ = ("_cancelled", "deadline")
+    __slots__ = ("_cancelled", "_outer", "deadline")
 
-    def __init__(self, deadline: float | None = None) -> None:
-        self.deadline = deadline
+    def __init__(self, deadline: float | None = None, outer: CancelToken | None = None) -> None:
+        limits = [deadline, outer.deadline if outer is not None else None]
+        self.deadline = min((limit for limit in limits if limit is not None), default=None)
+        self._outer = outer
         self._cancelled = False
 
     def cancel(self) -> None:
@@ -38,6 +41,8 @@ class CancelToken:
     @property
     def is_awaited(self) -> bool:
         """Whether somebody still waits."""
+        if self._outer is not None and not self._outer.is_awaited:
+            return False
         return not self._cancelled and (self.deadline is None or time.monotonic() < self.deadline)
 
     def check(self) -> None:
@@ -70,6 +75,14 @@ def cancellable(token: CancelToken | None) -> Iterator[None]:
 def shielded() -> AbstractContextManager[None]:
     """Have `check_cancelled` do nothing inside the block."""
     return cancellable(None)
+
+
+def within(seconds: float) -> AbstractContextManager[None]:
+    """Have nobody wait for what the block does after so many seconds from now.
+
+    Where somebody stops waiting for what is around the block, that holds in it, too.
+    """
+    return cancellable(CancelToken(time.monotonic() + seconds, _current.get()))
 
 
 def current_deadline() -> float | None:

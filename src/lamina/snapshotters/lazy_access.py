@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
+from lamina.core.cancel import within
 from lamina.errors import DataLoss
 from lamina.lazy.policy import FILL_SECONDS
 
@@ -18,13 +20,17 @@ class Access(NamedTuple):
         hosts: a `certs.d` directory, or "".
         docker_config: a docker `config.json`, or "".
         plain_http: without TLS.
-        fetching_seconds: how long a reader waits for it.
+        fetching_seconds: how long a reader waits for it, or whoever asks whether it has a layer.
     """
 
     hosts: str = ""
     docker_config: str = ""
     plain_http: bool = False
     fetching_seconds: float = FILL_SECONDS
+
+    def patience(self) -> AbstractContextManager[None]:
+        """Have what the block asks of the registry take no longer than a reader would wait."""
+        return within(self.fetching_seconds)
 
     def write(self, directory: Path) -> None:
         """Keep it in a layer's directory."""

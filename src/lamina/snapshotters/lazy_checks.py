@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from lamina.core.problem import Problem, Repair
 from lamina.errors import FormatError
 from lamina.lazy.checking import damaged_bytes
-from lamina.lazy.layer import DATA
+from lamina.lazy.layer import DATA, LAYER, LOCK, TABLE
 from lamina.snapshotters.erofs_check import PULL_AGAIN
 
 _WRITING_SECONDS = 60.0
@@ -23,6 +23,16 @@ def is_written(image: Path) -> bool:
     except FileNotFoundError:
         return False
     return age > _WRITING_SECONDS
+
+
+def lost_problem(id: int, caches: Iterable[Path]) -> Problem | None:
+    """Look for what caches cannot be served without; None where all is there.
+
+    What is in them is not meant: where that is gone, it is fetched anew.
+    """
+    needed = (cache / name for cache in caches for name in (LAYER, TABLE, LOCK))
+    lost = next((path for path in needed if not path.exists()), None)
+    return None if lost is None else Problem(str(id), f"{lost} is gone", PULL_AGAIN)
 
 
 def cache_problem(id: int, cache: Path, empty: Callable[[], object]) -> Problem | None:

@@ -279,12 +279,12 @@ class LazyOverlayDriver(OverlayStackDriver):
         return problem_of(id, self.image(id), deep=deep)
 
     def _damaged(self, exists: Callable[[int], bool], *, deep: bool) -> Iterator[Problem]:
-        from lamina.snapshotters.lazy_checks import is_written
+        from lamina.snapshotters.lazy_checks import is_written, lost_problem
 
         for id in self.ids():
             if exists(id) and is_written(self.image(id)):
-                problem = self.problem_of(id, deep=deep)
-                if problem is not None:
+                problem = self.problem_of(id, deep=deep) or lost_problem(id, self.caches(id))
+                if problem is not None and exists(id):
                     yield problem
 
     def info_labels(self, id: int) -> Mapping[str, str]:
@@ -482,4 +482,7 @@ class LazyOverlayDriver(OverlayStackDriver):
 
 
 def _has_data(cache: Path) -> bool:
-    return bool((cache / _DATA).stat().st_size)
+    try:
+        return bool((cache / _DATA).stat().st_size)
+    except FileNotFoundError:
+        return True  # whoever serves it makes it anew

@@ -11,6 +11,7 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
+from lamina.core.cancel import check_cancelled, current_deadline
 from lamina.images.registry.cancel import Cancel
 from lamina.images.registry.failure import Failure
 
@@ -64,11 +65,12 @@ def retrying(
 ) -> _T:
     """Return what `attempt` returns; give up after `attempts` failures in a row.
 
+    It gives up, too, where the deadline of the context (`core.cancel`) is before the next try.
     `progress` tells how many bytes are there by now: an attempt that brought enough ends a row.
 
     Raises:
         Failure: the last one, or the first that trying again cannot help.
-        Cancelled: during a wait.
+        Cancelled: during a wait; nobody waits any more.
     """
     failures = 0
     while True:
@@ -79,13 +81,20 @@ def retrying(
             if not failure.transient:
                 raise
             failures = 1 if progress() - before >= policy.progress_bytes else failures + 1
-            if failures >= attempts:
-                failure.error.hint = failure.error.hint or f"gave up after {failures} tries"
-                raise
             delay = policy.delay(failures, failure.retry_after)
+            if failures >= attempts or _is_too_late(delay):
+                tries = "1 try" if failures == 1 else f"{failures} tries"
+                failure.error.hint = failure.error.hint or f"gave up after {tries}"
+                raise
             log.info("trying again in %.1f s: %s", delay, failure.error)
         policy.wait(delay, cancel)
         cancel.check(what, "")
+        check_cancelled()
+
+
+def _is_too_late(delay: float) -> bool:
+    deadline = current_deadline()
+    return deadline is not None and time.monotonic() + delay >= deadline
 
 
 def parse_retry_after(value: str | None) -> float | None:

@@ -50,14 +50,14 @@ class ImageRegistry:
             LaminaError: the registry does not say how long it is.
         """
         digest = parse_digest(f"sha256:{id}")
-        with login_hint():
+        with login_hint(), self._access.patience():
             known = self._size(digest) or size
             length = known or size_in_registry(self._access, self._origin.reference, digest)
         return RegistryDescription(self._origin.reference, digest, length)
 
     def open(self, id: str, size: int = 0) -> RangeSource:
         """Return the bytes of a blob; as `description`."""
-        return open_source(self._access, self.description(id, size))
+        return _Patient(open_source(self._access, self.description(id, size)), self._access)
 
     def require(self, blobs: Iterable[RegistryDescription]) -> None:
         """Ask the registry whether it gives blobs, before anybody has to wait for what is in them.
@@ -92,8 +92,22 @@ class ImageRegistry:
 
     def _asked(self, digest: str) -> int:
         try:
-            with login_hint():
+            with login_hint(), self._access.patience():
                 return size_in_registry(self._access, self._origin.reference, parse_digest(digest))
         except NotFound as error:
             error.hint = "push all blobs of the image to its repository, and pull it again"
             raise
+
+
+class _Patient:
+    """A source whose reads take no longer than those of the image would."""
+
+    def __init__(self, source: RangeSource, access: Access) -> None:
+        self._source = source
+        self._access = access
+        self.size = source.size
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """As the source reads."""
+        with self._access.patience():
+            return self._source.read_at(offset, length)

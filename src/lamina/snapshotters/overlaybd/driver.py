@@ -236,7 +236,8 @@ class OverlaybdDriver(DeviceStackDriver):
 
         id = snapshot.id
         below = self._below(snapshot.parents)
-        blob_note = keep_layer(self.of(id), self._access, blob)
+        with self._access.patience():
+            blob_note = keep_layer(self.of(id), self._access, blob)
         filesystem = told.filesystem_in(snapshot.labels)
         note = LayerNote("remote", below, filesystem, blob=blob_note)
         write_note(self.of(id), LAYER, note)

@@ -100,7 +100,8 @@ class StargzDriver(LazyOverlayDriver):
         access = self._access._replace(plain_http=origin.plain_http)
         # Lazy ones are mounted since `create`.
         below = [self.lower(parent) for parent in snapshot.parents]
-        contents = layer.read_contents(access, origin, self._verification, below)
+        with access.patience():
+            contents = layer.read_contents(access, origin, self._verification, below)
         directory = self.of(id)
         access.write(directory)
         layer.make_cache(contents, directory / CACHE, self._gate)
