@@ -29,8 +29,9 @@ class CancelToken:
     __slots__ = ("_cancelled", "_outer", "deadline")
 
     def __init__(self, deadline: float | None = None, outer: CancelToken | None = None) -> None:
-        limits = [deadline, outer.deadline if outer is not None else None]
-        self.deadline = min((limit for limit in limits if limit is not None), default=None)
+        limits: list[float | None] = [deadline, None if outer is None else outer.deadline]
+        known = [limit for limit in limits if limit is not None]
+        self.deadline: float | None = min(known, default=None)
         self._outer = outer
         self._cancelled = False
 

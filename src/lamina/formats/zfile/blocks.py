@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterable
+from functools import lru_cache, partial
 from typing import cast
 
 import lz4.block
+import lz4.frame
 
-from lamina.formats.zfile.layout import Algorithm, damaged
+from lamina.formats.zfile.layout import LENGTH, Algorithm, damaged
 
 if sys.version_info >= (3, 14):
     from compression.zstd import ZstdCompressor, ZstdDecompressor, ZstdError
@@ -24,6 +25,9 @@ _ZSTD_LEVEL = 3
 _Lz4Fault = cast("type[Exception]", lz4.block.LZ4BlockError)
 _lz4_decompress = cast("Callable[..., bytes]", lz4.block.decompress)
 _lz4_compress = cast("Callable[..., bytes]", lz4.block.compress)
+_lz4_decompress_frame = cast("Callable[[bytes], bytes]", lz4.frame.decompress)
+_lz4_begin_frame = cast("Callable[..., bytes]", lz4.frame.compress_begin)
+_LZ4_FRAME_END = bytes(4)
 
 
 def block_compressor(algorithm: Algorithm) -> Callable[[Buffer], bytes]:
@@ -63,6 +67,34 @@ def decompress_block(algorithm: Algorithm, data: Buffer, size: int, at: int) -> 
     if found is None or len(found) != size:
         raise damaged(at, expected, "another number of bytes")
     return found
+
+
+def decompress_lz4_blocks(blocks: Iterable[bytes], size: int) -> bytes | None:
+    """Return the `size` bytes that blocks of LZ4 have together; None where they have not.
+
+    They are decompressed as the blocks of one frame, by one call: each call lets other threads run,
+    and waiting to go on again costs more than a block of 4 KiB does. What each has is not seen.
+
+    Args:
+        blocks: each with at least one byte, and at most `MAX_STORED`.
+        size: bytes, uncompressed, of all.
+    """
+    parts = [_lz4_frame_start(size)]
+    for block in blocks:
+        parts += (LENGTH.pack(len(block)), block)
+    parts.append(_LZ4_FRAME_END)
+    try:
+        return _lz4_decompress_frame(b"".join(parts))
+    except RuntimeError:  # what lz4 raises
+        return None
+
+
+@lru_cache(64)
+def _lz4_frame_start(size: int) -> bytes:
+    options = lz4.frame.create_compression_context()
+    return _lz4_begin_frame(
+        options, source_size=size, block_size=lz4.frame.BLOCKSIZE_MAX64KB, block_linked=False
+    )
 
 
 def _decompress(algorithm: Algorithm, data: Buffer, size: int) -> bytes | None:

@@ -24,7 +24,7 @@ MAGIC = b"ZFile\0\1\0"
 MAGIC_2 = b"tuji.yyf@Alibaba"
 RECORD = struct.Struct("<8s16sIIQQQQI4xIBBBx4xIB7x")
 assert RECORD.size == 96
-LENGTH_SIZE = 4
+LENGTH = struct.Struct("<I")
 CRC = struct.Struct("<I")
 CRC_SEED = 100007
 """Of blocks; that of the header and of the jump table is 0."""

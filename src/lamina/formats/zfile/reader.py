@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 from array import array
 from itertools import accumulate, islice
@@ -9,11 +10,11 @@ from itertools import accumulate, islice
 from lamina.core.source import RangeSource
 from lamina.errors import OutOfRange
 from lamina.formats.crc32c import crc32c
-from lamina.formats.zfile.blocks import Buffer, decompress_block
+from lamina.formats.zfile.blocks import Buffer, decompress_block, decompress_lz4_blocks
 from lamina.formats.zfile.layout import (
     CRC,
     CRC_SEED,
-    LENGTH_SIZE,
+    LENGTH,
     MAX_BLOCKS,
     SLOT,
     Algorithm,
@@ -111,23 +112,40 @@ class ZFile:
         start, stored = self.stored(first, stop)
         if len(data) != stored:
             raise damaged(start, f"{stored} bytes of blocks", len(data))
+        blocks = self._verified(first, stop, bytes(data), start)
+        size = min(stop * self.block_size, self.size) - first * self.block_size
+        if self._crc and self.algorithm is Algorithm.LZ4 and len(blocks) > 1 and all(blocks):
+            # By its CRC each is what was written, so that they need not be looked at one by one.
+            found = decompress_lz4_blocks(blocks, size)
+            if found is not None:
+                return found
         parts = []
-        position = 0
-        for block in range(first, stop):
-            end = position + self._lengths[block]
-            parts.append(self._block(block, data[position:end], start + position))
-            position = end
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        position = start
+        for block, compressed in enumerate(blocks, first):
+            left = min(self.block_size, self.size - block * self.block_size)
+            parts.append(decompress_block(self.algorithm, compressed, left, position))
+            position += self._lengths[block]
+        return b"".join(parts)
 
-    def _block(self, block: int, data: Buffer, at: int) -> bytes:
-        if self._crc:
-            (expected,) = CRC.unpack(data[-CRC.size :])
-            data = data[: -CRC.size]
-            got = crc32c(CRC_SEED, bytes(data))
+    def _verified(self, first: int, stop: int, data: bytes, start: int) -> list[bytes]:
+        """Return what is compressed of each block, given all of them and the first one's byte."""
+        lengths = self._lengths[first:stop]
+        ends = [*accumulate(lengths)]
+        if not self._crc:
+            starts = map(operator.sub, ends, lengths)
+            return [data[start:end] for start, end in zip(starts, ends, strict=True)]
+        blocks: list[bytes] = []
+        position = 0
+        for end in ends:
+            compressed = data[position : end - CRC.size]
+            got = crc32c(CRC_SEED, compressed)
+            (expected,) = CRC.unpack_from(data, end - CRC.size)
             if got != expected:
+                block, at = first + len(blocks), start + position
                 raise damaged(at, f"block {block} with CRC-32C {expected:#010x}", f"{got:#010x}")
-        size = min(self.block_size, self.size - block * self.block_size)
-        return decompress_block(self.algorithm, data, size, at)
+            blocks.append(compressed)
+            position = end
+        return blocks
 
     def _batch(self, first: int, last: int) -> int:
         """Return the block to stop before, so that no more than a batch is read at once."""
@@ -162,7 +180,7 @@ def read_zfile(source: RangeSource) -> ZFile:
         record = _trailer(source, record)
         at = end
     room = end - record.index_offset
-    if not SLOT <= record.index_offset <= end or record.blocks * LENGTH_SIZE > room:
+    if not SLOT <= record.index_offset <= end or record.blocks * LENGTH.size > room:
         got = f"{record.blocks} blocks at byte {record.index_offset}"
         raise damaged(at + 40, f"a jump table between bytes {SLOT} and {end}", got)
     blocks = -(-record.size // record.block_size)
@@ -187,9 +205,9 @@ def _trailer(source: RangeSource, header: Record) -> Record:
 
 def _jump_table(source: RangeSource, record: Record) -> array[int]:
     lengths = array("I")
-    assert lengths.itemsize == LENGTH_SIZE
+    assert lengths.itemsize == LENGTH.size
     crc = 0
-    position, end = record.index_offset, record.index_offset + record.blocks * LENGTH_SIZE
+    position, end = record.index_offset, record.index_offset + record.blocks * LENGTH.size
     while position < end:
         piece = source.read_at(position, min(_TABLE_PIECE, end - position))
         crc = crc32c(crc, piece)
@@ -204,7 +222,7 @@ def _jump_table(source: RangeSource, record: Record) -> array[int]:
     most = 2 * record.block_size
     for found in (min(lengths, default=least), max(lengths, default=least)):
         if not least <= found <= most:
-            place = at + LENGTH_SIZE * lengths.index(found)
+            place = at + LENGTH.size * lengths.index(found)
             raise damaged(place, f"a block of {least} to {most} bytes", found)
     if (total := SLOT + sum(lengths)) > at:
         raise damaged(at, f"blocks that end by byte {at}", f"some up to byte {total}")

@@ -77,7 +77,8 @@ class DeviceSource:
             self._carry_out(requests[0], extents, parts)
         else:
             self._side_by_side(requests, extents, parts)
-        parts.append(bytes(length - inside))
+        if inside < length:
+            parts.append(bytes(length - inside))
         return b"".join(parts)
 
     def _side_by_side(
