@@ -134,6 +134,16 @@ def test_blocks_of_another_size_are_refused(algorithm: int, block: bytes) -> Non
         read_all(make_zfile([block], 4096, algorithm=algorithm))
 
 
+@pytest.mark.parametrize("crc", [True, False])
+@pytest.mark.parametrize("size", [4095, 4097])
+def test_a_block_of_another_size_among_others_is_named(size: int, crc: bool) -> None:
+    blocks = lz4_blocks(DATA)
+    blocks[2] = lz4_blocks(bytes(size), size)[0]
+    with pytest.raises(FormatError, match="a block of 4096 bytes") as caught:
+        read_all(make_zfile(blocks, len(DATA), crc=crc))
+    assert caught.value.offset == 512 + sum(len(block) + 4 * crc for block in blocks[:2])
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 255)), min_size=1, max_size=4))
 def test_changes_without_checksums(changes: list[tuple[int, int]]) -> None:
