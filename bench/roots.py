@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import shutil
 import subprocess
-import time
 from pathlib import Path
 from typing import Self
 
@@ -13,6 +12,7 @@ from bench.process import wait_for_janitor
 from bench.startup import LAMINA
 from lamina.lazy.launch import LazyWorker
 from lamina.mount import unmount_recursive
+from tests.killing import kill_all
 
 _LAZY = ("stargz", "nydus", "overlaybd")
 _SECTION = """[plugins."io.containerd.snapshotter.v1.{name}"]
@@ -68,6 +68,11 @@ class Root:
         """The worker of the snapshotter."""
         return LazyWorker(self.path / f"io.containerd.snapshotter.v1.{self.snapshotter}")
 
+    def _processes(self) -> list[int]:
+        pgrep = ("pgrep", "-f", f"{self.path}(/| |$)")
+        found = subprocess.run(pgrep, stdout=subprocess.PIPE, text=True, check=False)
+        return [int(pid) for pid in found.stdout.split()]
+
     @property
     def _with(self) -> tuple[str, str]:
         return ("--snapshotter", self.snapshotter)
@@ -79,9 +84,7 @@ class Root:
         """Unmount and delete it, once nothing of it runs."""
         wait_for_janitor(self.path)
         unmount_recursive(self.path)
-        if self.snapshotter in _LAZY:
-            pkill = ("pkill", "-KILL", "-f", str(self.worker.directory))
-            subprocess.run(pkill, check=False)
-            time.sleep(0.5)
-            unmount_recursive(self.path)
+        # A worker that is left would go on to fetch, over the network of the next measurement.
+        kill_all(self._processes)
+        unmount_recursive(self.path)
         shutil.rmtree(self.path)
