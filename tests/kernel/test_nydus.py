@@ -10,7 +10,6 @@ import signal
 import tarfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +23,6 @@ from lamina.formats.rafs.annotations import BOOTSTRAP, ENCRYPTED, FS_VERSION, RE
 from lamina.formats.rafs.flags import Compressor
 from lamina.formats.rafs.writer.options import RafsOptions
 from lamina.images.conversion import ConvertOptions
-from lamina.lazy.launch import LazyWorker
 from lamina.lazy.path_patterns import read_patterns
 from lamina.lazy_images import LazyImages
 from lamina.linux.probes import erofs_files
@@ -40,6 +38,7 @@ from tests.fixtures_stargz import GATES, end_worker, opening
 from tests.hard_image import chain, hard_image, layer, load_image, tree
 from tests.images import OCI_LAYER_GZIP, ImageFiles, Layer, digest
 from tests.kernel.test_rafs import seen, without_steering
+from tests.lazy_looking import Looking, read_all
 from tests.nydus import (
     annotated_image,
     blob_layer,
@@ -80,33 +79,8 @@ def made(version: int, **options: int) -> ImageFiles:
     return nydus_image(bootstrap, blob, version=str(version))
 
 
-def pull(store: Store, ref: str) -> None:
-    store.pull(ref, snapshotter="nydus", plain_http=True)
-
-
-def worker(store: Store) -> LazyWorker:
-    return LazyWorker(store.snapshotter("nydus").root)
-
-
-def fetched(store: Store) -> int:
-    return sum(layer.local_bytes for layer in worker(store).status().layers)
-
-
-@contextmanager
-def looking(store: Store, ref: str, tmp_path: Path) -> Iterator[Path]:
-    """Mount a View of an image."""
-    engine = store.snapshotter("nydus")
-    mounts: list[Mount] = engine.view("look", store.launch(ref).chain_id)
-    try:
-        with temp_mount(mounts, dir=tmp_path, read_only=True) as root:
-            yield root
-    finally:
-        engine.remove("look")
-
-
-def read_all(root: Path) -> dict[str, bytes]:
-    found = (path for path in root.rglob("*") if path.is_file())
-    return {str(path.relative_to(root)): path.read_bytes() for path in found}
+looks = Looking("nydus")
+pull, worker, fetched, looking = looks.pull, looks.worker, looks.fetched, looks.at
 
 
 @pytest.mark.parametrize("version", [5, 6])

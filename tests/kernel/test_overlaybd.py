@@ -10,13 +10,11 @@ import signal
 import tarfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from lamina.core.labels import REMOTE, UNPACKED
-from lamina.core.mount import Mount
 from lamina.core.snapshot import Kind
 from lamina.errors import (
     FailedPrecondition,
@@ -31,7 +29,6 @@ from lamina.formats.zfile.layout import Algorithm
 from lamina.formats.zfile.writer import ZFileOptions
 from lamina.images.conversion import ConvertOptions
 from lamina.images.conversion_overlaybd import OverlaybdOptions
-from lamina.lazy.launch import LazyWorker
 from lamina.lazy_images import LazyImages
 from lamina.linux.mountinfo import mounts_at_or_below
 from lamina.mount import temp_mount, unmount_recursive
@@ -45,6 +42,7 @@ from tests.fixtures_registry import LocalRegistry, running_registry
 from tests.fixtures_stargz import end_worker, opening
 from tests.hard_image import chain, hard_image, load_image, tree
 from tests.images import Layer, digest
+from tests.lazy_looking import Looking, read_all
 from tests.nydus import annotated_image, plain_layer, push
 from tests.overlaybd_images import (
     MEDIA_TYPE,
@@ -96,33 +94,8 @@ def open_store(root_dir: Path, tmp_path: Path) -> Iterator[Open]:
         yield make
 
 
-def pull(store: Store, ref: str) -> None:
-    store.pull(ref, snapshotter="overlaybd", plain_http=True)
-
-
-def worker(store: Store) -> LazyWorker:
-    return LazyWorker(store.snapshotter("overlaybd").root)
-
-
-def fetched(store: Store) -> int:
-    return sum(layer.local_bytes for layer in worker(store).status().layers)
-
-
-@contextmanager
-def looking(store: Store, ref: str, tmp_path: Path) -> Iterator[Path]:
-    """Mount a View of an image."""
-    engine = store.snapshotter("overlaybd")
-    mounts: list[Mount] = engine.view("look", store.launch(ref).chain_id)
-    try:
-        with temp_mount(mounts, dir=tmp_path, read_only=True) as root:
-            yield root
-    finally:
-        engine.remove("look")
-
-
-def read_all(root: Path) -> dict[str, bytes]:
-    found = (path for path in root.rglob("*") if path.is_file())
-    return {str(path.relative_to(root)): path.read_bytes() for path in found}
+looks = Looking("overlaybd")
+pull, worker, fetched, looking = looks.pull, looks.worker, looks.fetched, looks.at
 
 
 def test_pull_fetches_indexes_alone_and_reads_are_right(
