@@ -65,6 +65,7 @@ _REASONS: Mapping[LayerKind, str] = {
     "trace": "it has no files, but says what is fetched first",
 }
 """Why layers were unpacked that nothing is wrong with."""
+_WRITTEN = "it was written here, as a layer of a device"
 
 
 class OverlaybdDriver(DeviceStackDriver):
@@ -210,7 +211,8 @@ class OverlaybdDriver(DeviceStackDriver):
         if note.kind == "local":
             shown[told.COMMIT_PATH] = str(self.of(id) / note.file)
         if note.kind in _REASONS and not self.is_lazy(id):
-            shown[UNPACKED] = _REASONS[note.kind]
+            was_written = Path(note.file).name == SEALED
+            shown[UNPACKED] = _WRITTEN if was_written else _REASONS[note.kind]
         return shown
 
     def problem_of(self, id: int, *, deep: bool) -> Problem | None:
