@@ -195,11 +195,15 @@ class LazyImages:
             Those that name nothing in a lazy layer.
 
         Raises:
+            FailedPrecondition: its layers have no names apart from their data.
             as `prefetch`.
         """
         matched: set[int] = set()
         wanted: dict[_Part, list[int]] = {}
         with self.views(ref) as views:
+            if all(look.files.image is None for look in views):
+                hint = "names are on the device itself; lamina lazy prefetch --trace takes a trace"
+                raise FailedPrecondition("look for paths in image", ref, hint=hint)
             seen: dict[str, Path | None] = {}
             for look in reversed(views):
                 # One image may have parts of a file on several devices.
@@ -348,7 +352,21 @@ class LazyImages:
 
     def _elsewhere(self, ref: str) -> FailedPrecondition:
         hint = f"pull it with --snapshotter {self._name}, or name the one that has it"
+        others = " or ".join(f"--snapshotter {name}" for name in self._others(ref))
+        if others:
+            hint = f"it is in another: {others}"
         return FailedPrecondition(f"image is not in {self._name}:", ref, hint=hint)
+
+    def _others(self, ref: str) -> list[str]:
+        """Return the snapshotters with lazy layers that have the layers of an image."""
+        chain = self._chain(ref)
+        others: list[str] = []
+        for name in self._store.existing_snapshotters():
+            with suppress(LaminaError):  # it does not work here
+                engine = self._store.snapshotter(name)
+                if isinstance(engine.driver, Lazy) and not engine.ids().keys().isdisjoint(chain):
+                    others.append(name)
+        return others
 
     def _names(self) -> dict[str, tuple[str, ...]]:
         """Return the names of the images that have each layer."""

@@ -565,6 +565,7 @@ def test_what_is_written_to_a_device_becomes_a_layer_of_it(
         assert (root / "a").read_text() == "changed"
     assert engine.usage("container").size >= 500_000
     engine.commit("committed", "container")
+    assert engine.stat("committed").labels[UNPACKED].startswith("it was written here")
     expected = FILES | {"a": b"changed", "dir/other": noise(500_000, b"4")}
     del expected["text"]
     with temp_mount(engine.view("look", "committed"), dir=tmp_path, read_only=True) as root:
@@ -644,6 +645,14 @@ def test_container_runs_from_a_device(
         machine.lamina("lazy", "wait", *snapshotter, ref)
         assert "complete" in machine.lamina("lazy", "show", *snapshotter, ref).stdout
         assert machine.lamina("lazy", "map", *snapshotter, ref).stdout
+        machine.lamina("snapshots", "--snapshotter", "stargz", "ls")  # makes it
+        wrong: list[tuple[tuple[str, ...], str]] = [
+            (("show", ref), "is not in stargz"),
+            (("show", ref), "it is in another: --snapshotter overlaybd"),
+            (("prefetch", "--list", "/dev/null", *snapshotter, ref), "prefetch --trace"),
+        ]
+        for words, said in wrong:
+            assert said in machine.lamina("lazy", *words, code=7).stderr
     finally:
         unmount_recursive(machine.root)
         end_worker(machine.root)
