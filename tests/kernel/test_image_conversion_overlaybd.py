@@ -38,7 +38,7 @@ from lamina.images.conversion_overlaybd import OverlaybdOptions
 from lamina.images.manifest import OCI_INDEX, OCI_LAYER, Descriptor
 from lamina.images.overlaybd import device_layers
 from lamina.images.overlaybd_check import verify_overlaybd
-from lamina.images.platform import parse_platform
+from lamina.images.platform import default_platform, parse_platform
 from lamina.layer.limits import LayerLimits
 from lamina.store import Store
 from tests.fixtures_command import Command
@@ -273,6 +273,10 @@ def test_what_cannot_be_is_refused_by_name(store: Store) -> None:
     load_image(store, "overlayfs", kept, keep=True, ref=other)
     with pytest.raises(InvalidArgument, match="must not be distributed"):
         store.convert(other, TARGET, options=overlaybd)
+    made = store.images.select(store.image(TARGET), default_platform()).manifest
+    store.images.content.delete(made.layers[0].digest)
+    with pytest.raises(InvalidArgument, match="it is one already"):  # as after a lazy pull
+        store.convert(TARGET, other, options=overlaybd)
 
 
 def sized(size: int) -> ConvertOptions:

@@ -23,7 +23,7 @@ from lamina.formats.rafs.flags import Compressor
 from lamina.formats.rafs.writer.options import RafsOptions
 from lamina.images.catalogue import Image
 from lamina.images.chunk_dictionary import ChunkDictionary, check_repository, read_dictionary
-from lamina.images.conversion_image import ImageConverter
+from lamina.images.conversion_image import ImageConverter, require_files
 from lamina.images.conversion_layers import ConvertedLayer, LayerConverter
 from lamina.images.conversion_nydus import NydusConverter, NydusLayer
 from lamina.images.conversion_overlaybd import (
@@ -154,6 +154,9 @@ def convert(
     wanted = Options(labels=options.labels)
     with operation(store, str(reference), options=wanted, cancel=cancel) as running:
         chosen = choose(store, source.target, options)
+        if kind := _kind(options):
+            for image in chosen:  # before anybody is told to fetch its layers
+                require_files(image, kind)
         _hold(store, running, source.target, chosen)
         source_layers = SourceLayers(
             store.content,
@@ -231,6 +234,12 @@ def choose(store: ImageStore, target: Descriptor, options: ConvertOptions) -> li
             listed = [descriptor for descriptor in listed if descriptor.digest in wanted]
         chosen = [read_image(descriptor, store.read) for descriptor in listed]
     return chosen
+
+
+def _kind(options: ConvertOptions) -> str:
+    if options.overlaybd is not None:
+        return "overlaybd"
+    return "Nydus" if options.nydus is not None else ""
 
 
 def _hold(
