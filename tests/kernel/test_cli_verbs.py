@@ -59,9 +59,12 @@ def test_check(command: Command, faulty: FaultyRegistry) -> None:
     done = command.run("i", "check", "--snapshotter", "native", code=7)
     assert done.stdout.decode().split()[-1] == "false"
     assert done.stderr.decode().startswith("lamina: check: 1 of 1 images are not ready in")
+    assert "nothing of them is missing" in done.stderr.decode()
     layer = files.layers[1].digest
     command.run("content", "rm", layer)
-    assert b"incomplete (3/4)" in command.run("images", "check", code=7).stdout
+    done = command.run("images", "check", code=7)
+    assert b"incomplete (3/4)" in done.stdout
+    assert b"--no-unpack gets what is missing" in done.stderr
     done = command.run("images", "check", "-q", code=7)
     assert done.stdout == b""
     command.run("content", "rm", digest(files.config))

@@ -89,6 +89,8 @@ def check(
     if len(ready) < len(rows):
         what = f"check: {len(rows) - len(ready)} of {len(rows)} images are not ready in"
         hint = "images pull --no-unpack gets what is missing, images pull unpacks"
+        if all(content.complete for _image, content, _unpacked in rows):
+            hint = "nothing of them is missing, but they are not unpacked: images pull does that"
         raise FailedPrecondition(what, name, hint=hint)
 
 
