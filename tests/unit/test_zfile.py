@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from lamina.errors import FormatError, OutOfRange
 from lamina.formats.zfile import reader
+from lamina.formats.zfile.blocks import decompress_lz4_blocks
 from lamina.formats.zfile.reader import read_zfile
 from tests.erofs import Bytes
 from tests.rafs import noise
@@ -142,6 +144,45 @@ def test_a_block_of_another_size_among_others_is_named(size: int, crc: bool) -> 
     with pytest.raises(FormatError, match="a block of 4096 bytes") as caught:
         read_all(make_zfile(blocks, len(DATA), crc=crc))
     assert caught.value.offset == 512 + sum(len(block) + 4 * crc for block in blocks[:2])
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.one_of(st.just(4096), st.integers(0, 9000), st.just(65536), st.just(70000)),
+        min_size=2,
+        max_size=9,
+    ),
+    st.integers(0, 4095),
+)
+def test_blocks_of_other_sizes_are_refused_together(sizes: list[int], change: int) -> None:
+    sizes += [change]
+    pieces = [b"word " * (size // 5) + bytes(size % 5) for size in sizes]
+    blocks = [lz4_blocks(piece, 1 << 20)[0] if piece else b"\0" for piece in pieces]
+    for size in (4096 * len(blocks), 4096 * len(blocks) - 1):
+        with pytest.raises(FormatError, match="a block of"):
+            read_all(make_zfile(blocks, size))
+
+
+@pytest.mark.parametrize("change", [1, 4095, 4096])
+def test_blocks_that_are_right_only_together_are_refused(change: int) -> None:
+    pieces = [(b"word " * 2000)[:size] for size in (4096 - change, 4096 + change, 4096)]
+    blocks = [lz4_blocks(piece, 1 << 20)[0] if piece else b"\0" for piece in pieces]
+    for first in range(3):
+        order = blocks[first:] + blocks[:first]
+        with pytest.raises(FormatError, match="a block of 4096 bytes"):
+            read_all(make_zfile(order, 3 * 4096))
+
+
+def test_no_more_is_made_than_is_wanted() -> None:
+    large = lz4_blocks(bytes(65536), 65536)[0]
+    tracemalloc.start()
+    try:
+        assert decompress_lz4_blocks([large] * 1000, 4096, 4096 * 1000) is None
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * 4096 * 1000  # of 64 MiB; lz4 copies what it returns
 
 
 @settings(max_examples=100, deadline=None)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import cast
 
@@ -25,9 +26,14 @@ _ZSTD_LEVEL = 3
 _Lz4Fault = cast("type[Exception]", lz4.block.LZ4BlockError)
 _lz4_decompress = cast("Callable[..., bytes]", lz4.block.decompress)
 _lz4_compress = cast("Callable[..., bytes]", lz4.block.compress)
-_lz4_decompress_frame = cast("Callable[[bytes], bytes]", lz4.frame.decompress)
+_lz4_decompress_frame = cast("Callable[..., tuple[bytes, int, bool]]", lz4.frame.decompress_chunk)
+_lz4_context = cast("Callable[[], object]", lz4.frame.create_decompression_context)
 _lz4_begin_frame = cast("Callable[..., bytes]", lz4.frame.compress_begin)
 _LZ4_FRAME_END = bytes(4)
+_LZ4_STORED = 1 << 31
+_MARK = os.urandom(8)
+"""What no block can have been made to have."""
+_MARK_BLOCK = LENGTH.pack(_LZ4_STORED | len(_MARK)) + _MARK
 
 
 def block_compressor(algorithm: Algorithm) -> Callable[[Buffer], bytes]:
@@ -69,24 +75,35 @@ def decompress_block(algorithm: Algorithm, data: Buffer, size: int, at: int) -> 
     return found
 
 
-def decompress_lz4_blocks(blocks: Iterable[bytes], size: int) -> bytes | None:
-    """Return the `size` bytes that blocks of LZ4 have together; None where they have not.
+def decompress_lz4_blocks(blocks: Sequence[bytes], block_size: int, size: int) -> bytes | None:
+    """Return the `size` bytes that blocks of LZ4 have together; None where one is damaged.
 
     They are decompressed as the blocks of one frame, by one call: each call lets other threads run,
-    and waiting to go on again costs more than a block of 4 KiB does. What each has is not seen.
+    and waiting to go on again costs more than a block of 4 KiB does. However much they have, no
+    more is made.
 
     Args:
         blocks: each with at least one byte, and at most `MAX_STORED`.
-        size: bytes, uncompressed, of all.
+        block_size: bytes, uncompressed, of each but the last.
+        size: of all.
     """
-    parts = [_lz4_frame_start(size)]
+    whole = size + (len(blocks) - 1) * len(_MARK)
+    parts = [_lz4_frame_start(whole)]
     for block in blocks:
-        parts += (LENGTH.pack(len(block)), block)
-    parts.append(_LZ4_FRAME_END)
+        # A mark between two shows that the one before has the size that it should have.
+        parts += (LENGTH.pack(len(block)), block, _MARK_BLOCK)
+    parts[-1] = _LZ4_FRAME_END
+    frame = b"".join(parts)
     try:
-        return _lz4_decompress_frame(b"".join(parts))
+        found, _read, is_end = _lz4_decompress_frame(_lz4_context(), frame, max_length=whole)
     except RuntimeError:  # what lz4 raises
         return None
+    step = block_size + len(_MARK)
+    marks = [found[at : at + len(_MARK)] for at in range(block_size, whole, step)]
+    if not is_end or len(found) != whole or marks.count(_MARK) != len(blocks) - 1:
+        return None
+    view = memoryview(found)
+    return b"".join([view[at : at + block_size] for at in range(0, whole, step)])
 
 
 @lru_cache(64)

@@ -115,8 +115,7 @@ class ZFile:
         blocks = self._verified(first, stop, bytes(data), start)
         size = min(stop * self.block_size, self.size) - first * self.block_size
         if self._crc and self.algorithm is Algorithm.LZ4 and len(blocks) > 1 and all(blocks):
-            # By its CRC each is what was written, so that they need not be looked at one by one.
-            found = decompress_lz4_blocks(blocks, size)
+            found = decompress_lz4_blocks(blocks, self.block_size, size)
             if found is not None:
                 return found
         parts = []
