@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from email.utils import formatdate
@@ -11,7 +12,10 @@ import pytest
 from lamina.core.cancel import within
 from lamina.errors import Cancelled, NotFound, Unavailable
 from lamina.images.registry.cancel import Cancel
+from lamina.images.registry.connections import Connections
 from lamina.images.registry.failure import Failure
+from lamina.images.registry.hosts import Endpoint
+from lamina.images.registry.proxies import Proxies
 from lamina.images.registry.retry import RetryPolicy, parse_retry_after, retrying
 
 
@@ -101,6 +105,17 @@ def test_no_try_that_is_too_late_is_waited_for() -> None:
         retrying(refused, policy, 3, Cancel(), "try")
     assert waits == []
     assert caught.value.error.hint == "gave up after 1 try"
+
+
+def test_no_host_is_waited_for_longer_than_whoever_asks_waits() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        host = f"127.0.0.1:{silent.getsockname()[1]}"
+        endpoint = Endpoint(host, "http", host)
+        connections = Connections(Proxies(), 3600.0, 1)
+        for seconds in (0.1, -1.0):
+            with within(seconds), pytest.raises(Failure, match="timed out"):
+                connections.send(endpoint, "HEAD", endpoint.url, {})
+        connections.close()
 
 
 def test_other_errors_pass() -> None:

@@ -6,6 +6,7 @@ import logging
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Mapping
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
@@ -14,6 +15,7 @@ import urllib3
 from urllib3 import exceptions
 from urllib3.connection import HTTPSConnection
 
+from lamina.core.cancel import current_deadline
 from lamina.errors import ConfigError, Unavailable
 from lamina.images.registry.failure import Failure
 from lamina.images.registry.hosts import TLS, Endpoint
@@ -24,6 +26,8 @@ log = logging.getLogger(__name__)
 
 USER_AGENT = f"lamina/{VERSION}"
 _HOSTS = 16
+_LEAST_SECONDS = 0.01
+"""That are waited for where the deadline has passed: none is no timeout of urllib3."""
 
 
 class Connections:
@@ -58,7 +62,8 @@ class Connections:
         A body that is a file needs its Content-Length among the headers.
 
         The caller closes the answer; one that was read to its end keeps its connection open.
-        `seconds` makes every wait for the network shorter than it is anyway.
+        `seconds`, and the deadline of the context (`core.cancel`), make every wait for the network
+        shorter than it is anyway.
 
         Raises:
             Failure: there is no answer.
@@ -77,7 +82,7 @@ class Connections:
                 url,
                 body=body,
                 headers=sent,
-                timeout=self._timeout(endpoint, seconds),
+                timeout=self._timeout(endpoint, _until_deadline(seconds)),
                 redirect=False,
                 retries=False,
                 preload_content=False,
@@ -158,6 +163,14 @@ class Connections:
         elif isinstance(error, exceptions.LocationValueError | exceptions.ProxySchemeUnknown):
             transient = False
         return Failure(Unavailable(f"connect to {host}: {reason(error)}"), transient=transient)
+
+
+def _until_deadline(seconds: float | None) -> float | None:
+    deadline = current_deadline()
+    if deadline is None:
+        return seconds
+    left = max(deadline - time.monotonic(), _LEAST_SECONDS)
+    return left if seconds is None else min(left, seconds)
 
 
 class _UnverifiedConnection(HTTPSConnection):
