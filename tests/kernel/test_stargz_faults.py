@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from lamina.core.labels import REMOTE
+from lamina.core.snapshot import Kind
+from lamina.errors import FailedPrecondition
 from lamina.lazy.launch import LOG
 from lamina.mount import temp_mount
 from lamina.snapshotters.lazy_access import read_access
@@ -128,6 +130,23 @@ def test_a_layer_that_a_registry_holds_back_for_longer_is_unpacked(
     [told] = [line for line in caplog.messages if "is unpacked" in line]
     assert "429" in told
     assert REMOTE not in store.snapshotter("stargz").stat(top(store, ref)).labels
+
+
+@pytest.mark.fanotify
+def test_a_cache_file_that_is_removed_while_it_is_served_is_told_of(
+    open_store: Callable[..., Store], tmp_path: Path
+) -> None:
+    with (
+        faulty_registry() as registry,
+        mounted(open_store, registry, tmp_path, "fanotify"),
+    ):
+        engine = open_store("fanotify").snapshotter("stargz")
+        [data] = engine.root.glob("snapshots/*/cache/data")
+        data.unlink()
+        [layer] = [info.name for info in engine.walk() if info.kind is Kind.COMMITTED]
+        with pytest.raises(FailedPrecondition) as caught:
+            engine.view("again", layer)
+        assert "remove the images that have this layer" in caught.value.hint
 
 
 @pytest.mark.parametrize("gate", GATES)

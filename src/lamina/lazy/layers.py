@@ -293,4 +293,6 @@ def _describe(layer: _Open) -> LayerStatus:
 def _refused(error: OSError, directory: Path) -> LaminaError:
     kind = PermissionDenied if isinstance(error, PermissionError) else FailedPrecondition
     hint = "use another gate, or another filesystem"
+    if isinstance(error, FileNotFoundError):
+        hint = "its files were removed: remove the images that have this layer, and pull them again"
     return kind(f"serve a lazy layer: {error.strerror}", directory, hint=hint)
