@@ -27,6 +27,13 @@ def attempts() -> Iterator[int]:
         time.sleep(0.02)
 
 
+class _Process(NamedTuple):
+    """A process of a root."""
+
+    parent: int
+    is_standby: bool
+
+
 class Family(NamedTuple):
     """The three processes of a root."""
 
@@ -36,11 +43,15 @@ class Family(NamedTuple):
 
 
 class Lazy:
-    """A root with its worker, and layers to serve."""
+    """A root with its worker, and layers to serve.
 
-    def __init__(self, root: Path) -> None:
+    The worker stays when nothing needs it, so that it can be asked what it has; with `hasty`, for
+    tests that see it end, it does not.
+    """
+
+    def __init__(self, root: Path, *, hasty: bool = False) -> None:
         self.root = root
-        self.worker = LazyWorker(root, linger=0.1)
+        self.worker = LazyWorker(root, linger=0.1 if hasty else SECONDS)
 
     def layer(self, name: str, data: bytes, **files: str) -> Path:
         directory = self.root / name
@@ -55,6 +66,9 @@ class Lazy:
 
     def processes(self) -> dict[int, int]:
         """Return all processes of this root with their parents."""
+        return {pid: process.parent for pid, process in self._processes().items()}
+
+    def _processes(self) -> dict[int, _Process]:
         found = {}
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit():
@@ -63,19 +77,21 @@ class Lazy:
                 arguments = (entry / "cmdline").read_bytes().split(b"\0")
                 fields = (entry / "stat").read_text().rpartition(")")[2].split()
                 if os.fsencode(self.worker.directory) in arguments and fields[0] != "Z":
-                    found[int(entry.name)] = int(fields[1])
+                    found[int(entry.name)] = _Process(int(fields[1]), b"standby" in arguments)
         return found
 
     def family(self, gone: Collection[int] = ()) -> Family:
         """Wait until all three processes are there, and none of `gone`, and return them."""
         for _ in attempts():
-            processes = self.processes()
+            processes = self._processes()  # some may have ended by the time of the answer
             worker = self.worker.status().pid
-            holder = processes.get(worker, 0)
+            if worker not in processes:
+                continue
+            holder = processes[worker].parent
             others = [
                 pid
-                for pid, parent in processes.items()
-                if parent == holder and b"standby" in Path(f"/proc/{pid}/cmdline").read_bytes()
+                for pid, process in processes.items()
+                if process.parent == holder and process.is_standby
             ]
             if len(processes) == 3 and len(others) == 1 and processes.keys().isdisjoint(gone):
                 return Family(holder, others[0], worker)

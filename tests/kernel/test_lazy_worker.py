@@ -40,12 +40,18 @@ pytestmark = pytest.mark.root
 
 
 @pytest.fixture
-def lazy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lazy]:
+def lazy(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Lazy]:
+    """A root with its worker; with the parameter "hasty", the worker ends when it may."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    found = Lazy(tmp_path)
+    found = Lazy(tmp_path, hasty=getattr(request, "param", "") == "hasty")
     yield found
     found.kill_all()
     unmount_recursive(tmp_path)
+
+
+hasty = pytest.mark.parametrize("lazy", ["hasty"], indirect=True)
 
 
 def _local_units(layer: Path) -> int:
@@ -131,7 +137,7 @@ def test_a_worker_whose_holder_was_killed_leaves_the_place_to_its_successors(laz
     while True:
         os.kill(family.worker, signal.SIGKILL)
         orphan = _new_worker(lazy, family)
-        os.kill(orphan, signal.SIGSTOP)
+        _stop(orphan)
         if not _has_open(orphan, lazy.worker.directory / "worker.lock"):
             break  # else it was too fast to be overtaken
         os.kill(orphan, signal.SIGCONT)
@@ -148,6 +154,17 @@ def _new_worker(lazy: Lazy, before: Family) -> int:
             if parent == before.holder and pid not in before:
                 return pid
     raise AssertionError("no new worker")
+
+
+def _stop(pid: int) -> None:
+    """Stop a process, and wait until it does nothing any more."""
+    os.kill(pid, signal.SIGSTOP)
+    for _ in attempts():
+        with contextlib.suppress(OSError):  # a thread has just ended
+            tasks = [task.read_text() for task in Path(f"/proc/{pid}/task").glob("*/stat")]
+            if all(task.rpartition(")")[2].split()[0] == "T" for task in tasks):
+                return
+    raise AssertionError(f"process {pid} does not stop")
 
 
 def _has_open(pid: int, path: Path) -> bool:
@@ -201,13 +218,15 @@ def test_a_new_worker_takes_over_while_readers_wait(lazy: Lazy, gate: GateName) 
     assert lazy.worker.status().layers[0].complete
 
 
+@hasty
 @pytest.mark.parametrize("gate", GATES)
 def test_nothing_is_left_when_nothing_is_needed(lazy: Lazy, gate: GateName) -> None:
     data = random.randbytes(MIB)
     layer = lazy.layer("one", data)
     path = lazy.add(layer, gate)
-    lazy.worker.wait(layer, SECONDS)
-    report = lazy.worker.status().layers[0]
+    with _connected(lazy.worker.directory):  # which a worker does not leave
+        lazy.worker.wait(layer, SECONDS)
+        report = lazy.worker.status().layers[0]
     assert (report.complete, report.local_bytes, report.size) == (True, MIB, MIB)
     if gate == "fuse":
         assert path.read_bytes() == data  # it goes on being read through the process
@@ -234,6 +253,7 @@ def test_a_complete_layer_is_mounted_from_its_cache_file(lazy: Lazy, gate: GateN
     assert not lazy.worker.status().layers
 
 
+@hasty
 @pytest.mark.fanotify
 def test_nothing_is_left_when_the_root_is_deleted(lazy: Lazy) -> None:
     layer = lazy.layer("one", random.randbytes(MIB), hold="")
@@ -257,6 +277,7 @@ def test_nothing_is_left_when_the_root_is_deleted(lazy: Lazy) -> None:
     assert not lazy.processes()
 
 
+@hasty
 @pytest.mark.fuse
 def test_fuse_is_served_without_root_until_nothing_reads(lazy: Lazy) -> None:
     data = random.randbytes(MIB)
@@ -264,7 +285,8 @@ def test_fuse_is_served_without_root_until_nothing_reads(lazy: Lazy) -> None:
     file = lazy.add(layer, "fuse").open("rb")
     lazy.family()
     (layer / "fail").touch()
-    lazy.worker.prefetch(layer)  # goes on for ever
+    lazy.worker.prefetch(layer)
+    _wait_for_pause(lazy)  # before it goes on, the root is gone
     (layer / "fail").unlink()
     subprocess.run(("umount", "--lazy", lazy.worker.directory / "fuse"), check=True)
     shutil.rmtree(lazy.root)
@@ -275,6 +297,13 @@ def test_fuse_is_served_without_root_until_nothing_reads(lazy: Lazy) -> None:
         if not lazy.processes():
             break
     assert not lazy.processes()
+
+
+def _wait_for_pause(lazy: Lazy) -> None:
+    for _ in attempts():
+        if lazy.worker.status().layers[0].stage == "paused":
+            return
+    raise AssertionError("it does not fail to fetch")
 
 
 @pytest.mark.fuse

@@ -86,12 +86,18 @@ class Devices(Lazy):
 
 
 @pytest.fixture
-def devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Devices]:
+def devices(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Devices]:
+    """A root with its worker; with the parameter "hasty", the worker ends when it may."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    found = Devices(tmp_path)
+    found = Devices(tmp_path, hasty=getattr(request, "param", "") == "hasty")
     yield found
     found.kill_all()
     unmount_recursive(tmp_path)
+
+
+hasty = pytest.mark.parametrize("devices", ["hasty"], indirect=True)
 
 
 def _unmount(at: Path) -> None:
@@ -510,6 +516,7 @@ def test_what_lies_below_stays_and_may_be_shared(devices: Devices) -> None:
     ]
 
 
+@hasty
 def test_nothing_is_left_when_nothing_is_written_to(devices: Devices) -> None:
     lower = devices.layer("lower", random.randbytes(MIB))
     directory = devices.device(lower)
@@ -530,6 +537,7 @@ def test_nothing_is_left_when_nothing_is_written_to(devices: Devices) -> None:
         devices.serve(devices.root / "nothing")
 
 
+@hasty
 def test_a_filesystem_that_is_in_use_keeps_the_other_from_being_given_up(
     devices: Devices,
 ) -> None:

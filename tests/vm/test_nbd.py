@@ -88,7 +88,7 @@ def lazy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lazy]:
     subprocess.run((sys.executable, "-c", warm), check=True)
     (tmp_path / "root").mkdir()
     (tmp_path / "at").mkdir()
-    found = Lazy(tmp_path / "root")
+    found = Lazy(tmp_path / "root", hasty=True)
     yield found
     print(
         (tmp_path / "root/lazy/worker.log").read_text() if found.worker.directory.exists() else ""
