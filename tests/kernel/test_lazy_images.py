@@ -10,6 +10,7 @@ import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -41,11 +42,16 @@ REST = {'usr/share/<big> & "more"': noise(600_000, 2), "usr/lib/other": noise(90
 FILES = {**FIRST, LANDMARK: b"\x0f", **REST}
 
 
-def until(condition: Callable[[], object]) -> None:
+Found = TypeVar("Found")
+
+
+def until(condition: Callable[[], Found]) -> Found:
+    """Wait for something that is true, and return it."""
     deadline = time.monotonic() + SECONDS
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+    return found
 
 
 def caches(store: Store) -> list[Path]:
@@ -193,8 +199,7 @@ def test_a_wait_that_cannot_end_says_why(
     with pytest.raises(Unavailable, match="refused"):
         images.wait(ref, SECONDS)
     assert images.layers(ref)[0].state in {"completing", "stopped"}
-    until(lambda: images.layers(ref)[0].state == "stopped")
-    [base, _] = images.layers(ref)
+    [base] = until(lambda: [one for one in images.layers(ref)[:1] if one.state == "stopped"])
     assert "refused" in base.reason
     assert base.resume_seconds > 0
     with pytest.raises(DeadlineExceeded, match=r"0\.0 B of .* are local"):
