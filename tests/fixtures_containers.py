@@ -109,7 +109,7 @@ def machine(root_dir: Path, tmp_path: Path, container_id: str) -> Iterator[Machi
     machine.close()
 
 
-def wait_for(condition: Callable[[], object], *, seconds: float = 10.0) -> None:
+def wait_for(condition: Callable[[], object], *, seconds: float = 60.0) -> None:
     """Wait until the condition is true."""
     deadline = time.monotonic() + seconds
     while not condition():

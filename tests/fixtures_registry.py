@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 
 

@@ -18,8 +18,8 @@ from tests.fixtures_command import PROGRAM, Command
 from tests.fixtures_containerd import CRI_PLUGIN, Containerd, config_version, started
 
 DOCUMENT = Path(__file__).parents[1] / "docs/containerd.md"
-START_SECONDS = 20.0
-STOP_SECONDS = 20.0
+START_SECONDS = 60.0
+STOP_SECONDS = 60.0
 HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 """The preface of a client, and empty SETTINGS."""
 HAND_OVER = 'export LISTEN_PID=$$ LISTEN_FDS=1; exec "$0" "$@" 3<&{}'
