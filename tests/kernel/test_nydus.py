@@ -174,7 +174,7 @@ def gzipped(layer: Layer) -> Layer:
 def test_worker_is_killed_and_the_registry_is_gone(
     open_store: Open, tmp_path: Path, gate: str
 ) -> None:
-    store = open_store(gate, more="fetching_timeout_sec = 2\n")
+    store = open_store(gate, more="fetching_timeout_sec = 3\n")
     with running_registry(tmp_path / "registry") as registry:
         ref = push(registry, made(6, compressor=ZSTD))
         pull(store, ref)
@@ -368,7 +368,7 @@ def test_disk_whose_files_the_kernel_does_not_mount_is_named(
 
 
 def test_wrong_bytes_fail(open_store: Open, tmp_path: Path) -> None:
-    store = open_store(more="fetching_timeout_sec = 2\n")
+    store = open_store(more="fetching_timeout_sec = 3\n")
     with running_registry(tmp_path / "registry") as registry:
         files = made(6, compressor=NONE)
         ref = push(registry, files)
