@@ -94,16 +94,16 @@ def test_reads_maps_and_parallel_reads_are_filled(lazy: Lazy, gate: GateName) ->
 
 
 @pytest.mark.parametrize("gate", GATES)
-def test_a_worker_killed_ten_times_is_a_wait_and_never_a_wrong_byte(
+def test_a_worker_killed_six_times_is_a_wait_and_never_a_wrong_byte(
     lazy: Lazy, gate: GateName
 ) -> None:
-    units = 24  # of 256, so that no fewer than eleven workers are needed
-    data = random.randbytes(64 * MIB)
+    units = 20  # of 128, so that no fewer than seven workers are needed
+    data = random.randbytes(32 * MIB)
     layer = lazy.layer("one", data, limit=str(units))
     path = lazy.add(layer, gate)
     with ThreadPoolExecutor(1) as pool:
         digest = pool.submit(_digest, path)
-        for number in range(1, 11):
+        for number in range(1, 7):
             _wait_for_units(layer, number * units)
             os.kill(lazy.worker.status().pid, signal.SIGKILL)
         assert digest.result() == hashlib.sha256(data).hexdigest()

@@ -164,7 +164,7 @@ def test_converted_image_is_what_its_layers_have(
 def test_worker_is_killed_and_the_registry_is_gone(
     open_store: Open, tmp_path: Path, layers: list[bytes]
 ) -> None:
-    store = open_store(more="fetching_timeout_sec = 2\n")
+    store = open_store(more="fetching_timeout_sec = 3\n")
     with running_registry(tmp_path / "registry") as registry:
         ref = push(registry, overlaybd_image(*layers))
         pull(store, ref)
@@ -364,7 +364,7 @@ def test_metadata_that_is_no_file_is_not_opened(
     other: tarfile.TarInfo,
 ) -> None:
     store = open_store()
-    (layer, said), original = turbo_layer(tmp_path, FIRST, compress=True)
+    (layer, said), original = turbo_layer(tmp_path, {"a": b"first"}, compress=True)
     registry.push_blob(original, "test")
     with gzip.open(io.BytesIO(layer.blob)) as raw, tarfile.open(fileobj=raw) as archive:
         files = {one.name: archive.extractfile(one).read() for one in archive}  # type: ignore[union-attr]
@@ -430,7 +430,7 @@ def test_what_is_no_layer_is_unpacked(
 
 
 def test_wrong_bytes_fail(open_store: Open, tmp_path: Path) -> None:
-    store = open_store(more="fetching_timeout_sec = 2\n")
+    store = open_store(more="fetching_timeout_sec = 3\n")
     with running_registry(tmp_path / "registry") as registry:
         [blob] = device_layers(tmp_path, [writing(FIRST)])
         files = overlaybd_image(blob)
@@ -537,8 +537,7 @@ def test_what_a_power_loss_has_emptied_is_removed(
     assert [*(engine.root / "snapshots").iterdir()] == []
 
 
-@pytest.mark.parametrize("mode", ["dir", "dev"])
-@pytest.mark.parametrize("configured", [False, True])
+@pytest.mark.parametrize(("mode", "configured"), [("dir", False), ("dev", True)])
 def test_what_is_written_to_a_device_becomes_a_layer_of_it(
     open_store: Open,
     registry: LocalRegistry,

@@ -29,7 +29,7 @@ pytestmark = [
 ]
 
 SECONDS = 60.0
-KILLS = int(os.environ.get("LAMINA_TEST_KILLS", "10"))
+KILLS = int(os.environ.get("LAMINA_TEST_KILLS", "6"))
 """Each comes with a megabyte of the image."""
 FINISH_SECONDS = 120.0 + 2 * KILLS
 SUMS = ("/bin/busybox", "find", "/bin", "/data", "-type", "f", "-exec", "/bin/busybox", "sha256sum")
@@ -124,7 +124,7 @@ def checksum(
 def test_worker_is_killed_while_a_container_reads_its_whole_image(
     checksum: Callable[[str, int], Checksums], slow: FaultyRegistry, gate: str
 ) -> None:
-    running = checksum(gate, max(20, KILLS))
+    running = checksum(gate, max(12, KILLS))
     units = running.local()
     victims = set()
     for _ in range(KILLS):
@@ -145,7 +145,7 @@ def test_worker_is_killed_while_a_container_reads_its_whole_image(
 def test_worker_is_upgraded_under_the_reads_of_a_container(
     checksum: Callable[[str, int], Checksums], slow: FaultyRegistry, gate: str
 ) -> None:
-    running = checksum(gate, 20)
+    running = checksum(gate, 12)
     running.grow(running.local())
     before = running.worker.status().pid
     slow.flows.clear()

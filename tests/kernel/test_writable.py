@@ -300,7 +300,7 @@ def test_a_write_of_a_killed_worker_never_comes_back(devices: Devices) -> None:
 
     with attached(path, direct_io=True) as device:
         fd = os.open(device.path, os.O_RDWR | os.O_DIRECT)
-        with _killing(devices, 10) as enough, ThreadPoolExecutor(threads) as pool:
+        with _killing(devices, 6) as enough, ThreadPoolExecutor(threads) as pool:
             written = [pool.submit(write, thread, fd, enough) for thread in range(threads)]
             assert all(one.result() > 0 for one in written)
         os.close(fd)
