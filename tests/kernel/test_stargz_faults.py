@@ -203,8 +203,13 @@ def read_again(path: Path) -> bytes:
     return path.read_bytes()
 
 
-@pytest.mark.parametrize("gate", GATES)
-@pytest.mark.parametrize("fault", [stall(100), dribble(0.02)], ids=["silence", "a trickle"])
+@pytest.mark.parametrize(
+    ("gate", "fault"),
+    [
+        pytest.param("fanotify", stall(100), marks=pytest.mark.fanotify, id="silence"),
+        pytest.param("fuse", dribble(0.02), marks=pytest.mark.fuse, id="a trickle"),
+    ],
+)
 def test_readers_wait_as_long_as_configured(
     open_store: Callable[..., Store], tmp_path: Path, gate: str, fault: Fault
 ) -> None:
