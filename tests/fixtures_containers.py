@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ APPLETS = """
     cat echo env false grep head hostname id kill ls mkdir mount pwd readlink sh sleep stty touch
     true tty wc
 """
+WAIT_SECONDS = 60.0
+"""For what takes a moment, and on a machine that others keep busy some more."""
 _PASSWD = "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\n"
 _GROUP = "root:x:0:\napp:x:1001:\nwheel:x:10:root,app\n"
 
@@ -85,8 +88,14 @@ class Machine:
             found += [f"snapshot {info.name}" for info in snapshots if info.kind != Kind.COMMITTED]
         mounts = Path("/proc/self/mountinfo").read_text().splitlines()
         found += [f"mount {line}" for line in mounts if str(self.root) in line]
-        groups = Path("/sys/fs/cgroup").glob(f"**/lamina-*{self.id}*")
-        return found + [f"cgroup {path}" for path in groups]
+        # Not Path.glob, which fails where somebody else's group goes meanwhile.
+        groups = (path for path, _, _ in os.walk("/sys/fs/cgroup"))
+        own = f"*/lamina-*{self.id}*"
+        return found + [f"cgroup {path}" for path in groups if fnmatch(path, own)]
+
+    def running(self) -> bool:
+        """Whether the container's task runs: it is listed before that, when it is just created."""
+        return self.tasks().get(self.id, (0, ""))[1] == "RUNNING"
 
     def close(self) -> None:
         self.command.close()
@@ -109,7 +118,7 @@ def machine(root_dir: Path, tmp_path: Path, container_id: str) -> Iterator[Machi
     machine.close()
 
 
-def wait_for(condition: Callable[[], object], *, seconds: float = 60.0) -> None:
+def wait_for(condition: Callable[[], object], *, seconds: float = WAIT_SECONDS) -> None:
     """Wait until the condition is true."""
     deadline = time.monotonic() + seconds
     while not condition():

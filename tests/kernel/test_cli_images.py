@@ -24,12 +24,15 @@ from tests.faulty_registry import (
     stall,
 )
 from tests.fixtures_command import PROGRAM, Command, workers
+from tests.fixtures_containers import WAIT_SECONDS, wait_for
 from tests.fixtures_registry import LocalRegistry
 from tests.images import ARCHITECTURE, OCI_INDEX, ImageFiles, Layer, digest, image, index
 from tests.roots import three_layers
 
 pytestmark = [pytest.mark.root, pytest.mark.overlay]
 
+SOON = 15.0
+"""Seconds within which what is interrupted ends: a silent registry would be waited for longer."""
 OTHER = "arm64" if ARCHITECTURE == "amd64" else "amd64"
 
 
@@ -261,7 +264,7 @@ def test_bars_on_a_terminal(command: Command, faulty: FaultyRegistry) -> None:
         shown = b""
         while data := _read(ours):
             shown += data
-        assert process.wait(30) == 0
+        assert process.wait(WAIT_SECONDS) == 0
     finally:
         os.close(ours)
     assert shown.count(b"layer ") >= 3
@@ -294,14 +297,12 @@ def test_interrupted(
     for layer in files.layers:
         faulty.fault(layer.digest, fault)
     process = command.start("images", "pull", "-q", "--plain-http", "--snapshotter", name, ref)
-    deadline = time.monotonic() + 20
-    while len(faulty.seen) < 5 and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for(lambda: len(faulty.seen) >= 5)
     time.sleep(0.2)
     said, seconds = command.stop(process, number)
     assert process.returncode == 128 + number
     assert said == b""
-    assert seconds < 3.5
+    assert seconds < SOON
     assert workers() == []
     command.assert_sound()
     faulty.faults.clear()
@@ -313,13 +314,11 @@ def test_interrupted_while_unpacking(command: Command, faulty: FaultyRegistry) -
     files = image(Layer.of({f"d/{i}": b"x" * 100 for i in range(30_000)}))
     ref = serve(faulty, files)
     process = command.start("images", "pull", "-q", "--plain-http", ref)
-    deadline = time.monotonic() + 20
-    while not workers() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_for(workers)
     time.sleep(0.3)
     said, seconds = command.stop(process, signal.SIGINT)
     assert (process.returncode, said) == (130, b"")
-    assert seconds < 3
+    assert seconds < SOON
     assert workers() == []
     command.run("snapshots", "cleanup")
     command.assert_sound()

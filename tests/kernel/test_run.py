@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures_containers import Machine, alive, make_rootfs, wait_for
+from tests.fixtures_containers import WAIT_SECONDS, Machine, alive, make_rootfs, wait_for
 from tests.startup import HEAVY, imported
 
 pytestmark = [pytest.mark.root, pytest.mark.runtime, pytest.mark.overlay]
@@ -41,9 +41,9 @@ def test_exit_code_is_passed_on(machine: Machine, code: int) -> None:
 def test_death_by_signal_is_128_and_more(machine: Machine) -> None:
     # Signals that process 1 of a container sends itself do not count; those of a parent do.
     process = machine.start("run", "--rm", "busybox", machine.id, "sleep", "100")
-    wait_for(machine.tasks)
+    wait_for(machine.running)
     machine.lamina("tasks", "kill", "-s", "KILL", machine.id)
-    assert process.wait(10) == 128 + signal.SIGKILL
+    assert process.wait(WAIT_SECONDS) == 128 + signal.SIGKILL
     assert machine.leftovers() == []
 
 
@@ -168,7 +168,7 @@ def test_pid_file(machine: Machine, tmp_path: Path) -> None:
     process = machine.start(
         "run", "--rm", "--pid-file", str(file), "busybox", machine.id, "sleep", "100"
     )
-    wait_for(file.exists)
+    wait_for(lambda: file.exists() and file.read_text())
     pid = int(file.read_text())
     command = Path(f"/proc/{pid}/cmdline")
     wait_for(lambda: command.read_bytes() == b"sleep\x00100\x00")  # the runtime's own, at first
@@ -176,7 +176,7 @@ def test_pid_file(machine: Machine, tmp_path: Path) -> None:
     # The first process of a container ignores signals that it has no handler for.
     assert alive(pid)
     machine.lamina("tasks", "kill", "-s", "9", machine.id)
-    process.wait(10)
+    process.wait(WAIT_SECONDS)
 
 
 def test_signal_is_forwarded(machine: Machine) -> None:
@@ -186,7 +186,7 @@ def test_signal_is_forwarded(machine: Machine) -> None:
     assert process.stdout.readline() == b"ready\n"
     process.send_signal(signal.SIGTERM)
     assert process.stdout.readline() == b"got\n"
-    assert process.wait(10) == 7
+    assert process.wait(WAIT_SECONDS) == 7
     assert machine.leftovers() == []
 
 
@@ -217,7 +217,7 @@ def test_id_of_a_running_container_is_taken(machine: Machine) -> None:
     assert process.stdout is not None
     process.stdout.readline()
     machine.run("true", code=4)
-    process.communicate(b"\n", timeout=10)
+    process.communicate(b"\n", timeout=WAIT_SECONDS)
     assert machine.leftovers() == []
 
 

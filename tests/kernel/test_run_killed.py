@@ -22,7 +22,7 @@ def _processes(pattern: str) -> list[int]:
 
 def test_container_outlives_a_killed_command(machine: Machine) -> None:
     process = machine.start("run", "--rm", "busybox", machine.id, "sleep", "1000")
-    wait_for(machine.tasks)
+    wait_for(machine.running)
     process.kill()
     process.wait()
     assert machine.tasks()[machine.id][1] == "RUNNING"
@@ -36,7 +36,7 @@ def test_container_outlives_a_killed_command(machine: Machine) -> None:
 
 def test_killed_command_and_killed_runtime(machine: Machine) -> None:
     process = machine.start("run", "--rm", "busybox", machine.id, "sleep", "1000")
-    wait_for(machine.tasks)
+    wait_for(machine.running)
     pid, _ = machine.tasks()[machine.id]
     process.kill()
     process.wait()
@@ -71,8 +71,9 @@ def test_killed_at_random_moments(machine: Machine) -> None:
         time.sleep(chance.uniform(0.05, 0.7))
         process.kill()
         process.wait()
-        # What was started goes on to its end by itself.
-        wait_for(lambda: not _processes(f"{machine.root}/containers"))
+        # What was started goes on to its end by itself; before it has become another program, it
+        # has the command's own arguments.
+        wait_for(lambda: not _processes(str(machine.root)))
         assert machine.run("echo", "works").stdout == "works\n"
         assert machine.leftovers() == []
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.fixtures_containers import Machine, wait_for
+from tests.fixtures_containers import WAIT_SECONDS, Machine, wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.runtime, pytest.mark.overlay]
 
@@ -48,7 +48,7 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self.master, text.encode())
 
-    def expect(self, pattern: str, *, seconds: float = 10.0) -> None:
+    def expect(self, pattern: str, *, seconds: float = WAIT_SECONDS) -> None:
         """Wait until the pattern is seen; what is up to its end counts as read."""
         deadline = time.monotonic() + seconds
         while not (match := re.search(pattern.encode(), self.seen)):
@@ -82,10 +82,10 @@ def test_dialogue_size_and_restored_mode(machine: Machine, terminal: Terminal) -
     terminal.expect(r"/dev/pts/0\s+30 90\s+xterm")
     terminal.resize(40, 120)
     assert process.pid
-    terminal.type("sleep 0.2; stty size\n")
+    terminal.type('while [ "$(stty size)" = "30 90" ]; do sleep 0.05; done; stty size\n')
     terminal.expect("40 120")
     terminal.type("exit 5\n")
-    assert process.wait(10) == 5
+    assert process.wait(WAIT_SECONDS) == 5
     assert terminal.mode() == before
     assert machine.leftovers() == []
 
@@ -100,7 +100,7 @@ def test_control_c_goes_to_the_container(machine: Machine, terminal: Terminal) -
     terminal.type("echo still $((20 + 2))\n")
     terminal.expect("still 22")
     terminal.type("exit\n")
-    assert process.wait(10) == 0
+    assert process.wait(WAIT_SECONDS) == 0
 
 
 def test_control_c_without_terminal_arrives_once(machine: Machine, terminal: Terminal) -> None:
@@ -111,7 +111,7 @@ def test_control_c_without_terminal_arrives_once(machine: Machine, terminal: Ter
     terminal.expect("got")
     time.sleep(0.3)
     machine.lamina("tasks", "kill", "-s", "TERM", machine.id)
-    assert process.wait(10) == 3
+    assert process.wait(WAIT_SECONDS) == 3
     terminal.expect("$")
     assert b"got" not in terminal.seen
     assert machine.leftovers() == []
@@ -127,7 +127,7 @@ def test_mode_is_restored_when_the_runtime_is_killed(machine: Machine, terminal:
     )
     (runtime,) = map(int, listing.stdout.split())
     os.kill(runtime, signal.SIGKILL)
-    process.wait(10)
+    process.wait(WAIT_SECONDS)
     assert terminal.mode() == before
 
 
@@ -138,7 +138,7 @@ def test_exec_on_a_terminal(machine: Machine, terminal: Terminal) -> None:
     terminal.expect("# ")
     terminal.type("tty; stty size; exit 9\n")
     terminal.expect(r"/dev/pts/\d+\s+30 90")
-    assert process.wait(10) == 9
+    assert process.wait(WAIT_SECONDS) == 9
     assert terminal.mode() == before
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from pathlib import Path
 
 import pytest
 
 from lamina.runtime.oci_runtime import OciRuntime, find_runtime
 from tests.archives import gnu_tar
-from tests.fixtures_containers import Machine, alive, wait_for
+from tests.fixtures_containers import WAIT_SECONDS, Machine, alive, wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.runtime, pytest.mark.overlay]
 
@@ -28,7 +27,8 @@ def test_life_of_a_detached_container(sleeping: Machine) -> None:
     id = sleeping.id
     pid, status = sleeping.tasks()[id]
     assert status == "RUNNING"
-    assert Path(f"/proc/{pid}/cmdline").read_bytes() == b"sleep\x001000\x00"
+    command = Path(f"/proc/{pid}/cmdline")
+    wait_for(lambda: command.read_bytes() == b"sleep\x001000\x00")  # the runtime's own, at first
     table = sleeping.lamina("tasks", "ls").stdout.splitlines()
     widths = (len(id) + 4, len(str(pid)) + 4, len("RUNNING") + 4)
     rows = (("TASK", "PID", "STATUS"), (id, str(pid), "RUNNING"))
@@ -68,9 +68,9 @@ def test_forced_removal(sleeping: Machine) -> None:
 
 def test_forced_removal_of_a_foreground_container(machine: Machine) -> None:
     process = machine.start("run", "--rm", "busybox", machine.id, "sleep", "1000")
-    wait_for(machine.tasks)
+    wait_for(machine.running)
     machine.lamina("tasks", "rm", "-f", machine.id, code=128 + signal.SIGKILL)
-    assert process.wait(10) == 128 + signal.SIGKILL
+    assert process.wait(WAIT_SECONDS) == 128 + signal.SIGKILL
     assert machine.leftovers() == []
 
 
@@ -131,9 +131,11 @@ def test_signal_to_an_exec_process(sleeping: Machine) -> None:
 def test_kill_sends_the_stop_signal_of_the_image(machine: Machine, tmp_path: Path) -> None:
     machine.run("true")
     machine.add_image(gnu_tar(tmp_path / "busybox"), {"StopSignal": "SIGUSR1"})
-    script = "trap 'exit 11' USR1; while :; do sleep 0.05; done"
-    machine.lamina("run", "-d", "busybox", machine.id, "sh", "-c", script)
-    time.sleep(0.2)
+    script = "trap 'exit 11' USR1; echo ready; while :; do sleep 0.05; done"
+    log = machine.root / "log"
+    options = ["-d", "--log-uri", f"file://{log}"]
+    machine.lamina("run", *options, "busybox", machine.id, "sh", "-c", script)
+    wait_for(lambda: log.read_text() == "ready\n")
     machine.lamina("tasks", "kill", machine.id)
     wait_for(lambda: machine.tasks()[machine.id][1] == "STOPPED")
     machine.lamina("tasks", "rm", machine.id, code=11)
