@@ -89,7 +89,7 @@ class LazyServe:
         wait_for(lambda: self.serve.snapshots(self.snapshotter) == [], seconds=GC_SECONDS)
         snapshots = self.storage / "snapshots"
         wait_for(lambda: list(snapshots.iterdir()) == [], seconds=GC_SECONDS)
-        assert [point for point in mount_points() if "/snapshots/" in point] == []
+        assert [point for point in mount_points() if point.startswith(f"{snapshots}/")] == []
         assert self.serve.command.out(*self.serve.options, "fsck") == ""
 
 
