@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-START_SECONDS = 30.0
-STOP_SECONDS = 10.0
+START_SECONDS = 60.0
+STOP_SECONDS = 30.0
 COMMAND_SECONDS = 120.0
 _RUNS = 3
 CRI_PLUGIN = "io.containerd.grpc.v1.cri"
@@ -83,9 +83,9 @@ class Containerd:
         return done.stdout
 
     def printed(self, *arguments: str) -> str:
-        """Run a container with `ctr`, as `ctr` does, and return what it prints.
+        """Run something in a container with `ctr`, as `ctr` does, and return what it prints.
 
-        On a busy machine the ctr of 1.6 may give up copying what a short container has printed when
+        On a busy machine the ctr of 1.6 may give up copying what a short process has printed when
         that has ended: what has printed nothing is run again.
         """
         said = ""

@@ -15,7 +15,7 @@ from tests.fixtures_serve import CRI_PLUGINS, Serve, documented, localised, serv
 from tests.fixtures_stargz import end_lazy
 from tests.isolation import mount_points
 
-GC_SECONDS = 30.0
+GC_SECONDS = 60.0
 NAME = "images.test"
 """A registry's name that only `config_path` makes a host of."""
 CONFIG = """version = 3

@@ -19,7 +19,7 @@ from tests.images import Layer, image
 pytestmark = [pytest.mark.containerd, pytest.mark.registry, pytest.mark.go]
 
 SIZE = 3 << 20
-SECONDS = 30.0
+SECONDS = 60.0
 
 
 class Usage(NamedTuple):

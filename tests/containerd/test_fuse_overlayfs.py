@@ -23,7 +23,7 @@ pytestmark = [
 ]
 
 OPTION = ("--snapshotter", "lamina-fuse-overlayfs")
-GC_SECONDS = 30.0
+GC_SECONDS = 60.0
 
 
 @pytest.fixture

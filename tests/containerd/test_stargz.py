@@ -135,7 +135,7 @@ def test_restarts_of_both(client: Client, node: Node) -> None:
         """Have the container that runs all the time read what nobody has read before."""
         number = time.monotonic_ns()
         argv = ("tasks", "exec", "--exec-id", f"r{number}", id, busybox, "wc", "-c", path)
-        return client.daemon.ctr(*argv).split()[0]
+        return client.daemon.printed(*argv).split()[0]
 
     node.serve.kill()
     assert read("/many/exactly") == str(4 << 20)
