@@ -20,6 +20,8 @@ START_SECONDS = 60.0
 STOP_SECONDS = 30.0
 COMMAND_SECONDS = 120.0
 _RUNS = 3
+_REAPED = "failed with ECHILD"
+"""Of containerd's mountWithHelper (core/mount/mount_linux.go, its issue 4387)."""
 CRI_PLUGIN = "io.containerd.grpc.v1.cri"
 
 
@@ -76,8 +78,15 @@ class Containerd:
         return [self._ctr, "--address", str(self.address), *arguments]
 
     def ctr(self, *arguments: str) -> str:
-        """Run `ctr`, which must succeed, and return what it prints."""
+        """Run `ctr`, which must succeed, and return what it prints.
+
+        A shim whose mount helpers have been reaped by its own signal handler, on a busy machine ten
+        times running, gives up: nothing was started, and it is tried again.
+        """
         done = self.try_ctr(*arguments)
+        for _ in range(_RUNS):
+            if done.returncode != 0 and _REAPED in done.stderr:
+                done = self.try_ctr(*arguments)
         said = f"{done.stderr}{self.log.read_text()[-2000:]}"
         assert done.returncode == 0, f"ctr {' '.join(arguments)}: {said}"
         return done.stdout
@@ -86,7 +95,8 @@ class Containerd:
         """Run something in a container with `ctr`, as `ctr` does, and return what it prints.
 
         On a busy machine the ctr of 1.6 may give up copying what a short process has printed when
-        that has ended: what has printed nothing is run again.
+        that has ended: what has printed nothing is run again. So that it prints all or nothing, it
+        is to print at once; `at_once` has a script do that.
         """
         said = ""
         for _ in range(_RUNS):
@@ -102,6 +112,11 @@ class Containerd:
             text=True,
             timeout=COMMAND_SECONDS,
         )
+
+
+def at_once(script: str) -> str:
+    """Return a script that prints all that this one does, by one write."""
+    return f'said=$({script}); echo "$said"'
 
 
 def config_version(binary: str = "containerd") -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.archives import gnu_tar
-from tests.fixtures_containerd import Containerd, started
+from tests.fixtures_containerd import Containerd, at_once, started
 from tests.fixtures_containers import make_rootfs, wait_for
 from tests.fixtures_registry import LocalRegistry
 from tests.fixtures_serve import Serve, proxied_containerd
@@ -57,7 +57,8 @@ def test_pull_run_and_remove(
     listed = serve.snapshots("fuse-overlayfs")
     assert [each["Kind"] for each in listed] == ["Committed"] * 3
     script = "mount | grep ' / '; ls /etc /etc/hidden; echo new > /etc/passwd; rm /etc/top"
-    said = containerd.printed("run", "--rm", *OPTION, reference, container_id, "sh", "-c", script)
+    argv = ("sh", "-c", at_once(script))
+    said = containerd.printed("run", "--rm", *OPTION, reference, container_id, *argv)
     assert said.startswith("fuse-overlayfs on / type fuse.fuse-overlayfs (rw,")
     words = said.split()
     assert {"hidden", "y", "top"} <= set(words)

@@ -21,7 +21,7 @@ from lamina.core.snapshot import Kind
 from lamina.errors import FailedPrecondition, InvalidArgument
 from lamina.mount import temp_mount
 from tests.archives import gnu_tar
-from tests.fixtures_containerd import COMMAND_SECONDS, Containerd
+from tests.fixtures_containerd import COMMAND_SECONDS, Containerd, at_once
 from tests.fixtures_containers import make_rootfs, wait_for
 from tests.fixtures_registry import LocalRegistry
 from tests.fixtures_serve import Serve
@@ -162,7 +162,8 @@ def test_pull_run_and_remove(
     client.pull(reference)
     listed = serve.snapshots(snapshotter)
     assert [each["Kind"] for each in listed] == ["Committed", "Committed"]
-    said = client.run(reference, "sh", "-c", "cat /etc/changed; ls /etc; echo new > /etc/passwd")
+    script = at_once("cat /etc/changed; ls /etc; echo new > /etc/passwd")
+    said = client.run(reference, "sh", "-c", script)
     assert said.splitlines()[0] == "above"
     assert "deleted" not in said
     assert client.run(reference, "cat", "/etc/passwd").startswith("root:x:0:0")

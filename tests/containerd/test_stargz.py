@@ -18,7 +18,7 @@ from lamina.lazy.launch import LazyWorker
 from lamina.snapshotters.lazy_overlay import REASON_LABEL
 from tests.containerd.test_cri import image_filesystem
 from tests.containerd.test_proxy import COUNT, Client
-from tests.fixtures_containerd import Containerd, config_version, started
+from tests.fixtures_containerd import Containerd, at_once, config_version, started
 from tests.fixtures_peer import (
     BIG,
     FORMATS,
@@ -119,7 +119,8 @@ def test_rpull_run_and_remove(client: Client, node: Node) -> None:
     rpull(client, node)
     node.assert_lazy()
     script = "cat n*; busybox find many | wc -l; wc -c < many/big; rm many/big; echo > etc/new"
-    said = client.run(node.reference, "/box/busybox", "sh", "-c", f"PATH=/box; {script}")
+    argv = ("/box/busybox", "sh", "-c", f"PATH=/box; {at_once(script)}")
+    said = client.run(node.reference, *argv)
     assert said == f"a name of 255 bytes{NAMES_BELOW_MANY}\n{BIG}\n"
     assert all(request.agent.startswith("lamina/") for request in node.requests())
     node.assert_all_removed(client.daemon)
