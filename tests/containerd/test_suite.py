@@ -50,6 +50,8 @@ TESTS = (
 
 ON_ITS_OWN = ("btrfs",)
 """Snapshotters that need a filesystem of their own for their roots, named as its marker."""
+PARALLEL = 4
+"""Tests that run at the same time where each has a daemon of its own; the longest is the last."""
 
 
 def usable_snapshotters() -> list[str]:
@@ -96,8 +98,9 @@ class Suite:
 
     def _run(self, snapshotter: str, directory: Path) -> dict[str, Outcome]:
         shared = "" if snapshotter == "overlayfs" else "1"
+        options = ("-test.v=test2json", f"-test.parallel={PARALLEL}")
         done = subprocess.run(
-            (GO, "-C", SUITE, "tool", "test2json", self._program, "-test.v=test2json"),
+            (GO, "-C", SUITE, "tool", "test2json", self._program, *options),
             env=os.environ
             | {
                 "LAMINA_SUITE_PROGRAM": PROGRAM,
