@@ -10,7 +10,7 @@ from bench.figures import Figure, record
 
 BENCHMARKS = (
     *("startup", "engine", "serve", "run", "memory", "pull", "fork", "lazy"),
-    *("devmapper", "scale"),  # in virtual machines
+    *("devmapper", "gates", "scale"),  # in virtual machines
 )
 
 

@@ -84,20 +84,21 @@ def read_file(file: Path) -> float:
     return timed(["dd", f"if={file}", "of=/dev/null", "bs=1M", "status=none"])
 
 
+def p99(samples: Sequence[float]) -> float:
+    """Return what all but one in a hundred are below of."""
+    return statistics.quantiles(samples, n=100)[-1]
+
+
 def _scattered(name: str, directory: Path, kind: str, image: str, gate: str) -> list[Figure]:
     runs = [(_few(directory, kind, image, gate), _few_ranges(image)) for _ in range(RUNS)]
-    median, p99 = (
+    medians, slowest = (
         [[judge(samples) for samples in side] for side in zip(*runs, strict=True)]
-        for judge in (statistics.median, _p99)
+        for judge in (statistics.median, p99)
     )
     return [
-        Figure(name, median[0], median[1], None, _PEER),
-        Figure(f"{name}-p99", p99[0], p99[1], None, _PEER),
+        Figure(name, medians[0], medians[1], None, _PEER),
+        Figure(f"{name}-p99", slowest[0], slowest[1], None, _PEER),
     ]
-
-
-def _p99(samples: Sequence[float]) -> float:
-    return statistics.quantiles(samples, n=100)[-1]
 
 
 def _all(directory: Path, kind: str, reference: str, gate: str) -> float:
