@@ -167,18 +167,22 @@ def _digest(path: Path) -> str:
 
 @contextmanager
 def _killing(devices: Devices, times: int) -> Iterator[threading.Event]:
-    """Kill worker after worker; the event says that so many are dead."""
+    """Kill worker after worker; the event says that so many are dead.
+
+    The next ones live: what takes longer than a worker that is killed at once would never be done.
+    """
     done, enough = threading.Event(), threading.Event()
 
     def kill() -> None:
         dead: set[int] = set()
-        while not done.wait(random.random() * 0.3):
-            pid = devices.worker.status().pid
-            if pid not in dead:
-                os.kill(pid, signal.SIGKILL)
-                dead.add(pid)
-            if len(dead) >= times:
-                enough.set()
+        try:
+            while len(dead) < times and not done.wait(random.random() * 0.3):
+                pid = devices.worker.status().pid
+                if pid not in dead:
+                    os.kill(pid, signal.SIGKILL)
+                    dead.add(pid)
+        finally:
+            enough.set()
 
     with ThreadPoolExecutor(1) as pool:
         killed = pool.submit(kill)
