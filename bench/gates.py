@@ -14,17 +14,16 @@ Each figure is the median of a run; with `-p99`, the slowest but one in a hundre
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from bench.figures import Figure
+from bench.guest import VERSIONS, measured_in_guest, tell
 from bench.images import Content
 from bench.lazy_reads import p99
 from bench.process import drop_caches
@@ -38,20 +37,14 @@ from lamina.lazy.sources.file import FileSource
 from lamina.mount import temp_mount
 from lamina.snapshotters.overlaybd.device import WINDOW
 from lamina.store import Store
-from tests import probes
 from tests.fixtures_stargz import end_lazy
 from tests.images import tar
-from tests.isolation import SESSION_VARIABLE
-from tests.vm.machine import MEMORY_MIB, SHARED_IN_GUEST
-from tests.vm.qemu import PROCESSORS, Machine
-from tests.vm.replay import REPOSITORY
 
 GATES = ("fuse", "nbd")
 RUNS = 3
 READS = 150
 READ_BYTES = 4096
 FILE_BYTES = 64 << 20
-RESULT = "result"
 _BLOB = "LAMINA_BENCH_BLOB"
 _SEED = 1
 _CONFIG = """version = 3
@@ -66,34 +59,17 @@ Samples = dict[str, list[list[float]]]
 
 def measure() -> tuple[list[Figure], dict[str, str]]:
     """Make the layer here, and have it read in the machine."""
-    if reason := probes.qemu():
-        raise SystemExit(f"bench: gates needs QEMU and its kernel: {reason}")
     with tempfile.TemporaryDirectory(prefix="lamina-bench-", dir="/var/tmp") as name:
         blob = Path(name, "blob")
         _make_layer(blob)
-        machine = Machine(
-            Path(name),
-            (sys.executable, "-m", "bench.gates"),
-            files={RESULT: ""},
-            environ={
-                "PYTHONDONTWRITEBYTECODE": "1",
-                SESSION_VARIABLE: "lamina-bench",
-                _BLOB: str(blob),
-            },
-            cwd=REPOSITORY,
-        )
-        with machine:
-            if machine.wait() != 0:
-                raise SystemExit(f"bench: in the virtual machine: {machine.console()}")
-            samples: Samples = json.loads((machine.shared / RESULT).read_text())
+        samples: Samples = measured_in_guest("bench.gates", {_BLOB: str(blob)})
     figures = []
     for suffix, judge in (("", statistics.median), ("-p99", p99)):
         judged = {kind: [judge(run) for run in runs] for kind, runs in samples.items()}
         alone = judged.pop("file")
         for kind, seconds in judged.items():
             figures.append(Figure(f"gate-{kind}{suffix}", seconds, alone, None, "the layer's file"))
-    machine_said = f"QEMU, {PROCESSORS} emulated processors, {MEMORY_MIB >> 10} GiB"
-    return figures, {"virtual machine": machine_said}
+    return figures, VERSIONS
 
 
 def _make_layer(path: Path) -> None:
@@ -117,10 +93,7 @@ def _measure_in_guest() -> None:
                 samples.setdefault(f"{gate}-local", []).append(_read(file, WINDOW // 2))
         with blob.open("rb") as alone:
             samples.setdefault("file", []).append(_read(alone.fileno(), 0))
-    with (SHARED_IN_GUEST / RESULT).open("w") as out:
-        json.dump(samples, out)
-        out.flush()
-        os.fsync(out.fileno())  # the host sees nothing before
+    tell(samples)
 
 
 @contextlib.contextmanager

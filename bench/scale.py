@@ -8,11 +8,9 @@ dataset is gone when the call returns. LAMINA_BENCH_SNAPSHOTS is how many there 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,18 +19,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench.figures import Figure
+from bench.guest import VERSIONS, measured_in_guest, tell
 from lamina.mount import temp_mount
 from lamina.snapshotters.btrfs.plugin import PLUGIN as BTRFS
 from lamina.snapshotters.btrfs.plugin import BtrfsConfig
 from lamina.snapshotters.engine import Engine
 from lamina.snapshotters.zfs.plugin import PLUGIN as ZFS
 from lamina.snapshotters.zfs.plugin import ZfsConfig
-from tests import probes
 from tests.fixtures_zfs import dataset_at
-from tests.isolation import SESSION_VARIABLE
-from tests.vm.machine import MEMORY_MIB, SHARED_IN_GUEST
-from tests.vm.qemu import PROCESSORS, Machine
-from tests.vm.replay import REPOSITORY
 
 FEW = 100
 MANY = 2000
@@ -45,7 +39,6 @@ FILE_BYTES = 16 << 10
 DISK_BYTES = 16 << 30
 """Sparse."""
 POOL = "lamina-bench"
-RESULT = "result"
 CALLS = ("prepare", "remove")
 TARGET = 1.5
 
@@ -58,7 +51,7 @@ def measure() -> tuple[list[Figure], dict[str, str]]:
         figures = _figures("btrfs", *_grown(engine))
     return figures + _figures("zfs", *_measure_in_machine()), {
         "snapshots": str(_many()),
-        "virtual machine": f"QEMU, {PROCESSORS} emulated processors, {MEMORY_MIB >> 10} GiB",
+        **VERSIONS,
     }
 
 
@@ -69,24 +62,7 @@ def _figures(name: str, few: Samples, many: Samples) -> list[Figure]:
 
 def _measure_in_machine() -> tuple[Samples, Samples]:
     """Boot the machine, which runs this module, and read what it has measured."""
-    if reason := probes.qemu():
-        raise SystemExit(f"bench: scale needs QEMU and its kernel: {reason}")
-    with tempfile.TemporaryDirectory(prefix="lamina-bench-") as name:
-        machine = Machine(
-            Path(name),
-            (sys.executable, "-m", "bench.scale"),
-            files={RESULT: ""},
-            environ={
-                "PYTHONDONTWRITEBYTECODE": "1",
-                SESSION_VARIABLE: "lamina-bench",
-                "LAMINA_BENCH_SNAPSHOTS": str(_many()),
-            },
-            cwd=REPOSITORY,
-        )
-        with machine:
-            if machine.wait() != 0:
-                raise SystemExit(f"bench: in the virtual machine: {machine.console()}")
-            few, many = json.loads((machine.shared / RESULT).read_text())
+    few, many = measured_in_guest("bench.scale", {"LAMINA_BENCH_SNAPSHOTS": str(_many())})
     return few, many
 
 
@@ -166,10 +142,8 @@ def _zfs() -> Iterator[Engine]:
 
 
 def _measure_in_guest() -> None:
-    with _zfs() as engine, (SHARED_IN_GUEST / RESULT).open("w") as file:
-        json.dump(_grown(engine), file)
-        file.flush()
-        os.fsync(file.fileno())  # the host sees nothing before
+    with _zfs() as engine:
+        tell(_grown(engine))
         os._exit(0)  # without destroying thousands of datasets first: the machine ends with this
 
 
